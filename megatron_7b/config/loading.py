@@ -1,0 +1,112 @@
+"""Load, change, check and save the configuration of a run.
+
+Precedence: defaults < presets and files in the order given < overrides (the command line).
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_7b.config.problems import Problem, raise_problems
+from megatron_7b.config.reading import read_settings
+from megatron_7b.config.rules import find_conflicts
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.sources import Setting, flatten, merge, read_source, write_yaml
+
+COMMAND_LINE = "command line"
+
+
+def load_config(
+    source: str | Path | Sequence[str | Path] | None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    world_size: int | None = None,
+) -> RunConfig:
+    """Build a configuration from presets, files and overrides.
+
+    Args:
+        source: A preset's name or a YAML file, several of them (later ones win), or None for the defaults.
+        overrides: Values by dotted path, such as `{"training.train_steps": 10}`; texts are read as on the command line.
+        world_size: Ranks, where known. Only used to report impossible combinations beside other problems.
+
+    Raises:
+        ConfigError: A source cannot be read, or options are unknown or of the wrong type. All of these are in the one
+            message, along with the impossible combinations among the options that could be read. Combinations alone
+            do not fail here: `check_config` is for that.
+    """
+    names = [source] if isinstance(source, str | Path) else list(source or ())
+    layers = [read_source(name).settings for name in names]
+    layers.append(flatten(overrides or {}, COMMAND_LINE))
+    return _read_or_raise(merge(layers), world_size)
+
+
+def override_config(config: RunConfig, overrides: Mapping[str, object]) -> RunConfig:
+    """A copy of `config` with the values of `overrides`, given by dotted path.
+
+    Raises:
+        ConfigError: An option is unknown or of the wrong type; all of them in one message.
+    """
+    layers = [flatten(config_to_dict(config), "before"), flatten(overrides, COMMAND_LINE)]
+    return _read_or_raise(merge(layers), None)
+
+
+def check_config(config: RunConfig, *, world_size: int | None = None, require_data: bool = False) -> None:
+    """Refuse impossible values and combinations, all of them in one message.
+
+    Args:
+        config: What to check.
+        world_size: Number of ranks; None checks what holds for any number.
+        require_data: Also ask for a training corpus whose files exist.
+
+    Raises:
+        ConfigError: Names each problem's dotted path, its value and what is allowed.
+    """
+    raise_problems(find_conflicts(config, world_size=world_size, require_data=require_data))
+
+
+def config_to_dict(config: RunConfig) -> dict[str, object]:
+    """The whole configuration as nested dicts of YAML scalars and lists."""
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def config_from_dict(tree: Mapping[str, object]) -> RunConfig:
+    """The inverse of `config_to_dict`; absent options take their defaults.
+
+    Raises:
+        ConfigError: Options are unknown or of the wrong type; all of them in one message.
+    """
+    return _read_or_raise(flatten(tree, "dict"), None)
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write the effective configuration as YAML; the file appears complete or not at all."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(dump_config(config), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The effective configuration as YAML text that `load_config` reads back."""
+    return write_yaml(config_to_dict(config), "Effective configuration; megatron-7b pretrain --config reads it.")
+
+
+def _read_or_raise(settings: Mapping[str, Setting], world_size: int | None) -> RunConfig:
+    config, problems = read_settings(settings)
+    if problems:
+        faulty = {path for problem in problems for path in (problem.path, problem.meant) if path}
+        conflicts = find_conflicts(config, world_size=world_size, ignore=faulty)
+        raise_problems([*problems, *(_with_origin(conflict, settings) for conflict in conflicts)])
+    return config
+
+
+def _with_origin(problem: Problem, settings: Mapping[str, Setting]) -> Problem:
+    written = settings.get(problem.path)
+    return dataclasses.replace(problem, origin=written.origin) if written else problem
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value

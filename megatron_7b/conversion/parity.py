@@ -1,0 +1,199 @@
+"""Do two models compute the same logits? A conversion is published only when they do.
+
+The comparison runs on the very weights that were written, so that rounding them to BF16 is not counted as a
+difference. In FP32 two right implementations differ only by the order of their sums.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megatron_7b.errors import ConversionError
+
+FP32_TOLERANCE = 1e-4
+"""Largest absolute difference of a logit in FP32 arithmetic."""
+
+BF16_TOLERANCE = 0.05
+"""Largest root-mean-square difference in BF16 arithmetic, relative to the spread of the logits.
+
+BF16 keeps 8 significant bits: every stored activation is rounded by up to 2^-9 = 0.2 % of its size. A transformer layer
+rounds about ten times, the roundings are independent, so L layers accumulate about sqrt(10 L) * 2^-9 / sqrt(3): 2 % at
+32 layers for each of the two models. A wrong conversion (heads permuted, gate and up swapped, a bias lost) decorrelates
+the logits: its difference is of the order of 1. What lies between, such as another norm epsilon, only FP32 can see.
+"""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two sets of logits are apart.
+
+    Attributes:
+        max_abs_difference: Largest absolute difference of one logit.
+        max_rel_difference: The same, divided by the largest absolute logit of the reference.
+        rms_rel_difference: Root-mean-square difference, divided by the standard deviation of the reference's logits.
+        sample: Sample, position and token of the largest difference.
+        position: See `sample`.
+        token_id: See `sample`.
+        reference_logit: The reference's logit there.
+        logit: The other model's logit there.
+        first_position: First position with a difference above the FP32 tolerance; None where there is none.
+        argmax_agreement: Share of positions at which both models put the same token first.
+        num_positions: Positions compared.
+    """
+
+    max_abs_difference: float
+    max_rel_difference: float
+    rms_rel_difference: float
+    sample: int
+    position: int
+    token_id: int
+    reference_logit: float
+    logit: float
+    first_position: int | None
+    argmax_agreement: float
+    num_positions: int
+
+    def is_within(self, arithmetic: torch.dtype) -> bool:
+        """Whether the difference is explained by rounding in the given arithmetic. Never true for NaN."""
+        if arithmetic == torch.float32:
+            return self.max_abs_difference <= FP32_TOLERANCE
+        return self.rms_rel_difference <= BF16_TOLERANCE
+
+    def describe(self) -> str:
+        """One line of figures."""
+        return (
+            f"largest difference {self.max_abs_difference:.2e} (relative {self.max_rel_difference:.2e}, rms "
+            f"{self.rms_rel_difference:.2e}) over {self.num_positions} positions, same first token at "
+            f"{100 * self.argmax_agreement:.1f} %"
+        )
+
+
+def random_tokens(vocab_size: int, *, num_samples: int = 2, length: int = 128, seed: int = 1234) -> Tensor:
+    """Draw token ids uniformly.
+
+    Returns:
+        int64 `[b, s]`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocab_size, (num_samples, length), generator=generator)
+
+
+def hugging_face_logits(
+    folder: Path, tokens: Tensor, *, arithmetic: torch.dtype = torch.float32, device: str = "cpu"
+) -> Tensor:
+    """Compute logits with transformers, which is the reference for what a folder means.
+
+    Args:
+        folder: Hugging Face model folder; nothing is fetched from anywhere.
+        tokens: int64 `[b, s]`.
+        arithmetic: Number format of weights and activations.
+        device: Where to compute.
+
+    Returns:
+        FP32 `[b, s, v]` on the CPU.
+
+    Raises:
+        ConversionError: transformers cannot load the folder, or misses or ignores tensors in it.
+    """
+    # Imported here: it takes seconds and only this function needs it.
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=arithmetic,
+            attn_implementation="eager",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConversionError(f"transformers cannot load {folder}: {error}") from error
+    problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if problems:
+        raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
+    model = model.to(device).eval()
+    with torch.inference_mode():
+        # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
+        logits = [model(input_ids=sample[None].to(device)).logits[0].float().cpu() for sample in tokens]
+    return torch.stack(logits)
+
+
+def compare_logits(reference: Tensor, logits: Tensor) -> Parity:
+    """Measure how far two sets of logits are apart.
+
+    Args:
+        reference: `[b, s, v]`.
+        logits: `[b, s, v]` or with padding columns beyond the true vocabulary, which are ignored.
+
+    Raises:
+        ConversionError: The shapes do not correspond.
+    """
+    if reference.shape[:-1] != logits.shape[:-1] or reference.shape[-1] > logits.shape[-1]:
+        raise ConversionError(f"logits of shape {list(logits.shape)} against {list(reference.shape)}")
+    reference = reference.float()
+    logits = logits[..., : reference.shape[-1]].float()
+    difference = (logits - reference).abs()
+    # NaN and infinity are the worst difference there is, wherever they come from.
+    difference = torch.where(difference.isfinite(), difference, torch.inf)
+    sample, position, token_id = (int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+    largest = difference[sample, position, token_id].item()
+    exceeding = (difference > FP32_TOLERANCE).any(dim=-1).any(dim=0).nonzero()
+    return Parity(
+        max_abs_difference=largest,
+        max_rel_difference=largest / max(reference.abs().max().item(), torch.finfo(torch.float32).tiny),
+        rms_rel_difference=(difference.square().mean().sqrt() / reference.std().clamp_min(1e-30)).item(),
+        sample=sample,
+        position=position,
+        token_id=token_id,
+        reference_logit=reference[sample, position, token_id].item(),
+        logit=logits[sample, position, token_id].item(),
+        first_position=int(exceeding[0]) if len(exceeding) else None,
+        argmax_agreement=(reference.argmax(-1) == logits.argmax(-1)).float().mean().item(),
+        num_positions=reference.shape[0] * reference.shape[1],
+    )
+
+
+def check_parity(reference: Tensor, logits: Tensor, *, arithmetic: torch.dtype) -> Parity:
+    """Refuse a conversion whose two models compute different logits.
+
+    Args:
+        reference: transformers' logits, `[b, s, v]`.
+        logits: Ours, `[b, s, v]` or with padding columns.
+        arithmetic: Number format that both were computed in.
+
+    Returns:
+        The comparison, within tolerance.
+
+    Raises:
+        ConversionError: It is not; the message says how far, where, and what the tolerance is.
+    """
+    parity = compare_logits(reference, logits)
+    if parity.is_within(arithmetic):
+        return parity
+    tolerance = (
+        f"{FP32_TOLERANCE:g} absolute in FP32"
+        if arithmetic == torch.float32
+        else f"rms {BF16_TOLERANCE:g} of the logits' spread in BF16"
+    )
+    raise ConversionError(
+        "the two models compute different logits: "
+        f"{parity.describe()}; the largest is in sample {parity.sample}, position {parity.position}, token "
+        f"{parity.token_id}: {parity.reference_logit:.6g} by transformers, {parity.logit:.6g} by megatron-core; "
+        f"tolerated is {tolerance}",
+        hint=_likely_cause(parity),
+    )
+
+
+def _likely_cause(parity: Parity) -> str:
+    if parity.max_abs_difference == float("inf"):
+        return "a logit is not finite: look for NaN in the weights"
+    if parity.rms_rel_difference < 1e-2:
+        return "the difference is small: compare norm epsilon, rotary base and scaling, and the number formats"
+    if parity.first_position == 0:
+        # The first token attends only to itself, whatever its query, key and rotation.
+        return "it differs from the first position on: suspect embedding, values, output projection, MLP or norms"
+    return f"it differs only from position {parity.first_position} on: suspect queries, keys or the rotary embedding"

@@ -1,0 +1,79 @@
+"""A folder appears complete or not at all: it is written beside its place and renamed."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_7b.errors import ConversionError
+
+
+def check_output(output: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Check, before any work is done, that a folder may be written.
+
+    Args:
+        output: Folder to be made.
+        overwrite: Whether an existing one may be replaced.
+        inputs: Folders that are read, which `output` may not touch.
+
+    Raises:
+        ConversionError: `output` is a file, is not empty and may not be replaced, or contains or equals an input.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConversionError(f"{output} exists and is not a folder")
+    resolved = output.resolve()
+    for source in inputs:
+        if source.resolve().is_relative_to(resolved):
+            raise ConversionError(f"{output} would replace what is read from {source}")
+    if not overwrite and output.is_dir() and any(output.iterdir()):
+        raise ConversionError(f"{output} is not empty", hint="choose another folder, or replace it with --overwrite")
+
+
+@contextlib.contextmanager
+def staged_folder(output: Path) -> Iterator[Path]:
+    """Give a folder to write into, and rename it to `output` when the block ends without an exception.
+
+    After an exception nothing is left beside `output`, and a previous `output` is untouched. What a killed process
+    left behind is removed by the next one.
+
+    Yields:
+        The empty folder `OUTPUT.tmp`.
+    """
+    output = output.resolve()
+    staging = output.with_name(output.name + ".tmp")
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        _flush_to_disk(staging)
+        _publish(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, output: Path) -> None:
+    if not output.exists():
+        os.replace(staging, output)
+        return
+    # A folder with content cannot be replaced in one system call: move it aside, so that it is never half deleted.
+    previous = Path(tempfile.mkdtemp(prefix=output.name + ".old-", dir=output.parent))
+    os.replace(output, previous)
+    try:
+        os.replace(staging, output)
+    except OSError:
+        os.replace(previous, output)
+        raise
+    shutil.rmtree(previous)
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Make sure that the rename cannot outlive the content in a power cut."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

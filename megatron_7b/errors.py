@@ -1,0 +1,45 @@
+"""Errors that a user can fix.
+
+Every message names the offending value, says what was expected, and where possible ends with a hint. The command line
+prints these without a traceback; anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+
+class MegatronError(Exception):
+    """Base of all errors whose remedy lies with the user.
+
+    Attributes:
+        hint: One sentence on how to mend it, or None.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\nhint: {self.hint}" if self.hint else message
+
+
+class ConfigError(MegatronError):
+    """A configuration value is unknown, of the wrong type, or impossible in combination."""
+
+
+class DataFormatError(MegatronError):
+    """A corpus, index or tokenizer file is missing, truncated, foreign or inconsistent."""
+
+
+class CheckpointError(MegatronError):
+    """A checkpoint is missing, incomplete, damaged or does not fit the model."""
+
+
+class ConversionError(MegatronError):
+    """A Hugging Face folder cannot be converted, or the converted model differs from its source."""
+
+
+class CollectiveError(MegatronError):
+    """Ranks disagree, or a peer was lost."""
+
+
+class TrainingError(MegatronError):
+    """Training cannot go on: the loss is not finite, or the environment lacks what the run needs."""

@@ -1,0 +1,186 @@
+"""Builds this rank's part of the language model."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.models.hybrid import hybrid_block
+from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
+from megatron_7b.model.core_config import build_transformer_config, hybrid_layer_pattern
+from megatron_7b.model.initialization import initial_shard
+from megatron_7b.model.layer_specs import build_stack_spec, resolve_transformer_impl
+from megatron_7b.model.local_layers import RMSNorm
+from megatron_7b.model.names import canonical_name, parameter_kind, parameter_shapes
+from megatron_7b.model.sizes import padded_vocab_size
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.runtime.device import DeviceType
+
+logger = logging.getLogger(__name__)
+
+
+class LanguageModel(HybridModel):
+    """megatron-core's HybridModel that knows its true vocabulary.
+
+    Attributes:
+        true_vocab_size: Rows of the embedding that stand for tokens; the rest is padding and gets no probability.
+    """
+
+    def __init__(self, *, true_vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.true_vocab_size = true_vocab_size
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Return the cross entropy of each token over the true vocabulary.
+
+        Args:
+            labels: [b, s].
+            logits: [s, b, v/tp].
+
+        Returns:
+            [b, s].
+        """
+        self.mask_vocabulary_padding(logits, vocab_dim_start=self.pg_collection.tp.rank() * logits.shape[-1])
+        return super().compute_language_model_loss(labels, logits)
+
+    def mask_vocabulary_padding(self, logits: Tensor, *, vocab_dim_start: int = 0) -> None:
+        """Set the logits of padded rows so low, in place, that they get no probability.
+
+        Args:
+            logits: [..., v/tp]: columns [vocab_dim_start, vocab_dim_start + v/tp) of the padded vocabulary.
+            vocab_dim_start: Vocabulary index of the first column.
+        """
+        num_true = self.true_vocab_size - vocab_dim_start
+        if num_true < logits.shape[-1]:
+            logits[..., max(0, num_true) :] = torch.finfo(logits.dtype).min
+
+
+@contextlib.contextmanager
+def _final_norm(norm: type[torch.nn.Module] | None) -> Iterator[None]:
+    """Make HybridStack build its final norm from `norm`: megatron-core 0.19 names Transformer Engine's there."""
+    if norm is None:
+        yield
+        return
+    original = hybrid_block.TENorm
+    hybrid_block.TENorm = norm
+    try:
+        yield
+    finally:
+        hybrid_block.TENorm = original
+
+
+def build_model(
+    config: RunConfig,
+    *,
+    vocab_size: int,
+    layout: ParallelLayout,
+    groups: ProcessGroupCollection,
+    device_type: DeviceType,
+) -> list[LanguageModel]:
+    """Build this rank's model chunks, initialised from the seed, on its device.
+
+    Args:
+        config: The run.
+        vocab_size: True vocabulary size.
+        layout: Position of this rank.
+        groups: megatron-core's process groups.
+        device_type: Where to compute.
+
+    Returns:
+        One chunk per virtual pipeline stage (one without interleaving).
+
+    Collective: the embedding group, where the embedding is tied and there is more than one stage.
+
+    Raises:
+        ConfigError: a kernel was asked for by name and is not there.
+    """
+    impl, reason = resolve_transformer_impl(config.model, device_type)
+    if layout.is_main:
+        logger.info("layers: %s (%s)", impl, reason)
+    core_config = build_transformer_config(config, device_type=device_type, impl=impl)
+    padded = padded_vocab_size(vocab_size, config.model.make_vocab_size_divisible_by, layout.tp_size)
+    pattern = hybrid_layer_pattern(config.model, layout.pp_size * layout.num_chunks)
+    chunks = []
+    for stage in range(layout.num_chunks):
+        with _final_norm(RMSNorm if impl == "local" else None):
+            chunk = LanguageModel(
+                true_vocab_size=vocab_size,
+                config=core_config,
+                hybrid_stack_spec=build_stack_spec(impl, qk_layernorm=config.model.qk_layernorm),
+                vocab_size=padded,
+                max_sequence_length=config.data.seq_length,
+                hybrid_layer_pattern=pattern,
+                pre_process=layout.is_first_stage and stage == 0,
+                post_process=layout.is_last_stage and stage == layout.num_chunks - 1,
+                share_embeddings_and_output_weights=config.model.share_embeddings_and_output_weights,
+                position_embedding_type="rope",
+                rotary_base=config.model.rotary_base,
+                pg_collection=groups,
+                vp_stage=stage if layout.num_chunks > 1 else None,
+            )
+        if config.model.rope_scaling is not None:
+            _stretch_rotary_embedding(chunk.rotary_pos_emb, config.model.rope_scaling)
+        chunks.append(chunk.cuda() if device_type == "cuda" else chunk)
+    initialize_parameters(
+        chunks, config.model, seed=config.training.seed, layout=layout, vocab_size=vocab_size, padded_vocab_size=padded
+    )
+    return chunks
+
+
+def _stretch_rotary_embedding(rotary: RotaryEmbedding, scaling: RopeScalingConfig) -> None:
+    """Apply Llama 3.1's scaling; HybridModel's constructor does not hand it on."""
+    rotary.inv_freq = rotary._apply_scaling(  # noqa: SLF001
+        rotary.inv_freq,
+        factor=scaling.factor,
+        low_freq_factor=scaling.low_freq_factor,
+        high_freq_factor=scaling.high_freq_factor,
+        original_max_position_embeddings=scaling.original_max_position_embeddings,
+    )
+
+
+def named_canonical_parameters(chunks: list[LanguageModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield this rank's parameters under their canonical names.
+
+    The output layer of a tied model on the last of several stages is a copy of the embedding, and is called so.
+    """
+    for chunk in chunks:
+        layers = chunk.decoder.layers
+        offset = layers[0].layer_number - 1 if len(layers) else 0
+        for local_name, parameter in chunk.named_parameters():
+            name = canonical_name(local_name, layer_offset=offset)
+            if name == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
+                name = "embedding.word_embeddings.weight"
+            yield name, parameter
+
+
+def initialize_parameters(
+    chunks: list[LanguageModel],
+    model: ModelConfig,
+    *,
+    seed: int,
+    layout: ParallelLayout,
+    vocab_size: int,
+    padded_vocab_size: int,
+) -> None:
+    """Fill every parameter of this rank from the seed and its name. Collective: none."""
+    shapes = dict(parameter_shapes(model, padded_vocab_size))
+    with torch.no_grad():
+        for name, parameter in named_canonical_parameters(chunks):
+            parameter.copy_(
+                initial_shard(
+                    name,
+                    parameter_kind(name),
+                    shapes[name],
+                    model=model,
+                    seed=seed,
+                    tp_rank=layout.tp_rank,
+                    tp_size=layout.tp_size,
+                    vocab_size=vocab_size,
+                )
+            )

@@ -1,0 +1,97 @@
+"""Translation of a run's configuration into megatron-core's TransformerConfig."""
+
+import torch
+import torch.nn.functional as functional
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
+from megatron_7b.model.layer_specs import TransformerImpl
+from megatron_7b.runtime.device import DeviceType, has_native_bf16
+
+_SYMBOLS_PER_LAYER = 2  # a transformer layer is an attention and an MLP symbol of the hybrid pattern
+
+
+def params_dtype(precision: PrecisionConfig, device_type: DeviceType) -> torch.dtype:
+    """Return the working dtype of the parameters; `auto` is BF16 where the hardware multiplies it natively."""
+    if precision.params_dtype == "auto":
+        return torch.bfloat16 if has_native_bf16(device_type) else torch.float32
+    return torch.bfloat16 if precision.params_dtype == "bf16" else torch.float32
+
+
+def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl: TransformerImpl) -> TransformerConfig:
+    """Return the TransformerConfig of a run."""
+    model, parallel, precision = config.model, config.parallel, config.precision
+    dtype = params_dtype(precision, device_type)
+    on_gpu = device_type == "cuda"
+    recompute = parallel.recompute_granularity
+    return TransformerConfig(
+        num_layers=model.num_layers * _SYMBOLS_PER_LAYER,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups or model.num_attention_heads,
+        kv_channels=model.kv_channels or model.hidden_size // model.num_attention_heads,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        activation_func=functional.silu,
+        gated_linear_unit=True,
+        add_bias_linear=False,
+        add_qkv_bias=model.add_qkv_bias,
+        qk_layernorm=model.qk_layernorm,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        init_method_std=model.init_method_std,
+        perform_initialization=False,  # `initialization` fills every parameter, independent of the layout
+        use_cpu_initialization=not on_gpu,
+        # Parallelism
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        sequence_parallel=parallel.sequence_parallel,
+        pipeline_dtype=dtype,
+        batch_p2p_comm=on_gpu,
+        overlap_p2p_comm=on_gpu and parallel.virtual_pipeline_model_parallel_size is not None,
+        calculate_per_token_loss=True,
+        deterministic_mode=False,
+        # Numbers
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp8=None if precision.fp8 == "none" else precision.fp8,
+        fp8_recipe=precision.fp8_recipe,
+        fp8_param=precision.fp8_param_gather,
+        # Kernels
+        gradient_accumulation_fusion=on_gpu and _has_fused_weight_gradient(impl),
+        bias_activation_fusion=on_gpu,
+        bias_dropout_fusion=on_gpu,
+        apply_rope_fusion=on_gpu and impl == "transformer_engine",
+        masked_softmax_fusion=False,
+        cross_entropy_loss_fusion=False,
+        # Recompute
+        recompute_granularity=None if recompute == "none" else recompute,
+        recompute_method=parallel.recompute_method if recompute == "full" else None,
+        recompute_num_layers=parallel.recompute_num_layers * _SYMBOLS_PER_LAYER if recompute == "full" else None,
+        recompute_modules=["core_attn"] if recompute == "selective" else None,
+    )
+
+
+def _has_fused_weight_gradient(impl: TransformerImpl) -> bool:
+    """Return whether weight gradients can be accumulated inside the matrix product (Transformer Engine, or apex)."""
+    if impl == "transformer_engine":
+        return True
+    try:
+        import fused_weight_gradient_mlp_cuda  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def hybrid_layer_pattern(model: ModelConfig, num_segments: int) -> str:
+    """Return megatron-core's pattern: `*-` per transformer layer, `|` between the pipeline segments.
+
+    Args:
+        model: Shape; its layers must divide evenly into the segments.
+        num_segments: pipeline ranks × model chunks per rank.
+    """
+    segment = "*-" * (model.num_layers // num_segments)
+    return "|".join([segment] * num_segments)

@@ -1,0 +1,110 @@
+"""Initial weights that depend on the seed and the parameter's name only: the same model at every layout.
+
+Each parameter is drawn in blocks of rows of the whole tensor, each block from its own generator. A rank draws the
+blocks that its shard touches and keeps its part, so no rank needs the whole model, and a different padding of the
+vocabulary changes nothing.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from megatron_7b.config.schema import ModelConfig
+from megatron_7b.model.names import ParameterKind
+
+_BLOCK_ELEMENTS = 1 << 20
+
+
+def _generator(seed: int, name: str, block: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}:{name}:{block}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def draw_rows(name: str, row_width: int, first: int, last: int, *, seed: int, std: float) -> Tensor:
+    """Return rows [first, last) of a normally distributed parameter, in FP32 on the CPU.
+
+    Args:
+        name: Canonical name.
+        row_width: Elements of one row of the whole parameter.
+        first: First row.
+        last: One past the last row.
+        seed: Seed of the run.
+        std: Standard deviation.
+
+    Returns:
+        [last - first, row_width].
+    """
+    rows_per_block = max(1, _BLOCK_ELEMENTS // row_width)
+    rows = torch.empty(last - first, row_width)
+    blocks = range(first // rows_per_block, math.ceil(last / rows_per_block))
+
+    def draw(block: int) -> None:
+        values = torch.empty(rows_per_block, row_width).normal_(0.0, std, generator=_generator(seed, name, block))
+        start = block * rows_per_block
+        low, high = max(first, start), min(last, start + rows_per_block)
+        rows[low - first : high - first] = values[low - start : high - start]
+
+    if len(blocks) == 1:
+        draw(blocks[0])
+    else:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(draw, blocks))
+    return rows
+
+
+def shard_ranges(kind: ParameterKind, rows: int, tp_rank: int, tp_size: int) -> Iterator[tuple[int, int]]:
+    """Yield the row ranges of the whole parameter that a tensor rank's shard consists of, in order."""
+    if kind.tp_dim != 0 or tp_size == 1:
+        yield 0, rows
+    elif kind.gated:
+        part = rows // 2 // tp_size
+        for half in (0, rows // 2):
+            yield half + tp_rank * part, half + (tp_rank + 1) * part
+    else:
+        part = rows // tp_size
+        yield tp_rank * part, (tp_rank + 1) * part
+
+
+def initial_shard(
+    name: str,
+    kind: ParameterKind,
+    whole_shape: tuple[int, ...],
+    *,
+    model: ModelConfig,
+    seed: int,
+    tp_rank: int,
+    tp_size: int,
+    vocab_size: int,
+) -> Tensor:
+    """Return one tensor rank's part of a freshly initialised parameter, in FP32 on the CPU.
+
+    Args:
+        name: Canonical name.
+        kind: How the parameter is initialised and sharded.
+        whole_shape: Shape of the whole parameter, vocabulary padding included.
+        model: Shape of the model.
+        seed: Seed of the run.
+        tp_rank: Rank within the tensor-parallel group.
+        tp_size: Size of that group.
+        vocab_size: True vocabulary size; padded rows are zero.
+    """
+    if kind.init in ("ones", "zeros"):
+        size = whole_shape[0] // (tp_size if kind.tp_dim == 0 else 1)
+        return torch.full((size,), 1.0 if kind.init == "ones" else 0.0)
+    # Source: GPT-2 and Megatron: projections into the residual stream are narrowed by the number of additions to it.
+    std = model.init_method_std / (math.sqrt(2.0 * model.num_layers) if kind.init == "scaled_normal" else 1.0)
+    rows, width = whole_shape
+    parts = []
+    for first, last in shard_ranges(kind, rows, tp_rank, tp_size):
+        true_last = max(first, min(last, vocab_size)) if kind.padded else last
+        parts.append(draw_rows(name, width, first, true_last, seed=seed, std=std))
+        if true_last < last:
+            parts.append(torch.zeros(last - true_last, width))
+    shard = torch.cat(parts)
+    if kind.tp_dim == 1 and tp_size > 1:
+        shard = shard.chunk(tp_size, dim=1)[tp_rank].contiguous()
+    return shard

@@ -1,0 +1,102 @@
+"""Torch-native kernels for the layer spec that needs neither Transformer Engine nor apex."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_7b.errors import ConfigError
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """RMSNorm over the last dimension that works with sequence parallelism.
+
+    Under sequence parallelism each tensor rank normalises its own part of the sequence, so the gradients of the shared
+    weight must be summed over tensor ranks; megatron-core looks for the attribute `sequence_parallel` on the weight.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_unused: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class ScaledDotProductAttention(MegatronModule):
+    """Core attention on torch.nn.functional.scaled_dot_product_attention: no s×s matrix is kept.
+
+    Raises:
+        ConfigError: context parallelism or packed documents are asked for, which this kernel cannot honour.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_unused: Any,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise ConfigError(
+                f"parallel.context_parallel_size is {config.context_parallel_size}, but the torch-native attention "
+                "works on whole sequences",
+                hint="install Transformer Engine, or set it to 1",
+            )
+        self.layer_number = layer_number
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = softmax_scale
+        self.attention_dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend causally.
+
+        Args:
+            query: [s, b, n/tp, d].
+            key: [s_k, b, g/tp, d]; s_k > s where a key-value cache holds earlier positions.
+            value: [s_k, b, g/tp, d].
+            attention_mask: Unused; the causal mask is implied.
+            attn_mask_type: Unused; a query sees its own position and all before it.
+            attention_bias: Must be None.
+            packed_seq_params: Must be None.
+
+        Returns:
+            [s, b, n/tp × d].
+        """
+        if packed_seq_params is not None or attention_bias is not None:
+            raise ConfigError("the torch-native attention honours neither packed documents nor an attention bias")
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, heads, s, d]
+        s, s_k = q.shape[2], k.shape[2]
+        mask = None
+        if 1 < s < s_k:
+            # is_causal aligns the first query with the first key; with a cache the last ones belong together.
+            mask = torch.ones(s, s_k, dtype=torch.bool, device=q.device).tril(diagonal=s_k - s)
+        context = functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=mask is None and s > 1,
+            scale=self.softmax_scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return context.permute(2, 0, 1, 3).flatten(2)

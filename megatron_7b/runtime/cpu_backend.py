@@ -1,0 +1,226 @@
+"""Stock megatron-core on a CPU over gloo.
+
+megatron-core names CUDA in a few dozen places. Each name that our paths reach is replaced, listed in `REPLACED` with its
+reason, and put back by `uninstall()`. Calls that do not name a CUDA device go to the untouched function, so other
+libraries see no difference. Where torch has a GPU the backend refuses: there the real thing runs.
+
+Source: measured against megatron-core 0.19.2; `tests/runtime/test_cpu_backend.py` notices a name that is missing here.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_7b.errors import ConfigError
+
+_CPU = torch.device("cpu")
+_FACTORIES = (
+    "zeros", "ones", "empty", "full", "tensor", "as_tensor", "arange", "linspace", "eye", "rand", "randn", "randint",
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "empty_strided",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One replaced name: where it lives, what stands there now, and why."""
+
+    owner: Any
+    name: str
+    value: Any
+    reason: str
+
+
+class CpuStream:
+    """Stands for `torch.cuda.Stream`: work on a CPU is in order already, so there is nothing to wait for."""
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        self.cuda_stream = 0
+
+    def wait_stream(self, _stream: object) -> None: ...
+
+    def wait_event(self, _event: object) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record_event(self, event: object = None) -> object:
+        return event if event is not None else CpuEvent()
+
+
+class CpuEvent:
+    """Stands for `torch.cuda.Event`."""
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None: ...
+
+    def record(self, _stream: object = None) -> None: ...
+
+    def wait(self, _stream: object = None) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def query(self) -> bool:
+        return True
+
+
+_STREAM = CpuStream()
+
+
+def _names_cuda(device: object) -> bool:
+    return (isinstance(device, str) and device.startswith("cuda")) or (
+        isinstance(device, torch.device) and device.type == "cuda"
+    )
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Wrap a tensor factory: a CUDA device becomes the CPU, every other call is passed on as it came."""
+
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if _names_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+            kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return create
+
+
+def _tensor_to(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(original)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _names_cuda(args[0]):
+            args = (_CPU, *args[1:])
+        if _names_cuda(kwargs.get("device")):
+            kwargs["device"] = _CPU
+        return original(self, *args, **kwargs)
+
+    return to
+
+
+def _tensor_type(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def type_(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        if not args and not kwargs and answer.startswith("torch.") and not answer.startswith("torch.cuda."):
+            return answer.replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    return type_
+
+
+def _same(self: Any, *_args: object, **_kwargs: object) -> Any:
+    return self
+
+
+def _nothing(*_args: object, **_kwargs: object) -> None:
+    return None
+
+
+@contextlib.contextmanager
+def _stream_context(_stream: object) -> Iterator[None]:
+    yield
+
+
+def _get_rng_state(*_args: object, **_kwargs: object) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(new_state: torch.Tensor, *_args: object, **_kwargs: object) -> None:
+    torch.set_rng_state(new_state)
+
+
+def _seed(seed: int) -> None:
+    # torch.manual_seed would also seed the (absent) CUDA generators and go through torch.cuda again.
+    torch.default_generator.manual_seed(int(seed))
+
+
+def replacements() -> tuple[Replacement, ...]:
+    """Return every name that `install` replaces, with its reason."""
+    cuda = torch.cuda
+    factories = tuple(
+        Replacement(torch, name, _on_cpu(getattr(torch, name)), "megatron-core allocates with device='cuda'")
+        for name in _FACTORIES
+    )
+    return (
+        *factories,
+        Replacement(torch.Tensor, "cuda", _same, "moves of batches, counters and tied weights"),
+        Replacement(torch.Tensor, "to", _tensor_to(torch.Tensor.to), "moves by device name"),
+        Replacement(
+            torch.Tensor, "type", _tensor_type(torch.Tensor.type), "optimizer and clipping compare 'torch.cuda.FloatTensor'"
+        ),
+        Replacement(torch.nn.Module, "cuda", _same, "moves of whole modules"),
+        Replacement(cuda, "current_device", lambda: _CPU, "handed on as the device of buffers"),
+        Replacement(cuda, "set_device", _nothing, "there is one device"),
+        Replacement(cuda, "synchronize", _nothing, "timers and pipeline communication wait for the device"),
+        Replacement(cuda, "current_stream", lambda *_: _STREAM, "gradient buckets wait for the current stream"),
+        Replacement(cuda, "Stream", CpuStream, "communication stream of overlapped reductions"),
+        Replacement(cuda, "stream", _stream_context, "entering that stream"),
+        Replacement(cuda, "Event", CpuEvent, "ordering between streams"),
+        Replacement(cuda, "get_rng_state", _get_rng_state, "random states per parallel group"),
+        Replacement(cuda, "set_rng_state", _set_rng_state, "random states per parallel group"),
+        Replacement(cuda, "manual_seed", _seed, "random states per parallel group"),
+        Replacement(cuda, "_lazy_call", lambda call, **_: call(), "deferred seeding would never run"),
+        Replacement(cuda, "FloatTensor", torch.FloatTensor, "float types of the FP32 residual conversion"),
+        Replacement(cuda, "HalfTensor", torch.HalfTensor, "float types of the FP32 residual conversion"),
+        Replacement(cuda, "BFloat16Tensor", torch.BFloat16Tensor, "float types of the FP32 residual conversion"),
+    )
+
+
+def _core_replacements() -> tuple[Replacement, ...]:
+    """Names inside megatron-core itself; imported only once torch's are in place."""
+    from megatron.core.tensor_parallel import random as core_random
+
+    reason = "reads and writes the CUDA generator through torch._C"
+    return (
+        Replacement(core_random, "_get_cuda_rng_state", _get_rng_state, reason),
+        Replacement(core_random, "_set_cuda_rng_state", _set_rng_state, reason),
+    )
+
+
+_MISSING = object()
+_installed: list[tuple[Any, str, Any]] = []
+
+
+def is_installed() -> bool:
+    """Return whether the backend is in place."""
+    return bool(_installed)
+
+
+def install() -> None:
+    """Put the backend in place; a second call does nothing.
+
+    Raises:
+        ConfigError: torch sees a GPU.
+    """
+    if _installed:
+        return
+    if torch.cuda.is_available():
+        raise ConfigError(
+            "the CPU backend of megatron-core was asked for on a machine where torch sees a GPU",
+            hint="set runtime.device to 'auto', or hide the GPU with CUDA_VISIBLE_DEVICES=''",
+        )
+    for item in replacements():
+        _replace(item)
+    for item in _core_replacements():
+        _replace(item)
+    # megatron-core wraps a dozen element-wise functions in torch.compile: on a CPU compiling takes longer than it saves.
+    torch.compiler.set_stance("force_eager")
+
+
+def _replace(item: Replacement) -> None:
+    _installed.append((item.owner, item.name, item.owner.__dict__.get(item.name, _MISSING)))
+    setattr(item.owner, item.name, item.value)
+
+
+def uninstall() -> None:
+    """Put every replaced name back."""
+    if _installed:
+        torch.compiler.set_stance("default")
+    while _installed:
+        owner, name, original = _installed.pop()
+        if original is _MISSING:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)

@@ -1,0 +1,55 @@
+"""Start and end of a process's part in a run: device, threads, default process group."""
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from megatron_7b.config.schema import RuntimeConfig
+from megatron_7b.runtime import cpu_backend
+from megatron_7b.runtime.device import DeviceType, local_rank, resolve_device, torch_device
+
+
+def initialize_process(runtime: RuntimeConfig) -> DeviceType:
+    """Choose the device, put the CPU backend in place where it is needed, and join the default process group.
+
+    Rank, world size and rendezvous come from the launcher's environment (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`,
+    `MASTER_PORT`); without them the process is a world of its own. A process group that exists already is kept.
+
+    Collective: all ranks of the run.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    device_type = resolve_device(runtime.device)
+    if device_type == "cpu":
+        cpu_backend.install()
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(runtime.num_threads or max(1, _available_cores() // local_world_size))
+    else:
+        torch.cuda.set_device(local_rank())
+    if not dist.is_initialized():
+        _join(device_type, datetime.timedelta(minutes=runtime.distributed_timeout_minutes))
+    return device_type
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _join(device_type: DeviceType, timeout: datetime.timedelta) -> None:
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    device_id = torch_device(device_type) if device_type == "cuda" else None
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+    else:
+        dist.init_process_group(
+            backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id
+        )
+
+
+def leave_process_group() -> None:
+    """Leave the default process group, if one was joined. Collective: all ranks of the run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

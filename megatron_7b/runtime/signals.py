@@ -1,0 +1,116 @@
+"""Requests to stop: signals and the time limit become a flag that the training loop asks for at step borders.
+
+Schedulers announce the end with SIGTERM or SIGUSR1, people with Ctrl-C. None of them may cut a step in two: the handler
+only takes a note, the loop finishes its step, lets all ranks agree, saves and leaves with `EXIT_SAVED`.
+"""
+
+import contextlib
+import enum
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+EXIT_FINISHED = 0
+"""The run did all its steps."""
+EXIT_SAVED = 75
+"""Stopped early with everything saved: start the same command again (EX_TEMPFAIL of sysexits.h)."""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C pressed twice: left at once, nothing saved (128 + SIGINT, as shells have it)."""
+
+SAME_KEY_PRESS_SECONDS = 0.5
+"""Interrupts closer together count as one: a launcher may pass on what the terminal has already delivered, and forked
+children that inherit the socket below report their own copy."""
+
+
+class StopReason(enum.IntEnum):
+    """Why a run should stop, weakest first, so that the maximum over ranks is the agreed reason."""
+
+    NONE = 0
+    TIME_LIMIT = 1
+    SIGUSR1 = 2
+    SIGTERM = 3
+    SIGINT = 4
+
+
+_REASONS = {
+    signal.SIGUSR1: StopReason.SIGUSR1,
+    signal.SIGTERM: StopReason.SIGTERM,
+    signal.SIGINT: StopReason.SIGINT,
+}
+
+
+class StopRequest:
+    """What this process has been asked so far; one process's view, to be agreed on with the other ranks."""
+
+    def __init__(self, exit_after_seconds: float | None = None) -> None:
+        """Start the clock of the time limit.
+
+        Args:
+            exit_after_seconds: Seconds from now after which stopping is asked for; None for no limit.
+        """
+        self._deadline = None if exit_after_seconds is None else time.monotonic() + exit_after_seconds
+        self._signalled = StopReason.NONE
+
+    @property
+    def reason(self) -> StopReason:
+        """The strongest reason to stop that this process knows of. Collective: none."""
+        if self._signalled is not StopReason.NONE:
+            return self._signalled
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            return StopReason.TIME_LIMIT
+        return StopReason.NONE
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Install the handlers for the duration of a with block, and puts the former ones back.
+
+        The first SIGINT asks to stop like the others, the second leaves at once with `EXIT_INTERRUPTED`: that one is
+        watched for by a thread, because Python runs no handler while the main thread waits inside a collective.
+
+        Must be entered in the main thread.
+        """
+        former = {number: signal.signal(number, self._take_note) for number in _REASONS}
+        try:
+            with _leave_on_second_interrupt():
+                yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _take_note(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = max(self._signalled, _REASONS[signal.Signals(number)])
+
+
+@contextlib.contextmanager
+def _leave_on_second_interrupt() -> Iterator[None]:
+    """End the process at the second SIGINT within a with block, whatever the main thread is waiting for.
+
+    The interpreter writes each signal's number into a socket as it arrives, outside any Python code.
+    """
+    receiving, sending = socket.socketpair()
+    sending.setblocking(False)
+    former_descriptor = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        first_interrupt = None
+        while numbers := receiving.recv(64):
+            if signal.SIGINT not in numbers:
+                continue
+            now = time.monotonic()
+            first_interrupt = first_interrupt or now
+            if now - first_interrupt > SAME_KEY_PRESS_SECONDS:
+                os._exit(EXIT_INTERRUPTED)
+
+    watcher = threading.Thread(target=watch, name="second-interrupt", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former_descriptor)
+        sending.close()
+        watcher.join()
+        receiving.close()

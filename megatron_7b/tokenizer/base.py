@@ -1,0 +1,63 @@
+"""The one protocol behind which every kind of tokenizer stands."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; made by `load_tokenizer`."""
+
+    @property
+    def kind(self) -> str:
+        """`hugging_face`, `sentencepiece`, `tiktoken` or `bytes`."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it was loaded from; None for the built-in byte tokenizer."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything that decides which ids a text gets; equal wherever the files lie."""
+
+    @property
+    def vocab_size(self) -> int:
+        """True size: one more than the largest id, added tokens included, without any padding."""
+
+    @property
+    def eod_id(self) -> int | None:
+        """Token that ends a document (a Hugging Face tokenizer's eos)."""
+
+    @property
+    def bos_id(self) -> int | None:
+        """Token that begins a text."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """Token that fills up a batch."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of control tokens, which stand for no text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; nothing is added at its ends."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts, encoded on all cores where the library can."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
+
+    def save(self, folder: Path) -> None:
+        """Write the files that make it up, so that `load_tokenizer(folder)` has the same identity."""
+
+
+def hash_identity(kind: str, *parts: bytes) -> str:
+    """Hash the kind and the parts, each with its length, so that no two lists of parts collide."""
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return f"{kind}:{digest.hexdigest()}"

@@ -1,0 +1,40 @@
+"""The built-in tokenizer: one token per UTF-8 byte, and three control tokens."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_7b.tokenizer.base import hash_identity
+
+MARKER_FILE = "byte_tokenizer.json"
+_LAYOUT = {"kind": "bytes", "eod_id": 256, "bos_id": 257, "pad_id": 258}
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are bytes; 256 ends a document, 257 begins a text, 258 pads."""
+
+    kind = "bytes"
+    path: Path | None = None
+    identity = hash_identity("bytes", json.dumps(_LAYOUT, sort_keys=True).encode())
+    vocab_size = 259
+    eod_id: int | None = 256
+    bos_id: int | None = 257
+    pad_id: int | None = 258
+    special_ids = frozenset({256, 257, 258})
+
+    def encode(self, text: str) -> list[int]:
+        """The text's UTF-8 bytes."""
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The UTF-8 bytes of each text."""
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the bytes; control tokens give nothing."""
+        return bytes(token for token in ids if token < 256).decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Write the marker by which `load_tokenizer` knows this tokenizer."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER_FILE).write_text(json.dumps(_LAYOUT, indent=2) + "\n")

@@ -1,0 +1,218 @@
+"""A fast engine under the eye of the reference.
+
+Three nets, from wide to narrow:
+
+1. Before the first document, both engines encode probes: every special token, white space of all kinds, digits,
+   contractions, control characters. A difference rejects the engine.
+2. While running, texts evenly spread over the corpus are encoded by both. A difference rejects the engine, and the
+   caller starts again with the reference.
+3. A text with a character that no compared text has had yet is compared around each such character. A difference hands
+   this text, and every later one with that character, to the reference: Unicode grows, and a library built with older
+   tables goes wrong only there.
+
+`all` compares every text and takes the reference's ids wherever they differ.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_7b.tokenizer.base import Tokenizer
+from megatron_7b.tokenizer.engines import Engine, FlatIds
+
+type Verify = Literal["sample", "all"]
+
+_EXCERPT = 4096
+"""Characters of one sampled excerpt."""
+_CONTEXT = 64
+"""Characters on either side of a character that is new."""
+_LAST_CODE_POINT = 0x10FFFF
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Where two engines part."""
+
+    text_index: int
+    """Which text of the batch."""
+    token_index: int
+    """The first token that differs."""
+    fast_token: int | None
+    """None where the ids end."""
+    reference_token: int | None
+    excerpt: str
+    """Text around the difference."""
+
+    def __str__(self) -> str:
+        return (
+            f"token {self.token_index}: reference {self.reference_token}, fast engine {self.fast_token}, "
+            f"near {self.excerpt!r}"
+        )
+
+
+class EngineRejectedError(Exception):
+    """The fast engine differs from the reference where it has no excuse; the caller starts again without it."""
+
+    def __init__(self, engine: str, disagreement: Disagreement) -> None:
+        super().__init__(f"{engine} differs from the reference at {disagreement}")
+        self.disagreement = disagreement
+
+
+class CheckedEngine:
+    """Encodes with the fast engine, compares by the rules above, and answers with ids that are right as far as seen.
+
+    Attributes:
+        checked_texts: Texts, whole or in part, that both engines encoded.
+        checked_characters: How much text that was.
+        replaced_texts: Texts whose ids came from the reference.
+    """
+
+    def __init__(self, fast: Engine, reference: Engine, *, verify: Verify = "sample") -> None:
+        self.name = fast.name
+        self._fast = fast
+        self._reference = reference
+        self._verify = verify
+        self._proven = np.zeros(_LAST_CODE_POINT + 1, np.bool_)
+        self._proven[:128] = True
+        self._lock = threading.Lock()
+        self.checked_texts = 0
+        self.checked_characters = 0
+        self.replaced_texts = 0
+
+    def probe(self, tokenizer: Tokenizer) -> None:
+        """Compare on the probes.
+
+        Raises:
+            EngineRejectedError: A probe differs.
+        """
+        self._reject_unless_equal(build_probes(tokenizer))
+
+    def encode_flat(self, texts: Sequence[str], *, sample_characters: int = 0) -> tuple[FlatIds, list[Disagreement]]:
+        """Encode a batch, comparing at least `sample_characters` of it.
+
+        Raises:
+            EngineRejectedError: A sampled excerpt differs.
+        """
+        encoded = self._fast.encode_flat(texts)
+        if self._verify == "all":
+            return self._take_reference(texts, encoded, range(len(texts)))
+        self._compare_sample(texts, sample_characters)
+        suspects = [index for index, text in enumerate(texts) if not text.isascii() and not self._prove(text)]
+        return self._take_reference(texts, encoded, suspects) if suspects else (encoded, [])
+
+    def _compare_sample(self, texts: Sequence[str], characters: int) -> None:
+        if characters <= 0 or not texts:
+            return
+        count = min(len(texts), -(-characters // _EXCERPT))
+        picked = [texts[index * len(texts) // count] for index in range(count)]
+        self._reject_unless_equal([_excerpt(text) for text in picked])
+
+    def _prove(self, text: str) -> bool:
+        """Whether all characters are proven, after comparing around those that were not."""
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        new = np.flatnonzero(~self._proven[points])
+        if new.size == 0:
+            return True
+        _, first = np.unique(points[new], return_index=True)
+        windows = [text[start:end] for start, end in _merge_windows(np.sort(new[first]), len(text))]
+        if self._compare(windows) is not None:
+            return False
+        for window in windows:
+            self._proven[np.frombuffer(window.encode("utf-32-le"), np.uint32)] = True
+        return True
+
+    def _reject_unless_equal(self, texts: Sequence[str]) -> None:
+        # Characters that are new are the third net's business: they must not reject the engine.
+        texts = [text for text in texts if text.isascii() or self._prove(text)]
+        disagreement = self._compare(texts)
+        if disagreement is not None:
+            raise EngineRejectedError(self.name, disagreement)
+
+    def _compare(self, texts: Sequence[str]) -> Disagreement | None:
+        fast_ids, fast_lengths = self._fast.encode_flat(texts)
+        reference_ids, reference_lengths = self._reference.encode_flat(texts)
+        self._count(len(texts), sum(map(len, texts)))
+        if np.array_equal(fast_lengths, reference_lengths) and np.array_equal(fast_ids, reference_ids):
+            return None
+        fast, reference = _split(fast_ids, fast_lengths), _split(reference_ids, reference_lengths)
+        return next(
+            difference
+            for index, text in enumerate(texts)
+            if (difference := find_disagreement(index, text, fast[index], reference[index])) is not None
+        )
+
+    def _take_reference(
+        self, texts: Sequence[str], encoded: FlatIds, suspects: Sequence[int]
+    ) -> tuple[FlatIds, list[Disagreement]]:
+        """Encode the suspects again with the reference, and put its ids in place where they differ."""
+        documents = _split(*encoded)
+        reference = _split(*self._reference.encode_flat([texts[index] for index in suspects]))
+        disagreements = []
+        for index, ids in zip(suspects, reference, strict=True):
+            difference = find_disagreement(index, texts[index], documents[index], ids)
+            if difference is not None:
+                disagreements.append(difference)
+                documents[index] = ids
+        self._count(len(suspects), sum(len(texts[index]) for index in suspects), len(disagreements))
+        if not disagreements:
+            return encoded, []
+        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+        return (np.concatenate(documents), lengths), disagreements
+
+    def _count(self, texts: int, characters: int, replaced: int = 0) -> None:
+        with self._lock:
+            self.checked_texts += texts
+            self.checked_characters += characters
+            self.replaced_texts += replaced
+
+
+def build_probes(tokenizer: Tokenizer) -> list[str]:
+    """Short texts on which byte-pair libraries are known to part."""
+    special = [tokenizer.decode([token]) for token in sorted(tokenizer.special_ids)[:300]]
+    blanks = ["", " ", "  ", "\t", "\n", "\r\n", " \n ", "\n\n\n  x", "x  \n", " \t x\r", "a" + " " * 300 + "b"]
+    words = ["I'll we've it's IT'S don't 'tis", "1 12 123 1234 12345678901", "a_b-c.d/e\\f {}[]()<>;:!?", "\x00a\x00\x1f\x7f"]
+    embedded = [f"a {token} b{token}{token}\n{token.lower()}" for token in special if token]
+    return [*blanks, *words, "".join(map(chr, range(128))), "ab" * 2000, *special, *embedded]
+
+
+def find_disagreement(
+    text_index: int, text: str, fast: NDArray[np.uint32], reference: NDArray[np.uint32]
+) -> Disagreement | None:
+    """The first token where two encodings of one text differ, or None."""
+    common = min(len(fast), len(reference))
+    differing = np.flatnonzero(fast[:common] != reference[:common])
+    if differing.size == 0 and len(fast) == len(reference):
+        return None
+    at = int(differing[0]) if differing.size else common
+    near = round(len(text) * at / max(1, len(reference)))
+    return Disagreement(
+        text_index,
+        at,
+        int(fast[at]) if at < len(fast) else None,
+        int(reference[at]) if at < len(reference) else None,
+        text[max(0, near - 20) : near + 20],
+    )
+
+
+def _excerpt(text: str) -> str:
+    start = (len(text) - _EXCERPT) // 2
+    return text if start <= 0 else text[start : start + _EXCERPT]
+
+
+def _merge_windows(positions: NDArray[np.int64], length: int) -> list[tuple[int, int]]:
+    """Windows around sorted positions, overlapping ones joined."""
+    borders = np.flatnonzero(np.diff(positions) > 2 * _CONTEXT)
+    firsts = positions[np.concatenate(([0], borders + 1))]
+    lasts = positions[np.concatenate((borders, [len(positions) - 1]))]
+    return [
+        (max(0, int(first) - _CONTEXT), min(length, int(last) + _CONTEXT + 1))
+        for first, last in zip(firsts, lasts, strict=True)
+    ]
+
+
+def _split(ids: NDArray[np.uint32], lengths: NDArray[np.int64]) -> list[NDArray[np.uint32]]:
+    return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []

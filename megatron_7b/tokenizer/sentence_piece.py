@@ -1,0 +1,68 @@
+"""SentencePiece models (`tokenizer.model` of the llama family and others)."""
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from megatron_7b.errors import DataFormatError
+from megatron_7b.tokenizer.base import hash_identity
+
+MODEL_FILE = "tokenizer.model"
+
+
+class SentencePieceTokenizer:
+    """A `.model` file. Text that looks like a control token is ordinary text, as SentencePiece has it."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, path: Path) -> None:
+        self.path: Path | None = path
+        self._content = path.read_bytes()
+        try:
+            self._processor = SentencePieceProcessor(model_proto=self._content)
+        except RuntimeError as error:
+            raise DataFormatError(f"{path} is not a SentencePiece model: {error}") from error
+        self.vocab_size: int = self._processor.vocab_size()
+        self.eod_id = _existing(self._processor.eos_id())
+        self.bos_id = _existing(self._processor.bos_id())
+        self.pad_id = _existing(self._processor.pad_id())
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the model file, which holds everything."""
+        return hash_identity(self.kind, self._content)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the model's control tokens."""
+        return frozenset(token for token in range(self.vocab_size) if self._processor.is_control(token))
+
+    def encode(self, text: str) -> list[int]:
+        """SentencePiece's ids, nothing added at the ends."""
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts, on all cores."""
+        ids: list[list[int]] = self._processor.encode(list(texts), num_threads=-1)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; control tokens give nothing."""
+        text: str = self._processor.decode(list(ids))
+        return text
+
+    def save(self, folder: Path) -> None:
+        """Copy the model file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / MODEL_FILE
+        if self.path is not None and self.path.resolve() != target.resolve():
+            shutil.copyfile(self.path, target)
+
+
+def _existing(token: int) -> int | None:
+    """SentencePiece says -1 for a control token that the model lacks."""
+    return token if token >= 0 else None

@@ -1,0 +1,112 @@
+"""What a run reports of each step and each validation: the records, and the figures derived from a step's time.
+
+Order and names of the fields are those of the lines in metrics.jsonl, which scripts outside the project read.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.model.sizes import causal_flops_per_token
+from megatron_7b.runtime.device import DeviceType
+from megatron_7b.runtime.hardware import MatmulFormat, device_name, peak_tflops
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """One step, over all ranks."""
+
+    step: int
+    """Updates done, this one included."""
+    consumed_samples: int
+    """Sequences read since the beginning of the run, those of skipped steps included."""
+    consumed_tokens: int
+    loss: float
+    """Mean per token over the global batch, in nats, before the update."""
+    learning_rate: float
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    step_seconds: float
+    """Wall time of reading the batch, forward, backward and update; without validation, saving and reporting."""
+    tokens_per_second: float
+    """Tokens read per second, over all devices."""
+    tflops_per_device: float
+    """Floating-point work of the model itself (causal attention, nothing counted for recomputation), in TFLOP/s."""
+    mfu: float | None
+    """tflops_per_device as a share of the device's peak; None where no peak is known."""
+    memory_bytes: int
+    """Most memory that any one rank has held so far."""
+    skipped: bool
+    """Whether the update was left out because loss or gradient was not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationMetrics:
+    """One validation, over all ranks."""
+
+    step: int
+    consumed_samples: int
+    consumed_tokens: int
+    validation_loss: float
+    """Mean per token over all validation batches, in nats."""
+    validation_perplexity: float
+    validation_tokens: int
+    validation_seconds: float
+
+
+def to_json(metrics: StepMetrics | ValidationMetrics) -> str:
+    """Return the line of metrics.jsonl, without its newline. JSON knows no NaN and no infinity: they become null."""
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in vars(metrics).items()
+    }
+    return json.dumps(values, allow_nan=False)
+
+
+def perplexity(loss: float) -> float:
+    """Return e^loss, infinite where that is beyond a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """Turns a step's tokens and seconds into rates; built once per run."""
+
+    flops_per_token: float
+    num_devices: int
+    peak_tflops: float | None
+
+    def rates(self, num_tokens: int, seconds: float) -> tuple[float, float, float | None]:
+        """Return (tokens per second over all devices, TFLOP/s per device, model FLOPs utilisation or None)."""
+        tokens_per_second = num_tokens / seconds
+        tflops = tokens_per_second * self.flops_per_token / self.num_devices / 1e12
+        return tokens_per_second, tflops, tflops / self.peak_tflops if self.peak_tflops else None
+
+
+def build_throughput(config: RunConfig, *, world_size: int, device_type: DeviceType, vocab_size: int) -> Throughput:
+    """Collect what the rates of a run depend on.
+
+    Args:
+        config: Effective configuration of the run.
+        world_size: Number of ranks, one device each.
+        device_type: What the ranks compute on; no peak is known of a CPU.
+        vocab_size: True vocabulary size, without padding.
+    """
+    model = dataclasses.replace(config.model, vocab_size=vocab_size)
+    matmul_format = _matmul_format(config)
+    return Throughput(
+        flops_per_token=causal_flops_per_token(model, config.data.seq_length),
+        num_devices=world_size,
+        peak_tflops=peak_tflops(device_name(device_type), matmul_format) if device_type == "cuda" else None,
+    )
+
+
+def _matmul_format(config: RunConfig) -> MatmulFormat:
+    if config.precision.fp8 != "none":
+        return "fp8"
+    return "bf16" if config.precision.params_dtype == "bf16" else "fp32"

@@ -1,0 +1,261 @@
+"""The run folder: what lies where in it, who may write to it, and how a resumed run finds its place.
+
+    R/config.yaml      effective configuration of the newest start
+    R/metrics.jsonl    one line per step, one per validation
+    R/status.json      how the run stands: running, saved, finished or failed
+    R/train.log        what the main rank said
+    R/loss.png         the loss curves, drawn when the run leaves
+    R/tensorboard/     the same figures for TensorBoard
+    R/checkpoints/     step_00000010/ … and `latest`
+
+Only the main rank writes, and whole files appear by rename.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from megatron_7b.config import config_to_dict, load_config, save_config
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import ConfigError, TrainingError
+
+logger = logging.getLogger(__name__)
+
+RunState = Literal["running", "saved", "finished", "failed"]
+
+# Options of the model section that a run may change half-way: no weight's shape or meaning depends on them.
+_CHANGEABLE_MODEL_OPTIONS = frozenset(
+    {"hidden_dropout", "attention_dropout", "init_method_std", "transformer_impl", "make_vocab_size_divisible_by"}
+)
+# Options whose None stands for a value that follows from elsewhere: the tokenizer, the number of heads.
+_DERIVED_MODEL_OPTIONS = frozenset({"vocab_size", "num_query_groups", "kv_channels"})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run's files."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.root / "status.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "train.log"
+
+    @property
+    def loss_plot(self) -> Path:
+        return self.root / "loss.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def has_history(self) -> bool:
+        """Whether an earlier start left something that a new one would build on."""
+        return any(self.checkpoints.glob("*")) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
+
+def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
+    """Refuse a folder that another model was trained in. Reads only, so that every rank can do it before it builds.
+
+    Args:
+        folder: The run folder, which need not exist yet.
+        config: Configuration of the start at hand.
+
+    Raises:
+        ConfigError: The path is a file, or the saved configuration describes a model of another shape.
+    """
+    if folder.root.exists() and not folder.root.is_dir():
+        raise ConfigError(f"the run folder {folder.root} is a file; expected a folder, or a path that is still free")
+    if not folder.config.exists() or not folder.has_history:
+        return
+    contradictions = [
+        f"  {path}: the folder has {before!r}, this start asks for {after!r}"
+        for path, before, after in _differences(load_config(folder.config), config)
+        if _contradict(path, before, after)
+    ]
+    if contradictions:
+        raise ConfigError(
+            f"{folder.root} holds a run of a model with another shape:\n" + "\n".join(contradictions),
+            hint="choose another --run-dir, or start with the model options of the saved config.yaml",
+        )
+
+
+def _contradict(path: str, before: object, after: object) -> bool:
+    section, name, *_ = path.split(".")
+    if section != "model" or name in _CHANGEABLE_MODEL_OPTIONS:
+        return False
+    return not (name in _DERIVED_MODEL_OPTIONS and None in (before, after))
+
+
+def open_run_folder(folder: RunFolder, config: RunConfig) -> None:
+    """Make the folder ready for a start: create it, say what changed since the last start, save the configuration.
+
+    For the main rank, after `check_run_folder`.
+
+    Raises:
+        ConfigError: The folder cannot be created or written to.
+    """
+    if folder.config.exists() and folder.has_history:
+        for path, before, after in _differences(load_config(folder.config), config):
+            logger.info("%s has changed since the last start: %s, was %s", path, after, before)
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder.config)
+    except OSError as error:
+        raise ConfigError(
+            f"the run folder {folder.root} cannot be written to: {error.strerror}",
+            hint="give a --run-dir that you may write to, with free space",
+        ) from error
+
+
+@contextlib.contextmanager
+def claimed(folder: RunFolder) -> Iterator[None]:
+    """Keep other runs out of an existing folder for the duration of a with block; the main rank does so.
+
+    The lock dies with the process. A file system without locks is used as it is. An earlier life of the same Slurm job
+    does not count as another run: its node may have been given up by Slurm while its processes linger on.
+
+    Raises:
+        TrainingError: Another process is training in this folder.
+    """
+    holder_name = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+    with open(folder.root / ".lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                lock.seek(0)
+                _refuse_unless_same_job(folder, lock.read(), holder_name["slurm_job"])
+            else:
+                logger.warning("%s does not support locks (%s): see to it that only one run writes there", folder.root, error)
+        lock.truncate(0)
+        lock.write(json.dumps(holder_name))
+        lock.flush()
+        yield
+
+
+def _refuse_unless_same_job(folder: RunFolder, holder_text: str, own_job: object) -> None:
+    try:
+        holder = json.loads(holder_text)
+    except json.JSONDecodeError:
+        holder = {}
+    if own_job is not None and holder.get("slurm_job") == own_job:
+        logger.warning("process %s on %s, of an earlier life of this job, still lingers", holder["pid"], holder["host"])
+        return
+    raise TrainingError(
+        f"another run is writing to {folder.root}: process {holder.get('pid', '?')} on {holder.get('host', '?')}",
+        hint="wait until it has ended, stop it with SIGTERM (it saves first), or choose another --run-dir",
+    )
+
+
+def write_status(folder: RunFolder, state: RunState, *, exit_code: int | None, step: int) -> None:
+    """Record how the run stands, for scripts and launchers that see no exit code of ours.
+
+    Args:
+        folder: The run folder.
+        state: `saved` means stopped early with everything saved, to be started again.
+        exit_code: What the run's processes leave with; None while it runs.
+        step: Steps done.
+    """
+    replace_text(folder.status, json.dumps({"state": state, "exit_code": exit_code, "step": step}) + "\n")
+
+
+def keep_metrics_until(folder: RunFolder, step: int) -> list[dict[str, object]]:
+    """Drop what metrics.jsonl says of later steps, because they are about to be done again, and a torn last line.
+
+    The file is always replaced by a new one, so that a lingering process of an earlier life, which still has the old one
+    open, cannot write into it.
+
+    Args:
+        folder: The run folder.
+        step: Last step to keep; 0 empties the file.
+
+    Returns:
+        The validation lines that were kept.
+    """
+    beside = folder.metrics.with_suffix(".jsonl.tmp")
+    validations = []
+    with open(beside, "w", encoding="utf-8") as kept:
+        for line, values in read_metrics(folder.metrics):
+            line_step = values.get("step")
+            if not isinstance(line_step, int) or line_step > step:
+                continue
+            kept.write(line)
+            if "validation_loss" in values:
+                validations.append(values)
+        kept.flush()
+        os.fsync(kept.fileno())
+    os.replace(beside, folder.metrics)
+    return validations
+
+
+def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield each line of a metrics file, as it stands and parsed; nothing where the file is absent.
+
+    Lines that are no JSON object are passed over: a kill in the middle of a write leaves one.
+    """
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(values, dict) and line.endswith("\n"):
+                yield line, values
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all, and survives a power cut once it is there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _differences(before: RunConfig, after: RunConfig) -> list[tuple[str, object, object]]:
+    """Return (dotted path, value before, value after) of every option that differs."""
+    old, new = _flatten(config_to_dict(before)), _flatten(config_to_dict(after))
+    return [(path, old.get(path), new.get(path)) for path in {**old, **new} if old.get(path) != new.get(path)]
+
+
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

@@ -1,0 +1,116 @@
+"""One step: forward and backward over the microbatches of all pipeline stages, then the update."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
+
+if TYPE_CHECKING:
+    from megatron_7b.data import Batch
+    from megatron_7b.training.assemble import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step did; the same on all ranks.
+
+    Attributes:
+        loss: Mean over all tokens of the global batch that the loss mask keeps, before the update [nats per token].
+        grad_norm: Global L2 norm of the gradients before clipping.
+        num_tokens: Tokens in that mean.
+        skipped: Loss or gradients were not finite: parameters and optimizer state are as before.
+    """
+
+    loss: float
+    grad_norm: float
+    num_tokens: int
+    skipped: bool
+
+
+def _forward_step(batches: Iterator[dict[str, Tensor]], model: Any) -> tuple[Tensor, Any]:
+    batch = next(batches)
+    token_losses = model(
+        input_ids=batch["tokens"],
+        position_ids=batch["position_ids"],
+        attention_mask=None,
+        labels=batch["labels"],
+    )
+
+    def sum_losses(token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        mask = batch["loss_mask"]
+        loss_sum = (token_losses.float() * mask).sum()
+        num_tokens = mask.sum().to(torch.int)
+        # megatron-core scales the first of the three in place; what is reported must be its own copy.
+        return loss_sum, num_tokens, {"loss_sum": loss_sum.detach().clone(), "num_tokens": num_tokens.clone()}
+
+    return token_losses, sum_losses
+
+
+def _to_device(batches: "Sequence[Batch]", device: torch.device) -> list[dict[str, Tensor]]:
+    return [
+        {
+            name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True)
+            for name in ("tokens", "labels", "loss_mask", "position_ids")
+        }
+        for batch in batches
+    ]
+
+
+def _run_schedule(trainer: "Trainer", batches: "Sequence[Batch]", *, forward_only: bool) -> tuple[float, int]:
+    """Run all microbatches through all stages; return the sum of token losses and the number of tokens.
+
+    Collective: all ranks.
+    """
+    on_device = _to_device(batches, trainer.device)
+    iterators = [iter(on_device) for _ in trainer.model]
+    outputs = get_forward_backward_func()(
+        forward_step_func=_forward_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=trainer.model if len(trainer.model) > 1 else trainer.model[0],
+        num_microbatches=len(batches),
+        seq_length=trainer.config.data.seq_length,
+        micro_batch_size=trainer.config.training.micro_batch_size,
+        forward_only=forward_only,
+    )
+    totals = torch.zeros(2, dtype=torch.float64, device=trainer.device)
+    for output in outputs:  # empty on all stages but the last
+        totals += torch.stack((output["loss_sum"].double(), output["num_tokens"].double()))
+    loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
+    return loss_sum, int(num_tokens)
+
+
+def train_step(trainer: "Trainer", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:
+    """Do one update from this rank's microbatches of the global batch.
+
+    Args:
+        trainer: What `assemble.build_trainer` built.
+        batches: This rank's microbatches, all of `micro_batch_size` sequences.
+        learning_rate: For this update.
+
+    Collective: all ranks.
+    """
+    for chunk in trainer.model:
+        chunk.train()
+        chunk.zero_grad_buffer()
+    trainer.optimizer.zero_grad()
+    loss_sum, num_tokens = _run_schedule(trainer, batches, forward_only=False)
+    outcome = trainer.optimizer.step(learning_rate)
+    return StepResult(
+        loss=loss_sum / max(1, num_tokens), grad_norm=outcome.grad_norm, num_tokens=num_tokens, skipped=outcome.skipped
+    )
+
+
+@torch.no_grad()
+def evaluate_step(trainer: "Trainer", batches: "Sequence[Batch]") -> tuple[float, int]:
+    """Return the sum of token losses of a global batch, and its number of tokens, without an update.
+
+    Collective: all ranks.
+    """
+    for chunk in trainer.model:
+        chunk.eval()
+    return _run_schedule(trainer, batches, forward_only=True)

@@ -1,0 +1,76 @@
+"""Same seed, same model, whatever the layout: losses and gradient norms of ten steps against one rank, in FP32."""
+
+import math
+
+import pytest
+
+from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import VOCAB_SIZE, tiny_config, train
+
+NUM_STEPS = 10
+TOLERANCE = 1e-5
+
+LAYOUTS = {
+    "TP2": (2, {"tensor_model_parallel_size": 2}),
+    "TP2+SP": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "PP2": (2, {"pipeline_model_parallel_size": 2}),
+    "PP2xVPP2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+    "DP2": (2, {}),
+    "DP2+distributed optimizer": (2, {"use_distributed_optimizer": True}),
+    "DP2+distributed optimizer+overlap": (
+        2,
+        {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    ),
+    "TP2xPP2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
+    "TP2xPP2xDP2": (
+        8,
+        {
+            "tensor_model_parallel_size": 2,
+            "pipeline_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "use_distributed_optimizer": True,
+        },
+    ),
+    "full recompute": (1, {"recompute_granularity": "full"}),
+    "full recompute, block, TP2+SP": (
+        2,
+        {
+            "recompute_granularity": "full",
+            "recompute_method": "block",
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+        },
+    ),
+    "selective recompute": (1, {"recompute_granularity": "selective"}),
+}
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> list[tuple[float, float]]:
+    (steps,) = run_ranks(1, train, tiny_config(), NUM_STEPS)
+    return steps
+
+
+def test_first_loss_is_that_of_a_uniform_guess(one_rank: list[tuple[float, float]]) -> None:
+    assert one_rank[0][0] == pytest.approx(math.log(VOCAB_SIZE), rel=0.02)
+    assert one_rank[-1][0] < 0.8 * one_rank[0][0]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_gives_the_same_losses(name: str, one_rank: list[tuple[float, float]]) -> None:
+    world_size, parallel = LAYOUTS[name]
+    for steps in run_ranks(world_size, train, tiny_config(parallel=parallel), NUM_STEPS):
+        for (loss, norm), (expected_loss, expected_norm) in zip(steps, one_rank, strict=True):
+            assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
+            assert norm == pytest.approx(expected_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", ["TP2", "PP2", "TP2xPP2"])
+def test_qwen_shapes_give_the_same_losses(name: str, tied: bool) -> None:
+    model = {"add_qkv_bias": True, "qk_layernorm": True, "share_embeddings_and_output_weights": tied}
+    (expected,) = run_ranks(1, train, tiny_config(model=model), 4)
+    world_size, parallel = LAYOUTS[name]
+    for steps in run_ranks(world_size, train, tiny_config(model=model, parallel=parallel), 4):
+        assert [loss for loss, _ in steps] == pytest.approx([loss for loss, _ in expected], rel=TOLERANCE)
+        assert [norm for _, norm in steps] == pytest.approx([norm for _, norm in expected], rel=1e-4)

@@ -1,0 +1,103 @@
+"""Tiny runs on real ranks: what the equivalence, checkpoint and resume tests share."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from megatron_7b.config.schema import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+VOCAB_SIZE = 509  # not a multiple of anything, so that every layout pads
+SEQ_LENGTH = 32
+
+
+@dataclasses.dataclass
+class ArrayBatch:
+    """The four arrays of a microbatch, each [b, s]."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    loss_mask: np.ndarray
+    position_ids: np.ndarray
+
+
+def tiny_config(**sections: dict[str, Any]) -> RunConfig:
+    """Return a four-layer FP32 model with grouped queries; `sections` overrides fields, e.g. `parallel={...}`."""
+    config = RunConfig(
+        model=ModelConfig(
+            num_layers=4,
+            hidden_size=64,
+            ffn_hidden_size=96,
+            num_attention_heads=4,
+            num_query_groups=2,
+            vocab_size=VOCAB_SIZE,
+            make_vocab_size_divisible_by=8,
+            transformer_impl="local",
+        ),
+        parallel=ParallelConfig(),
+        precision=PrecisionConfig(params_dtype="fp32"),
+        optimizer=OptimizerConfig(lr=1e-2),
+        data=DataConfig(seq_length=SEQ_LENGTH),
+        training=TrainingConfig(micro_batch_size=2, global_batch_size=8, seed=7),
+    )
+    return dataclasses.replace(
+        config, **{name: dataclasses.replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    )
+
+
+def batches(config: RunConfig, step: int, *, dp_rank: int, dp_size: int, masked: bool = True) -> list[ArrayBatch]:
+    """Return one data-parallel rank's microbatches of a step: the same global batch at every layout.
+
+    The text is a noisy ramp, so there is something to learn; a fifth of the loss mask is zero, so that the mean per
+    token is not the mean of the means.
+    """
+    training, s = config.training, config.data.seq_length
+    random = np.random.default_rng(1000 + step)
+    starts = random.integers(0, VOCAB_SIZE, size=(training.global_batch_size, 1))
+    noise = random.integers(0, 3, size=(training.global_batch_size, s + 1))
+    ids = (starts + np.arange(s + 1) * 5 + noise) % 61  # few distinct tokens are learnt within ten steps
+    mask = np.ones((training.global_batch_size, s), dtype=np.float32)
+    if masked:
+        mask[random.random(mask.shape) < 0.2] = 0.0
+    size = training.micro_batch_size
+    rows = [
+        slice(first + dp_rank * size, first + (dp_rank + 1) * size)
+        for first in range(0, training.global_batch_size, size * dp_size)
+    ]
+    positions = np.broadcast_to(np.arange(s), (size, s)).copy()
+    return [ArrayBatch(ids[r, :-1].copy(), ids[r, 1:].copy(), mask[r].copy(), positions) for r in rows]
+
+
+def run_steps(trainer: Any, steps: Iterator[int] | range, *, masked: bool = True) -> list[tuple[float, float]]:
+    """Train on `steps` and return (loss, gradient norm) of each."""
+    from megatron_7b.training.step import train_step
+
+    layout, results = trainer.layout, []
+    for step in steps:
+        rows = batches(trainer.config, step, dp_rank=layout.dp_rank, dp_size=layout.dp_size, masked=masked)
+        result = train_step(trainer, rows, trainer.config.optimizer.lr)
+        results.append((result.loss, result.grad_norm))
+    return results
+
+
+def build(config: RunConfig) -> Any:
+    """Build a trainer on the current process group."""
+    from megatron_7b.training.assemble import build_trainer
+
+    assert dist.is_initialized()
+    return build_trainer(config, "cpu")
+
+
+def train(config: RunConfig, num_steps: int) -> list[tuple[float, float]]:
+    """Entry point of a rank: train a fresh model and return (loss, gradient norm) of each step."""
+    return run_steps(build(config), range(num_steps))

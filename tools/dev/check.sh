@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Every check that is no test, all of them even when one fails; ends with a line per check. --fix rewrites what it can.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit
+PATH="$PWD/.venv/bin:$PATH"
+
+fix=false
+case ${1:-} in
+    "") ;;
+    --fix) fix=true ;;
+    *) echo "usage: tools/dev/check.sh [--fix]" >&2 && exit 2 ;;
+esac
+
+# What is ours: tracked files, and new ones that git does not ignore (a plain find where there is no git).
+ours() {
+    if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+        git ls-files --cached --others --exclude-standard --deduplicate -- "$@" | while read -r file; do [ ! -f "$file" ] || echo "$file"; done
+    else
+        local pattern
+        for pattern in "$@"; do find . -name .venv -prune -o -type f -name "${pattern##*/}" -print; done | sed 's|^\./||'
+    fi
+}
+
+mapfile -t cpp < <(ours '*.cpp' '*.h' '*.hpp')
+mapfile -t shell < <({ ours '*.sh' '*.sbatch'; ours .ci/run; } | sort -u)
+
+if $fix; then
+    ruff check --fix --quiet .
+    ruff format --quiet .
+    [ "${#cpp[@]}" = 0 ] || clang-format -i "${cpp[@]}"
+fi
+
+failed=()
+summary=""
+check() {
+    local name=$1 started=$SECONDS output
+    shift
+    if output=$("$@" 2>&1); then
+        summary+=$(printf '%-14s ok      %3d s' "$name" $((SECONDS - started)))$'\n'
+    else
+        printf -- '--- %s: %s\n%s\n' "$name" "$*" "$output" | cut -c1-400
+        summary+=$(printf '%-14s FAILED  %3d s' "$name" $((SECONDS - started)))$'\n'
+        failed+=("$name")
+    fi
+}
+
+check ruff-format ruff format --check .
+check ruff ruff check .
+check mypy mypy
+check layers lint-imports
+check pydoclint pydoclint --quiet megatron_7b
+check codespell codespell megatron_7b csrc tools examples tests docs .ci setup.py pyproject.toml Makefile README.md CHANGELOG.md CONTRIBUTING.md
+[ "${#cpp[@]}" = 0 ] || check clang-format clang-format --dry-run --Werror "${cpp[@]}"
+[ "${#shell[@]}" = 0 ] || check shellcheck shellcheck --external-sources "${shell[@]}"
+
+printf '\n%s' "$summary"
+if [ "${#failed[@]}" != 0 ]; then
+    echo "check: ${#failed[@]} failed: ${failed[*]}"
+    exit 1
+fi
+echo "check: all passed"
