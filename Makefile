@@ -10,6 +10,8 @@ SHELL := /bin/bash
 .PHONY: help setup quickstart test check format native-test clean
 
 BIN := .venv/bin
+# Byte code is worth writing even where the environment forbids it: importing torch without takes 20 seconds, not 4.
+unexport PYTHONDONTWRITEBYTECODE
 # Test processes; each runs its ranks with one thread. More than 4 only fight over memory.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 # make test PYTEST_ARGS="tests/data -k blend"

@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.problems import Problem, raise_problems
 from megatron_7b.config.reading import read_settings
-from megatron_7b.config.rules import find_conflicts
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.config.sources import Setting, flatten, merge, read_source, write_yaml
 
@@ -22,23 +22,33 @@ def load_config(
     overrides: Mapping[str, object] | None = None,
     *,
     world_size: int | None = None,
+    require_data: bool = False,
+    problems: Sequence[Problem] = (),
 ) -> RunConfig:
     """Build a configuration from presets, files and overrides.
 
     Args:
         source: A preset's name or a YAML file, several of them (later ones win), or None for the defaults.
         overrides: Values by dotted path, such as `{"training.train_steps": 10}`; texts are read as on the command line.
-        world_size: Ranks, where known. Only used to report impossible combinations beside other problems.
+        world_size: As for `check_config`; see below.
+        require_data: As for `check_config`; see below.
+        problems: What the caller found wrong with the command line, to be reported in the same message.
 
     Raises:
         ConfigError: A source cannot be read, or options are unknown or of the wrong type. All of these are in the one
-            message, along with the impossible combinations among the options that could be read. Combinations alone
-            do not fail here: `check_config` is for that.
+            message, along with what `check_config` would say of the options that could be read. The latter alone does
+            not fail here.
     """
     names = [source] if isinstance(source, str | Path) else list(source or ())
     layers = [read_source(name).settings for name in names]
     layers.append(flatten(overrides or {}, COMMAND_LINE))
-    return _read_or_raise(merge(layers), world_size)
+    settings = merge(layers)
+    config, unreadable = read_settings(settings)
+    if problems or unreadable:
+        faulty = {path for problem in unreadable for path in (problem.path, problem.meant) if path}
+        conflicts = find_conflicts(config, world_size=world_size, require_data=require_data, ignore=faulty)
+        raise_problems([*problems, *unreadable, *(_with_origin(conflict, settings) for conflict in conflicts)])
+    return config
 
 
 def override_config(config: RunConfig, overrides: Mapping[str, object]) -> RunConfig:
@@ -48,7 +58,7 @@ def override_config(config: RunConfig, overrides: Mapping[str, object]) -> RunCo
         ConfigError: An option is unknown or of the wrong type; all of them in one message.
     """
     layers = [flatten(config_to_dict(config), "before"), flatten(overrides, COMMAND_LINE)]
-    return _read_or_raise(merge(layers), None)
+    return _read_or_raise(merge(layers))
 
 
 def check_config(config: RunConfig, *, world_size: int | None = None, require_data: bool = False) -> None:
@@ -76,7 +86,7 @@ def config_from_dict(tree: Mapping[str, object]) -> RunConfig:
     Raises:
         ConfigError: Options are unknown or of the wrong type; all of them in one message.
     """
-    return _read_or_raise(flatten(tree, "dict"), None)
+    return _read_or_raise(flatten(tree, "dict"))
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
@@ -92,12 +102,9 @@ def dump_config(config: RunConfig) -> str:
     return write_yaml(config_to_dict(config), "Effective configuration; megatron-7b pretrain --config reads it.")
 
 
-def _read_or_raise(settings: Mapping[str, Setting], world_size: int | None) -> RunConfig:
+def _read_or_raise(settings: Mapping[str, Setting]) -> RunConfig:
     config, problems = read_settings(settings)
-    if problems:
-        faulty = {path for problem in problems for path in (problem.path, problem.meant) if path}
-        conflicts = find_conflicts(config, world_size=world_size, ignore=faulty)
-        raise_problems([*problems, *(_with_origin(conflict, settings) for conflict in conflicts)])
+    raise_problems(problems)
     return config
 
 

@@ -63,7 +63,9 @@ class Option:
             metavar = "|".join(self.choices)
         elif self.takes_many:
             items = typing.get_args(self.annotation)
-            metavar = f"{_METAVARS[items[0]]} …" if items[-1] is Ellipsis else " ".join(_METAVARS[item] for item in items)
+            metavar = (
+                f"{_METAVARS[items[0]]} …" if items[-1] is Ellipsis else " ".join(_METAVARS[item] for item in items)
+            )
         else:
             metavar = _METAVARS[typing.cast(type, self.annotation)]
         return f"{metavar}|none" if self.optional else metavar

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from megatron_7b.errors import ConfigError
 
+NOT_GIVEN = object()
+"""Stands for the value of an option that was named without one."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -24,7 +27,8 @@ class Problem:
 
     def __str__(self) -> str:
         origin = f"  ({self.origin})" if self.origin else ""
-        return f"{self.path} = {shown(self.value)}{origin}\n    {self.message}"
+        value = "" if self.value is NOT_GIVEN else f" = {shown(self.value)}"
+        return f"{self.path}{value}{origin}\n    {self.message}"
 
 
 def shown(value: object) -> str:

@@ -1,7 +1,7 @@
 """From settings as they were written (YAML scalars, texts of the command line) to typed, frozen sections.
 
 Written out rather than left to a validation library: the schema is flat, the command line starts a quarter of a second
-sooner, and each refusal can say exactly what is allowed (a bool is not an integer here, `none` is None only where None is).
+sooner, and each refusal can say exactly what is allowed (a bool is not an integer here).
 """
 
 import dataclasses

@@ -37,8 +37,8 @@ class Source:
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets, sorted."""
-    return sorted(path.stem for path in PRESETS_FOLDER.glob("*.yaml"))
+    """Names of the shipped presets, sorted; `_`-files only serve to be extended."""
+    return sorted(path.stem for path in PRESETS_FOLDER.glob("[!_]*.yaml"))
 
 
 def read_source(source: str | Path) -> Source:
@@ -82,7 +82,7 @@ def _contains(group: str, path: str) -> bool:
 
 def _locate(name: str, *, relative_to: Path) -> Path:
     """Resolve a preset name or a path; a name with a suffix or a folder is always a path."""
-    if name in preset_names():
+    if name in preset_names() or (relative_to == PRESETS_FOLDER and name.isidentifier()):
         return PRESETS_FOLDER / f"{name}.yaml"
     path = relative_to / name
     if path.is_file():

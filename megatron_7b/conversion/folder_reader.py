@@ -75,7 +75,7 @@ class HuggingFaceFolder(Mapping[str, Tensor]):
 
     def _add_file(self, file: Path, expected: frozenset[str] | None) -> None:
         try:
-            opened = safe_open(file, framework="pt")
+            opened: Any = safe_open(file, framework="pt")
         except (OSError, SafetensorError) as error:
             raise ConversionError(
                 f"{file} cannot be read: {error}", hint="the file is missing or was not copied completely"

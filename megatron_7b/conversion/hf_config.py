@@ -51,7 +51,7 @@ def from_hugging_face_config(
         ffn_hidden_size=reader.integer("intermediate_size"),
         num_attention_heads=reader.integer("num_attention_heads"),
         num_query_groups=reader.optional_integer("num_key_value_heads"),
-        kv_channels=reader.optional_integer("head_dim"),
+        kv_channels=_head_width(reader),
         vocab_size=reader.integer("vocab_size"),
         max_position_embeddings=max_position_embeddings or reader.integer("max_position_embeddings"),
         rotary_base=_Reader(rope, reader.problems, "rope_parameters.").number("rope_theta", positive=True),
@@ -205,6 +205,13 @@ class _Reader:
         return stand_in
 
 
+def _head_width(reader: _Reader) -> int | None:
+    """The width of a head, None where it is hidden_size / num_attention_heads, so that one model has one form."""
+    width = reader.optional_integer("head_dim")
+    regular = width is not None and width * reader.integer("num_attention_heads") == reader.integer("hidden_size")
+    return None if regular else width
+
+
 def _is_positive_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
@@ -222,9 +229,11 @@ def _unrepresentable(values: Mapping[str, object], family: Family) -> list[str]:
         problems.append(f"architectures is {architectures!r}, only [{family.class_name!r}] can be converted")
     if values.get("hidden_act") not in ("silu", "swish"):
         problems.append(f"hidden_act is {values.get('hidden_act')!r}, only 'silu' (SwiGLU) can be represented")
-    for flag in family.refused_flags:
-        if values.get(flag):
-            problems.append(f"{flag} is {values[flag]!r}: biases beyond query, key and value cannot be represented")
+    problems.extend(
+        f"{flag} is {values[flag]!r}: biases beyond query, key and value cannot be represented"
+        for flag in family.refused_flags
+        if values.get(flag)
+    )
     if values.get("quantization_config"):
         problems.append("quantization_config is set: quantised weights are not converted, use the original ones")
     return problems
@@ -255,11 +264,12 @@ def _window_problems(values: Mapping[str, object], family: Family, model: ModelC
         return [f"sliding_window is {window!r}, expected a positive integer or null"]
     if cast(int, window) >= model.max_position_embeddings:
         return []
-    return [
+    problem = (
         f"sliding_window is {window} in {layers} of {model.num_layers} layers, below max_position_embeddings "
         f"{model.max_position_embeddings}: windowed attention cannot be represented "
         f"(--max-position-embeddings {window} converts the model exactly for sequences up to that length)"
-    ]
+    )
+    return [problem]
 
 
 def _windowed_layers(values: Mapping[str, object], family: Family, num_layers: int) -> int:

@@ -146,7 +146,7 @@ class QueryKeyValue:
         """Split into query, key, value."""
         _check_shape(tensor, self.canonical_shape)
         grouped = tensor.reshape(self.num_query_groups, sum(self._rows_per_group), *self._tail)
-        parts = grouped.split(self._rows_per_group, dim=1)
+        parts = torch.split(grouped, list(self._rows_per_group), dim=1)
         return tuple(part.reshape(shape) for part, shape in zip(parts, self.hugging_face_shapes, strict=True))
 
     def from_hugging_face(self, *parts: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class GateUp:
     def to_hugging_face(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Split into gate, up."""
         _check_shape(tensor, self.canonical_shape)
-        return tensor.split(self.ffn_hidden_size)
+        return torch.split(tensor, self.ffn_hidden_size)
 
     def from_hugging_face(self, *parts: Tensor) -> Tensor:
         """Join gate, up."""

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from megatron_7b.runtime.device import DeviceType
+from megatron_7b.runtime.device_facts import processor
 
 MatmulFormat = Literal["fp32", "bf16", "fp8"]
 
@@ -76,9 +77,7 @@ def device_name(device_type: DeviceType) -> str:
     """Return the name of this process's device: torch's name of the GPU, or the processor's model."""
     if device_type == "cuda":
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return match.group(1) if match else "CPU"
+    return processor()
 
 
 def peak_memory_bytes(device_type: DeviceType) -> int:

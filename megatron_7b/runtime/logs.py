@@ -34,12 +34,13 @@ def configure_logging(rank: int = 0, *, level: int = logging.INFO) -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(_LINE if rank == 0 else f"%(asctime)s %(levelname)-7s [rank {rank}] %(message)s", _TIME))
+        prefix = "" if rank == 0 else f"[rank {rank}] "
+        handler.setFormatter(logging.Formatter(_LINE.replace("%(message)", f"{prefix}%(message)"), _TIME))
     handler.setLevel(level if rank == 0 else max(level, logging.WARNING))
     for logger in _loggers():
         _remove_handlers(logger)
         logger.addHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(logging.DEBUG)  # each handler decides for itself; the log file takes everything
         logger.propagate = False
     logging.captureWarnings(True)
 

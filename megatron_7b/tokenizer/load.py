@@ -9,7 +9,9 @@ from megatron_7b.tokenizer.byte_level import MARKER_FILE, ByteTokenizer
 
 type TokenizerKind = Literal["hugging_face", "sentencepiece", "tiktoken", "bytes"]
 
-_EXPECTED = "expected a Hugging Face folder, tokenizer.json, a SentencePiece .model, a .tiktoken file, or the word bytes"
+_EXPECTED = (
+    "expected a Hugging Face folder, tokenizer.json, a SentencePiece .model, a .tiktoken file, or the word bytes"
+)
 
 
 def load_tokenizer(path: str | Path, *, kind: TokenizerKind | None = None) -> Tokenizer:

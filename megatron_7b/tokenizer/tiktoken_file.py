@@ -72,16 +72,19 @@ class TiktokenTokenizer:
         return hash_identity(self.kind, self._content, json.dumps(asdict(self.settings), sort_keys=True).encode())
 
     def encode(self, text: str) -> list[int]:
-        """tiktoken's ids of the text taken as ordinary text."""
-        return self._encoding.encode_ordinary(text)
+        """The library's ids of the text taken as ordinary text."""
+        ids: list[int] = self._encoding.encode_ordinary(text)
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The same for many texts, on threads."""
-        return self._encoding.encode_ordinary_batch(list(texts))
+        ids: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text with special tokens written out."""
-        return self._encoding.decode(list(ids))
+        text: str = self._encoding.decode(list(ids))
+        return text
 
     def save(self, folder: Path) -> None:
         """Write the rank file, and beside it the settings spelled out."""

@@ -3,12 +3,14 @@
 Order and names of the fields are those of the lines in metrics.jsonl, which scripts outside the project read.
 """
 
-import dataclasses
 import json
 import math
 from dataclasses import dataclass
 
-from megatron_7b.config.schema import RunConfig
+import torch
+
+from megatron_7b.config.schema import PrecisionConfig, RunConfig
+from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.sizes import causal_flops_per_token
 from megatron_7b.runtime.device import DeviceType
 from megatron_7b.runtime.hardware import MatmulFormat, device_name, peak_tflops
@@ -88,25 +90,31 @@ class Throughput:
         return tokens_per_second, tflops, tflops / self.peak_tflops if self.peak_tflops else None
 
 
-def build_throughput(config: RunConfig, *, world_size: int, device_type: DeviceType, vocab_size: int) -> Throughput:
+def build_throughput(config: RunConfig, *, world_size: int, device_type: DeviceType) -> Throughput:
     """Collect what the rates of a run depend on.
 
     Args:
-        config: Effective configuration of the run.
+        config: Effective configuration of the run, with its true vocabulary size.
         world_size: Number of ranks, one device each.
         device_type: What the ranks compute on; no peak is known of a CPU.
-        vocab_size: True vocabulary size, without padding.
     """
-    model = dataclasses.replace(config.model, vocab_size=vocab_size)
-    matmul_format = _matmul_format(config)
+    matmul_format = _matmul_format(config.precision, device_type)
     return Throughput(
-        flops_per_token=causal_flops_per_token(model, config.data.seq_length),
+        flops_per_token=causal_flops_per_token(config.model, config.data.seq_length),
         num_devices=world_size,
         peak_tflops=peak_tflops(device_name(device_type), matmul_format) if device_type == "cuda" else None,
     )
 
 
-def _matmul_format(config: RunConfig) -> MatmulFormat:
-    if config.precision.fp8 != "none":
+def _matmul_format(precision: PrecisionConfig, device_type: DeviceType) -> MatmulFormat:
+    if precision.fp8 != "none":
         return "fp8"
-    return "bf16" if config.precision.params_dtype == "bf16" else "fp32"
+    return "bf16" if params_dtype(precision, device_type) is torch.bfloat16 else "fp32"
+
+
+def format_count(number: float) -> str:
+    """Write a count with three significant digits and the unit that language models are counted in: 1.23B, 19.5k."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"

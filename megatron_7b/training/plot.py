@@ -1,16 +1,17 @@
 """loss.png: training and validation loss over the steps and tokens of a run, drawn from its metrics.jsonl."""
 
+import itertools
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_7b.training.metrics import format_count
 from megatron_7b.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.ticker import EngFormatter
 
 MAX_POINTS = 4000
 """Points of the raw curve that are drawn; more only make the file larger and the line thicker."""
@@ -77,20 +78,24 @@ def plot_loss(metrics: Path, picture: Path, *, title: str = "") -> bool:
     return True
 
 
-def smoothed(losses: list[float], window: int) -> list[float]:
-    """Return the running mean over the last `window` values (fewer at the beginning)."""
-    total, means = 0.0, []
-    for index, loss in enumerate(losses):
-        total += loss - (losses[index - window] if index >= window else 0.0)
-        means.append(total / min(index + 1, window))
+def centred_mean(values: list[float], window: int) -> list[float]:
+    """Return the mean of the values within half a window on either side of each (fewer at the ends).
+
+    Centred, because a trailing mean would lag behind a falling loss and look worse than it is.
+    """
+    half = window // 2
+    sums = [0.0, *itertools.accumulate(values)]
+    means = []
+    for index in range(len(values)):
+        start, end = max(0, index - half), min(len(values), index + half + 1)
+        means.append((sums[end] - sums[start]) / (end - start))
     return means
 
 
 def _draw_losses(axes: "Axes", curves: LossCurves) -> None:
     stride = math.ceil(len(curves.steps) / MAX_POINTS) or 1
     window = len(curves.steps) // 50
-    is_long = window >= 4
-    raw_label = None if is_long else "training"
+    is_long = window >= 3
     axes.plot(
         curves.steps[::stride],
         curves.losses[::stride],
@@ -99,36 +104,24 @@ def _draw_losses(axes: "Axes", curves: LossCurves) -> None:
         alpha=0.3 if is_long else 1.0,
         marker="o" if len(curves.steps) <= 30 else None,
         markersize=3,
-        label=raw_label,
+        label="training",
     )
     if is_long:
-        means = smoothed(curves.losses, window)
-        axes.plot(curves.steps[::stride], means[::stride], color=_TRAINING, linewidth=1.8, label=f"training, mean of {window} steps")
+        means = centred_mean(curves.losses, window)[::stride]
+        axes.plot(curves.steps[::stride], means, color=_TRAINING, linewidth=1.8, label=f"mean of {window} steps")
     if curves.validation_steps:
-        axes.plot(
-            curves.validation_steps,
-            curves.validation_losses,
-            color=_VALIDATION,
-            linewidth=1.4,
-            marker="o",
-            markersize=4,
-            label="validation",
-        )
-        axes.annotate(
-            f"{curves.validation_losses[-1]:.3f}",
-            (curves.validation_steps[-1], curves.validation_losses[-1]),
-            xytext=(6, 6),
-            textcoords="offset points",
-            color=_VALIDATION,
-            fontsize=9,
-        )
+        steps, losses = curves.validation_steps, curves.validation_losses
+        axes.plot(steps, losses, color=_VALIDATION, linewidth=1.4, marker="o", markersize=4, label="validation")
+        place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 9}
+        axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), color=_VALIDATION, **place)
     if curves.skipped_steps:
-        bottom = [axes.get_ylim()[0]] * len(curves.skipped_steps)
-        axes.plot(curves.skipped_steps, bottom, linestyle="none", marker="x", color=_SKIPPED, label="skipped steps", clip_on=False)
+        along_bottom = axes.get_xaxis_transform()
+        heights = [0.02] * len(curves.skipped_steps)
+        axes.plot(curves.skipped_steps, heights, "x", color=_SKIPPED, transform=along_bottom, label="skipped steps")
 
 
 def _dress(axes: "Axes", curves: LossCurves, title: str) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("step", color=_QUIET)
     axes.set_ylabel("loss per token (nats)", color=_QUIET)
@@ -141,28 +134,28 @@ def _dress(axes: "Axes", curves: LossCurves, title: str) -> None:
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#b6bcc4")
     axes.legend(frameon=False)
+    axes.set_xlim(0, max(1, *curves.steps[-1:], *curves.validation_steps[-1:], *curves.skipped_steps[-1:]) * 1.03)
     if len(curves.tokens) >= 2 and curves.tokens[-1] > curves.tokens[0]:
-        _add_token_axis(axes, curves, EngFormatter(sep=""))
+        _add_token_axis(axes, curves)
     if title:
         axes.set_title(title, loc="left", fontsize=11, pad=12)
 
 
-def _add_token_axis(axes: "Axes", curves: LossCurves, formatter: "EngFormatter") -> None:
+def _add_token_axis(axes: "Axes", curves: LossCurves) -> None:
     """Put the consumed tokens along the top; a ramped-up batch makes them a curved function of the step."""
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
     steps, tokens = np.array([0, *curves.steps]), np.array([0, *curves.tokens])
-    per_step_at_end = (tokens[-1] - tokens[-2]) / (steps[-1] - steps[-2])
-    # One step beyond either end, so that the margins of the axes have a scale too.
-    steps = np.array([2 * steps[0] - steps[1], *steps, steps[-1] + steps[-1]])
-    tokens = np.array([2 * tokens[0] - tokens[1], *tokens, tokens[-1] + per_step_at_end * (steps[-1] - steps[-2])])
+    # As far again as the run has come, at its last pace, so that the margin on the right has a scale too.
+    pace = (tokens[-1] - tokens[-2]) / (steps[-1] - steps[-2])
+    steps, tokens = np.append(steps, 2 * steps[-1]), np.append(tokens, tokens[-1] + pace * steps[-1])
     top = axes.secondary_xaxis(
         "top",
         functions=(lambda step: np.interp(step, steps, tokens), lambda token: np.interp(token, tokens, steps)),
     )
     top.set_xlabel("tokens", color=_QUIET)
     top.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    top.xaxis.set_major_formatter(formatter)
+    top.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens))
     top.tick_params(colors=_QUIET)
     top.spines["top"].set_visible(False)

@@ -13,7 +13,6 @@ Only the main rank writes, and whole files appear by rename.
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import json
 import logging
@@ -21,7 +20,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 from megatron_7b.config import config_to_dict, load_config, save_config
 from megatron_7b.config.schema import RunConfig
@@ -112,58 +111,57 @@ def _contradict(path: str, before: object, after: object) -> bool:
     return not (name in _DERIVED_MODEL_OPTIONS and None in (before, after))
 
 
-def open_run_folder(folder: RunFolder, config: RunConfig) -> None:
-    """Make the folder ready for a start: create it, say what changed since the last start, save the configuration.
+@contextlib.contextmanager
+def opened(folder: RunFolder, config: RunConfig) -> Iterator[None]:
+    """Create the folder where it is absent, keep other runs out of it for the duration, and save the configuration.
 
     For the main rank, after `check_run_folder`.
 
+    Args:
+        folder: The run folder.
+        config: Effective configuration; what changed in it since the last start is logged.
+
     Raises:
         ConfigError: The folder cannot be created or written to.
+        TrainingError: Another run is writing to it.
     """
-    if folder.config.exists() and folder.has_history:
-        for path, before, after in _differences(load_config(folder.config), config):
-            logger.info("%s has changed since the last start: %s, was %s", path, after, before)
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder.config)
+        lock = open(folder.root / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until the end)
     except OSError as error:
         raise ConfigError(
             f"the run folder {folder.root} cannot be written to: {error.strerror}",
             hint="give a --run-dir that you may write to, with free space",
         ) from error
-
-
-@contextlib.contextmanager
-def claimed(folder: RunFolder) -> Iterator[None]:
-    """Keep other runs out of an existing folder for the duration of a with block; the main rank does so.
-
-    The lock dies with the process. A file system without locks is used as it is. An earlier life of the same Slurm job
-    does not count as another run: its node may have been given up by Slurm while its processes linger on.
-
-    Raises:
-        TrainingError: Another process is training in this folder.
-    """
-    holder_name = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
-    with open(folder.root / ".lock", "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                lock.seek(0)
-                _refuse_unless_same_job(folder, lock.read(), holder_name["slurm_job"])
-            else:
-                logger.warning("%s does not support locks (%s): see to it that only one run writes there", folder.root, error)
-        lock.truncate(0)
-        lock.write(json.dumps(holder_name))
-        lock.flush()
+    with lock:
+        _claim(folder, lock)
+        if folder.config.exists() and folder.has_history:
+            for path, before, after in _differences(load_config(folder.config), config):
+                logger.info("%s has changed since the last start: %s, was %s", path, after, before)
+        save_config(config, folder.config)
         yield
 
 
-def _refuse_unless_same_job(folder: RunFolder, holder_text: str, own_job: object) -> None:
+def _claim(folder: RunFolder, lock: TextIO) -> None:
+    """Take the folder's lock, which dies with the process; a file system without locks is used as it is.
+
+    An earlier life of the same Slurm job does not count as another run: Slurm may have given up its node while its
+    processes linger on.
+    """
+    own_job = os.environ.get("SLURM_JOB_ID")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        _refuse_unless_same_job(folder, lock.read(), own_job)
+    except OSError as error:
+        logger.warning("%s knows no locks (%s): see to it that only one run writes there", folder.root, error.strerror)
+    lock.truncate(0)
+    lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": own_job}))
+    lock.flush()
+
+
+def _refuse_unless_same_job(folder: RunFolder, holder_text: str, own_job: str | None) -> None:
     try:
         holder = json.loads(holder_text)
     except json.JSONDecodeError:

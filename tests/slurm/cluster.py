@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -100,7 +101,7 @@ def write_configuration(folder: Path, node_names: list[str], cpus: int) -> None:
     controller_port, *node_ports = free_ports(1 + len(node_names))
     host = socket.gethostname().split(".")[0]
     nodes = [
-        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.1.{index} Port={port} CPUs={cpus} State=UNKNOWN"
+        f"NodeName={name} NodeHostname={name} NodeAddr=127.0.1.{index} Port={port} CPUs={cpus} Gres=gpu:8 State=UNKNOWN"
         for index, (name, port) in enumerate(zip(node_names, node_ports, strict=True), start=1)
     ]
     # Job numbers start anywhere, so that two clusters on one machine get different rendezvous ports.
@@ -128,6 +129,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SwitchType=switch/none
+GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
@@ -141,6 +143,10 @@ MailProg=/bin/true
         + "\n".join(nodes)
         + f"\nPartitionName=batch Nodes={','.join(node_names)} Default=YES State=UP\n"
     )
+    # GPUs that can be asked for: as far as Slurm sees, any character device is one.
+    (folder / "gres.conf").write_text(f"Name=gpu Count=8 File={folder}/gpu[0-7]\n")
+    for index in range(8):
+        os.mknod(folder / f"gpu{index}", stat.S_IFCHR | 0o600, os.stat("/dev/null").st_rdev)
     # No cgroup plugin is in use, yet slurmd wants to know which one it is not using.
     (folder / "cgroup.conf").write_text(f"CgroupPlugin={'disabled' if slurm_version() >= (23, 11) else 'cgroup/v1'}\n")
     hosts = "".join(f"127.0.1.{index} {name}\n" for index, name in enumerate(node_names, start=1))

@@ -82,48 +82,83 @@ find_compiler() {
     fail "no C++17 compiler: $(advice g++ gcc-c++ gcc)"
 }
 
-# One hash over the contents of files, so that a fresh checkout's times do not matter.
-hash_of() { cat "$@" | cksum | tr ' ' -; }
+# Print the requirements of some extras, one a line.
+requirements_of() {
+    $VENV/bin/python - "$@" <<'PYTHON'
+import sys, tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+print(*(requirement for extra in sys.argv[1:] for requirement in extras[extra]), sep="\n")
+PYTHON
+}
 
-requirements=$(hash_of pyproject.toml)
-sources=$(find csrc -path csrc/tests -prune -o -type f -print | LC_ALL=C sort | xargs cat setup.py megatron_7b/__init__.py | cksum | tr ' ' -)
+# pip install, with the large downloads named: the first time they take minutes.
+# --no-compile: byte-compiling all 12,000 modules of torch and transformers takes a minute, and few are ever imported.
+install() {
+    local log=$VENV/setup.log
+    if ! $VENV/bin/python -u -m pip install --disable-pip-version-check --no-compile --progress-bar off "$@" 2>&1 |
+        tee "$log" | sed -un 's/^ *Downloading \(.*\) (\([0-9]\{2,\}[0-9.]* [MG]B\))$/setup: downloading \1 (\2)/p
+            s/^ *Building editable for .*: started$/setup: compiling the extension/p
+            s/^Installing collected packages: .*/setup: unpacking the packages/p'; then
+        grep -m 8 -iE '^ *error|error:' "$log" || tail -n 20 "$log"
+        fail "pip could not install the project; all that it said is in $log"
+    fi
+}
+
+# Import what every run imports: it proves the installation, and leaves the byte code of just those modules behind, also
+# where the environment forbids writing it (a torch without byte code takes 20 seconds to import instead of 4).
+import_once() {
+    local output
+    output=$(env -u PYTHONDONTWRITEBYTECODE $VENV/bin/python -W ignore - 2>&1 <<'PYTHON'
+import matplotlib.pyplot, orjson, psutil, pyarrow.parquet, pydantic, rich.progress, tokenizers, tyro, yaml
+import torch.distributed.checkpoint, torch.distributed.run, torch.utils.tensorboard
+import megatron.core.dist_checkpointing, megatron.core.distributed, megatron.core.optimizer
+import megatron.core.models.hybrid.hybrid_model, megatron.core.pipeline_parallel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
+import megatron_7b.data._index
+PYTHON
+    ) || fail "what was installed does not import: $output"
+}
+
+# One hash over contents, so that a fresh checkout's times do not matter.
+hash_of() { cat "$@" | cksum | tr ' ' -; }
+stamp() { cat "$STAMPS/$1" 2>/dev/null || true; }
 
 # An environment whose interpreter has gone, or that was made elsewhere and moved here, is no use.
-made_here() { grep -q "^command = .* $(pwd)/$VENV\$" $VENV/pyvenv.cfg 2>/dev/null && $VENV/bin/python -c '' 2>/dev/null; }
+made_here() { grep -q "^command = .* $PWD/$VENV\$" $VENV/pyvenv.cfg 2>/dev/null && $VENV/bin/python -c '' 2>/dev/null; }
 if [ -d $VENV ] && ! made_here; then
     echo "setup: making $VENV anew (its interpreter or its place has changed)"
     rm -rf $VENV
 fi
 
-todo=()
+mapfile -t sources < <(find csrc -path csrc/tests -prune -o -type f -print | LC_ALL=C sort)
+requirements=$(hash_of pyproject.toml)
+project=$requirements+$(hash_of setup.py megatron_7b/__init__.py "${sources[@]}")
+missing=()
 for extra in "$@"; do
-    [ "$(cat "$STAMPS/extra-$extra" 2>/dev/null)" = "$requirements" ] || todo+=("$extra")
+    [ "$(stamp "extra-$extra")" = "$requirements" ] || missing+=("$extra")
 done
-if [ "${#todo[@]}" = 0 ] && [ "$(cat $STAMPS/project 2>/dev/null)" = "$requirements $sources" ]; then
-    exit 0
-fi
 
-find_compiler
-if [ ! -d $VENV ]; then
-    python=$(find_python)
-    free_gb=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1048576))
-    [ "$free_gb" -ge 10 ] || fail "$free_gb GB free in $PWD, and the installation needs about 10 (torch alone takes 5)"
-    echo "setup: making $VENV with $python ($("$python" -V)); the first installation takes a few minutes"
-    "$python" -m venv "$PWD/$VENV"
-fi
-
-# --no-compile: byte-compiling every module of torch and transformers takes longer than the few that are ever imported.
-extras=$(IFS=,; echo "${todo[*]}")
-log=$VENV/setup.log
-if ! $VENV/bin/python -u -m pip install --disable-pip-version-check --no-compile --progress-bar off \
-    --editable ".${extras:+[$extras]}" 2>&1 | tee "$log" |
-    sed -un 's/^ *Downloading \(.*\) (\([0-9.]* [MG]B\))$/setup: downloading \1 (\2)/p; s/^ *\(Installing [a-z ]*\): .*/setup: \1/p'; then
-    grep -iE '^ *error|error:' "$log" || tail -n 20 "$log"
-    fail "pip could not install the project; all that it said is in $log"
+if [ "$(stamp project)" != "$project" ]; then
+    find_compiler
+    if [ ! -d $VENV ]; then
+        python=$(find_python)
+        free_gb=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1048576))
+        [ "$free_gb" -ge 10 ] || fail "$free_gb GB free in $PWD, and the installation needs about 10 (torch alone takes 5)"
+        echo "setup: making $VENV with $python ($("$python" -V)); the first installation takes a few minutes"
+        "$python" -m venv "$PWD/$VENV"
+    fi
+    extras=$(IFS=,; echo "${missing[*]}")
+    install --editable ".${extras:+[$extras]}"
+    echo "setup: importing it once"
+    import_once
+elif [ "${#missing[@]}" != 0 ]; then
+    mapfile -t wanted < <(requirements_of "${missing[@]}")
+    echo "setup: installing what ${missing[*]} needs"
+    install "${wanted[@]}"
 fi
 
 mkdir -p $STAMPS
-echo "$requirements $sources" >$STAMPS/project
-for extra in "${todo[@]}"; do
+echo "$project" >$STAMPS/project
+for extra in "${missing[@]}"; do
     echo "$requirements" >"$STAMPS/extra-$extra"
 done

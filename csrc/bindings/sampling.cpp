@@ -1,0 +1,121 @@
+#include "bindings.h"
+#include "megatron_7b/batcher.h"
+#include "megatron_7b/permutation.h"
+
+namespace py = pybind11;
+
+namespace megatron_7b {
+
+namespace {
+
+using Indices = py::array_t<std::int64_t, py::array::c_style>;
+
+// Microbatches that a loader keeps in the air at once; more than these are freed when they come back.
+constexpr std::size_t kPooledBuffers = 64;
+
+struct Lease {
+  std::shared_ptr<BufferPool> pool;
+  BufferPool::Buffer buffer;
+  ~Lease() { pool->give_back(std::move(buffer)); }
+};
+
+class PooledBatcher {
+ public:
+  PooledBatcher(std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights,
+                std::int64_t seq_length, std::int64_t vocab_size, std::optional<std::int64_t> masked_eod)
+      : batcher_(std::move(streams), std::move(weights), seq_length, vocab_size, masked_eod) {}
+
+  // (tokens, labels, loss_mask, position_ids), views of one buffer that returns to the pool with the last of them.
+  py::tuple assemble(const Indices& indices) const {
+    const std::int64_t rows = indices.size();
+    const std::int64_t* numbers = indices.data();
+    const std::int64_t columns = batcher_.seq_length();
+    auto lease = std::make_unique<Lease>();
+    BatchView batch{};
+    {
+      const py::gil_scoped_release unlocked;
+      lease->pool = pool_;
+      lease->buffer = pool_->take(Batcher::batch_bytes(rows, columns));
+      batch = batcher_.view(lease->buffer.data.get(), rows);
+      batcher_.assemble(numbers, rows, batch);
+    }
+    const py::capsule owner(lease.release(), [](void* pointer) { delete static_cast<Lease*>(pointer); });
+    const auto ids = [&](std::int64_t* data) { return py::array_t<std::int64_t>({rows, columns}, data, owner); };
+    return py::make_tuple(ids(batch.tokens), ids(batch.labels), py::array_t<float>({rows, columns}, batch.loss_mask, owner),
+                          ids(batch.position_ids));
+  }
+
+  py::tuple locate(const Indices& indices) const {
+    Indices sets(indices.size());
+    Indices samples(indices.size());
+    for (py::ssize_t i = 0; i < indices.size(); ++i) {
+      const Blend::Pick picked = batcher_.pick(indices.data()[i]);
+      sets.mutable_data()[i] = picked.set;
+      samples.mutable_data()[i] = picked.sample;
+    }
+    return py::make_tuple(sets, samples);
+  }
+
+  const Batcher& get() const { return batcher_; }
+
+ private:
+  Batcher batcher_;
+  std::shared_ptr<BufferPool> pool_ = std::make_shared<BufferPool>(kPooledBuffers);
+};
+
+Indices as_array(const std::vector<std::int64_t>& values) {
+  return Indices(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple picks(const Blend& blend, std::int64_t begin, std::int64_t count) {
+  Indices sets(count);
+  Indices samples(count);
+  std::int64_t* set = sets.mutable_data();
+  std::int64_t* sample = samples.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Blend::Pick picked = blend.pick(begin + i);
+      set[i] = picked.set;
+      sample[i] = picked.sample;
+    }
+  }
+  return py::make_tuple(sets, samples);
+}
+
+}  // namespace
+
+void register_sampling(py::module_& module) {
+  using py::arg;
+  py::class_<Permutation>(module, "Permutation", "A keyed bijection of [0, size).")
+      .def(py::init<std::int64_t, std::uint64_t>(), arg("size"), arg("key"))
+      .def("__call__", &Permutation::operator(), arg("index"));
+
+  py::class_<TokenStream>(module, "TokenStream", "The order in which a range of documents is read.")
+      .def(py::init([](std::shared_ptr<Corpus> corpus, std::int64_t first, std::int64_t end, std::int64_t seq_length,
+                       std::uint64_t key, bool shuffle) {
+             return TokenStream(std::move(corpus), first, end, seq_length, key, shuffle);
+           }),
+           arg("corpus"), arg("first_document"), arg("end_document"), arg("seq_length"), arg("key"), arg("shuffle"))
+      .def_property_readonly("num_tokens", &TokenStream::num_tokens)
+      .def_property_readonly("num_samples", &TokenStream::num_samples)
+      .def("epoch_of", &TokenStream::epoch_of, arg("sample"));
+
+  py::class_<Blend>(module, "Blend", "Global sample number -> (set, sample of the set).")
+      .def(py::init<std::vector<std::int64_t>>(), arg("weights"))
+      .def_property_readonly("block_size", &Blend::block_size)
+      .def("picks", &picks, arg("begin"), arg("count"), "Sets and samples of the numbers [begin, begin + count).")
+      .def(
+          "counts", [](const Blend& self, std::int64_t n) { return as_array(self.counts(n)); }, arg("n"),
+          "Samples taken from each set before number n.");
+
+  py::class_<PooledBatcher>(module, "Batcher", "Assembles microbatches.")
+      .def(py::init<std::vector<TokenStream>, std::optional<std::vector<std::int64_t>>, std::int64_t, std::int64_t,
+                    std::optional<std::int64_t>>(),
+           arg("streams"), arg("weights"), arg("seq_length"), arg("vocab_size"), arg("masked_eod"))
+      .def("assemble", &PooledBatcher::assemble, arg("indices"),
+           "(tokens, labels, loss_mask, position_ids) of these samples.")
+      .def("locate", &PooledBatcher::locate, arg("indices"), "(sets, samples) of these global samples.");
+}
+
+}  // namespace megatron_7b

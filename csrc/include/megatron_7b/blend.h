@@ -1,0 +1,68 @@
+// Weighted blends: global sample number -> (set, sample of that set), exact to less than one sample at every prefix.
+//
+// With integer weights m_k of sum D, set k has been read floor(m_k n / D) or ceil(m_k n / D) times after any n samples.
+// That is proportionate ("Pfair") scheduling on one processor: the j-th sample of set k may be taken in the slots
+// [floor(j D / m_k), ceil((j + 1) D / m_k)), and taking the released sample of earliest deadline meets all of them.
+//
+// Random access: the stream is cut into blocks of B >= D / min m_k slots. The counts at a block's border are computed
+// from n alone: among the sets between two integers (m_k n / D not whole), those counted up are chosen so that
+//   (backward) the samples before the border can be scheduled: for all t < n, of the sets counted down at most
+//              sum_k ceil(m_k t / D) - t have released their current sample before t;
+//   (forward)  those after it can: the sets counted up are those of earliest deadline that (backward) allows. The choices
+//              that (backward) allows are a matroid, whose greedy basis is best for every forward condition at once, and
+//              some valid schedule exists, so this one satisfies them.
+// Inside a block earliest-deadline-first then leads from border to border, by Hall's condition for unit jobs.
+// Source: Baruah, Cohen, Plaxton, Varvel, "Proportionate progress: a notion of fairness in resource allocation", 1996.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+namespace megatron_7b {
+
+class Blend {
+ public:
+  struct Pick {
+    std::int64_t set;
+    std::int64_t sample;
+  };
+
+  // Positive weights whose sum is at most 2^40, each at least a 2^24th of it.
+  explicit Blend(std::vector<std::int64_t> weights);
+
+  std::int64_t num_sets() const { return static_cast<std::int64_t>(weights_.size()); }
+  std::int64_t block_size() const { return block_size_; }
+
+  // What global sample n is. Thread-safe; the two latest blocks are kept.
+  Pick pick(std::int64_t n) const;
+  // Samples taken from each set before global sample n.
+  std::vector<std::int64_t> counts(std::int64_t n) const;
+
+ private:
+  struct Block {
+    std::int64_t number = -1;
+    std::vector<std::int64_t> base;    // Counts at the block's beginning.
+    std::vector<std::int32_t> set;     // Per slot.
+    std::vector<std::int32_t> sample;  // Per slot, since base.
+  };
+
+  std::int64_t floor_count(std::size_t k, std::int64_t n) const;
+  std::int64_t ceil_count(std::size_t k, std::int64_t n) const;
+  std::int64_t release(std::size_t k, std::int64_t sample) const;
+  std::int64_t deadline(std::size_t k, std::int64_t sample) const;
+  std::vector<std::int64_t> border_counts(std::int64_t n) const;
+  std::vector<std::int64_t> slack_before(std::int64_t first, std::int64_t n) const;
+  std::shared_ptr<const Block> build_block(std::int64_t number) const;
+  std::shared_ptr<const Block> block(std::int64_t number) const;
+
+  std::vector<std::int64_t> weights_;
+  std::int64_t total_ = 0;
+  std::int64_t block_size_ = 0;
+  mutable std::mutex mutex_;
+  mutable std::array<std::shared_ptr<const Block>, 2> cache_;
+};
+
+}  // namespace megatron_7b

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=pretrain_7b
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x_%j.log
+#
+# Pre-train on a Slurm cluster, for as many lives of the job as it takes.
+#
+#   sbatch examples/pretrain_7b.sh --data.train /data/corpus_text_document
+#   sbatch --nodes=1 --account=… --partition=… examples/pretrain_7b.sh --config llama2_7b_8xh100_fp8 --run-dir /runs/a
+#   NPROC_PER_NODE=2 sbatch --nodes=2 --gpus-per-node=0 examples/pretrain_7b.sh --config tiny_cpu …     # no GPUs
+#   NODES=2 GPUS_PER_NODE=8 examples/pretrain_7b.sh --dry-run     # what each node would run; no Slurm needed
+#
+# Options: --config NAME|FILE, --run-dir DIR, --dry-run; all others go to `megatron-7b pretrain`.
+# The same by environment: CONFIG, RUN_DIR, OVERRIDES ("--training.train-steps 10 --training.seed 7").
+# Settings by environment, each explained in docs/slurm.md:
+#   LAUNCHER=torchrun|srun       one torchrun on each node, or one task per GPU
+#   VENV=DIR                     virtual environment; default: .venv of this checkout, where there is one
+#   CONTAINER_IMAGE=…            run in this image, by CONTAINER=pyxis (default) or CONTAINER=apptainer
+#   CONTAINER_MOUNTS=A,B:C       what else the image must see, such as the data
+#   NPROC_PER_NODE=N             N processes per node on CPUs, where nodes have no GPUs
+#   NET_IFNAME=ib0               network interface, where host names resolve to another one
+#   SRUN_ARGS="…"                further options for srun
+#
+# The run folder must lie on a file system that all nodes share. A life that is about to reach the time limit saves and
+# requeues the job; the next one resumes from the run folder. A crash is requeued only after progress.
+
+set -euo pipefail
+
+# Slurm runs a copy of this script out of its spool folder; the library is beside the original, which Slurm knows.
+EXAMPLES=${PROJECT_DIR:+$PROJECT_DIR/examples}
+EXAMPLES=${EXAMPLES:-$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")}
+if [[ ! -f $EXAMPLES/slurm/launch.sh && -n ${SLURM_JOB_ID:-} ]]; then
+    submitted=$(scontrol show job --oneliner "$SLURM_JOB_ID")
+    submitted=${submitted##* Command=}
+    EXAMPLES=$(dirname "${submitted%% *}")
+fi
+if [[ ! -f $EXAMPLES/slurm/launch.sh ]]; then
+    echo "error: no slurm/launch.sh in $EXAMPLES" >&2
+    echo "hint: set PROJECT_DIR to the checkout of megatron_7b" >&2
+    exit 2
+fi
+# shellcheck source=examples/slurm/launch.sh
+source "$EXAMPLES/slurm/launch.sh"
+# shellcheck source=examples/slurm/lives.sh
+source "$EXAMPLES/slurm/lives.sh"
+
+CONFIG=${CONFIG:-llama2_7b_64xh100_bf16}
+RUN_DIR=${RUN_DIR:-}
+DRY_RUN=no
+read -r -a overrides <<<"${OVERRIDES:-}"
+while (($#)); do
+    case $1 in
+        --config | --run-dir) (($# > 1)) || usage_error "$1 needs a value" ;;&
+        --config) CONFIG=$2 && shift 2 ;;
+        --config=*) CONFIG=${1#*=} && shift ;;
+        --run-dir) RUN_DIR=$2 && shift 2 ;;
+        --run-dir=*) RUN_DIR=${1#*=} && shift ;;
+        --dry-run) DRY_RUN=yes && shift ;;
+        -h | --help) sed -n '/^# Pre-train/,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+        *) overrides+=("$1") && shift ;;
+    esac
+done
+# The same folder in every life of a job: its number stays when it is requeued.
+RUN_DIR=${RUN_DIR:-runs/$(basename "$CONFIG" .yaml)_${SLURM_JOB_ID:-JOB}}
+
+read_allocation
+choose_container
+export_environment
+trainer=(-m megatron_7b pretrain --config "$CONFIG" --run-dir "$RUN_DIR" "${overrides[@]}")
+if [[ $DEVICE == cpu ]]; then trainer+=(--runtime.device cpu); fi
+
+if [[ $DRY_RUN == yes ]]; then
+    print_plan "${trainer[@]}"
+else
+    run_life "${trainer[@]}"
+fi

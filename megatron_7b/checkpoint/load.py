@@ -1,0 +1,143 @@
+"""Loading at any layout: verified files, strict names, optimizer state included."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, verify_files
+from megatron_7b.checkpoint.sharding import (
+    model_state,
+    optimizer_state,
+    random_state,
+    redirect_main_copies,
+    restore_optimizer,
+    restore_random_state,
+)
+from megatron_7b.errors import CheckpointError
+from megatron_7b.optim.optimizer import Optimizer
+from megatron_7b.parallel import ParallelLayout
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(folder: Path, chunks: Sequence[torch.nn.Module], *, verify: bool = True) -> Manifest:
+    """Load the parameters into this rank's chunks, whatever layout wrote them.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: files are damaged, or parameters are missing or of another shape.
+    """
+    manifest = _open(folder, verify=verify)
+    _load_model(folder, chunks, {"model": model_state(chunks)})
+    return manifest
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: Optimizer,
+    layout: ParallelLayout,
+    verify: bool = True,
+) -> Counters:
+    """Load everything a run resumes from.
+
+    Args:
+        folder: A complete checkpoint, written at any layout.
+        chunks: This rank's model chunks.
+        optimizer: Their optimizer.
+        layout: Position of this rank. Random states are restored where it is the one that was saved.
+        verify: Check every file's hash first.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: files are damaged, parameters are missing or of another shape, or there is no optimizer state.
+    """
+    started = time.perf_counter()
+    manifest = _open(folder, verify=verify)
+    if not manifest.has_optimizer:
+        raise CheckpointError(
+            f"{folder} holds weights only, so a run cannot be resumed from it",
+            hint="start a new run from its weights with --checkpoint.initialize-from",
+        )
+    model = model_state(chunks)
+    wanted: dict[str, Any] = {"model": model, "optimizer": optimizer_state(optimizer, model, is_loading=True)}
+    redirect_main_copies(wanted["optimizer"], _saved_keys(folder))
+    same_layout = manifest.layout == str(layout)
+    if same_layout:
+        wanted["random"] = random_state(layout.rank, layout.world_size)
+    loaded = _load_model(folder, chunks, wanted)
+    restore_optimizer(optimizer, loaded["optimizer"], num_updates=manifest.counters.optimizer_steps)
+    if same_layout:
+        restore_random_state(loaded["random"])
+    if layout.is_main:
+        logger.info(
+            "loaded %s (written at %s) in %.1f s", folder, manifest.layout, time.perf_counter() - started
+        )
+    return manifest.counters
+
+
+def _open(folder: Path, *, verify: bool) -> Manifest:
+    """Read the manifest on every rank and check the files once; all ranks raise the same error.
+
+    The pickles that torch's format contains are read only after their hashes were found right.
+    """
+    problem: list[str | None] = [None]
+    manifest = read_manifest(folder)
+    if verify:
+        if dist.get_rank() == 0:
+            try:
+                verify_files(folder, manifest)
+            except CheckpointError as error:
+                problem[0] = str(error)
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise CheckpointError(problem[0])
+    return manifest
+
+
+def _saved_keys(folder: Path) -> set[str]:
+    return set(dist_checkpointing.load_tensors_metadata(str(folder)))
+
+
+def _load_model(folder: Path, chunks: Sequence[torch.nn.Module], wanted: dict[str, Any]) -> dict[str, Any]:
+    saved = _saved_keys(folder)
+    missing = sorted(
+        {
+            entry.key
+            for entry in nested_values(wanted)
+            if isinstance(entry, ShardedTensor | ShardedTensorFactory) and entry.key not in saved
+        }
+    )
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors that this model has: {', '.join(missing[:8])}"
+            + (", …" if len(missing) > 8 else ""),
+            hint="the configuration differs from the one that was saved: compare model.* with its config.yaml",
+        )
+    names = {index: [n for n in wanted["model"] if n.startswith(f"chunk{index}.")] for index in range(len(chunks))}
+    try:
+        # A redirected main copy reads a parameter's shard a second time, which the access check would refuse.
+        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
+    except (CheckpointingException, KeyError, RuntimeError, OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} could not be loaded: {error}") from error
+    for index, chunk in enumerate(chunks):
+        module = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
+        state = {name.removeprefix(f"chunk{index}."): loaded["model"][name] for name in names[index]}
+        absent, unexpected = module.load_state_dict(state, strict=False)
+        absent = [name for name in absent if not name.endswith("_extra_state")]
+        if absent or unexpected:
+            raise CheckpointError(f"{folder}: parameters not loaded: {absent}; not known: {unexpected}")
+    return loaded

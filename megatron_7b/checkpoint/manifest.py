@@ -1,0 +1,148 @@
+"""`checkpoint.json`: what a checkpoint is, and the hash of every file in it."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from megatron_7b.config import RunConfig, load_config, save_config
+from megatron_7b.errors import CheckpointError
+
+MANIFEST = "checkpoint.json"
+CONFIG = "config.yaml"
+FORMAT_VERSION = 1
+_CHUNK = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counters:
+    """Where a run stands: all there is to resume from, beside the tensors."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+    optimizer_steps: int = 0
+    """Updates that were applied; skipped steps do not count, and Adam's bias correction follows this number."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Contents of `checkpoint.json`."""
+
+    counters: Counters
+    vocab_size: int
+    params_dtype: str
+    layout: str
+    """Layout that wrote it, in words; it can be loaded at any other."""
+    world_size: int
+    has_optimizer: bool
+    files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Relative path → {"bytes", "xxh3"}."""
+    format_version: int = FORMAT_VERSION
+
+
+def _payload_files(folder: Path) -> Iterator[Path]:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = Path(root) / name
+            if path != folder / MANIFEST:
+                yield path
+
+
+def _hash_file(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _hash_files(paths: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
+        return list(pool.map(_hash_file, paths))
+
+
+def write_manifest(folder: Path, manifest: Manifest, config: RunConfig) -> None:
+    """Write `config.yaml`, hash every file of a checkpoint that is complete otherwise, and write `checkpoint.json`."""
+    save_config(config, folder / CONFIG)
+    paths = sorted(_payload_files(folder))
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3": digest}
+        for path, digest in zip(paths, _hash_files(paths), strict=True)
+    }
+    text = json.dumps(dataclasses.asdict(dataclasses.replace(manifest, files=files)), indent=1)
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `checkpoint.json`.
+
+    Raises:
+        CheckpointError: it is missing, or not what this version writes.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a checkpoint: it has no {MANIFEST}",
+            hint="name a folder such as RUN/checkpoints/latest; a save that was cut off leaves none",
+        )
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("format_version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path} has format version {fields.get('format_version')}, expected {FORMAT_VERSION}",
+                hint="use the version of megatron_7b that wrote it",
+            )
+        return Manifest(**{**fields, "counters": Counters(**fields["counters"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def verify_files(folder: Path, manifest: Manifest, *, names: list[str] | None = None) -> None:
+    """Compare files with their recorded sizes and hashes.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Its manifest.
+        names: Files to check; None means all.
+
+    Raises:
+        CheckpointError: files are missing or differ; all of them are named.
+    """
+    expected = manifest.files if names is None else {name: manifest.files[name] for name in names}
+    problems = []
+    present = {}
+    for name, record in expected.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != record["bytes"]:
+            problems.append(f"{name} has {path.stat().st_size} bytes, expected {record['bytes']}")
+        else:
+            present[name] = path
+    for name, digest in zip(present, _hash_files(list(present.values())), strict=True):
+        if digest != expected[name]["xxh3"]:
+            problems.append(f"{name} was changed: hash {digest}, expected {expected[name]['xxh3']}")
+    if problems:
+        raise CheckpointError(
+            f"{folder} is damaged: " + "; ".join(problems), hint="resume from an older checkpoint of the same run"
+        )
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the effective configuration of the run that wrote a checkpoint.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint.
+        ConfigError: its configuration is not one of this version.
+    """
+    read_manifest(folder)
+    return load_config(folder / CONFIG)

@@ -1,0 +1,141 @@
+"""Saving: all ranks write their shards beside, the main rank hashes and publishes."""
+
+import logging
+import queue
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+from megatron_7b.checkpoint.folders import check_free_space, keep_newest, new_staging_folder, publish
+from megatron_7b.checkpoint.manifest import Counters, Manifest, write_manifest
+from megatron_7b.checkpoint.sharding import drop_main_copies, model_state, optimizer_state, random_state
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import CheckpointError
+from megatron_7b.optim.optimizer import Optimizer
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.parallel.groups import data_parallel_group
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    checkpoints: Path,
+    *,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: Optimizer | None,
+    counters: Counters,
+    config: RunConfig,
+    layout: ParallelLayout,
+    tokenizer: Path | None = None,
+) -> Path:
+    """Write a checkpoint and publish it.
+
+    Args:
+        checkpoints: Folder of all checkpoints of the run, on a file system that all ranks share.
+        chunks: This rank's model chunks.
+        optimizer: None saves the weights only.
+        counters: Where the run stands.
+        config: The effective configuration; `model.vocab_size` is known.
+        layout: Position of this rank.
+        tokenizer: Folder that is copied into the checkpoint.
+
+    Returns:
+        The published folder.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: there is too little room, or a rank could not write; nothing was published.
+    """
+    started = time.perf_counter()
+    model = model_state(chunks)
+    tensors: dict[str, Any] = {"model": model, "random": random_state(layout.rank, layout.world_size)}
+    if optimizer is not None:
+        tensors["optimizer"] = optimizer_state(optimizer, model, is_loading=False)
+        drop_main_copies(tensors["optimizer"], model)
+    staging = _agree_on_staging_folder(checkpoints, counters.step, _bytes_of_this_rank(tensors), layout)
+    try:
+        dist_checkpointing.save(tensors, str(staging), _save_strategy(layout))
+    except Exception as error:
+        if layout.is_main:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise CheckpointError(f"checkpoint of step {counters.step} could not be written: {error}") from error
+    assert config.model.vocab_size is not None
+    manifest = Manifest(
+        counters=counters,
+        vocab_size=config.model.vocab_size,
+        params_dtype=str(next(chunks[0].parameters()).dtype).removeprefix("torch."),
+        layout=str(layout),
+        world_size=layout.world_size,
+        has_optimizer=optimizer is not None,
+    )
+    published = _publish(staging, manifest, config, tokenizer) if layout.is_main else None
+    published = _broadcast_result(published)
+    if layout.is_main:
+        size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
+        logger.info("saved %s: %.1f MB in %.1f s", published, size / 1e6, time.perf_counter() - started)
+        keep_newest(checkpoints, config.checkpoint.keep_last)
+    return published
+
+
+def _save_strategy(layout: ParallelLayout) -> Any:
+    # megatron-core starts a manager process for the results of its writers, which re-imports the program (and hangs in
+    # one without a __main__ guard). We save in this process, where a plain queue does.
+    filesystem_async._results_queue = queue.Queue()  # noqa: SLF001
+    strategy = TorchDistSaveShardedStrategy()
+    return FullyParallelSaveStrategyWrapper(strategy, data_parallel_group()) if layout.dp_size > 1 else strategy
+
+
+def _bytes_of_this_rank(tensors: dict[str, Any]) -> int:
+    return sum(
+        entry.data.numel() * entry.data.element_size()
+        for entry in nested_values(tensors)
+        if isinstance(entry, ShardedTensor | ShardedTensorFactory)
+    )
+
+
+def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layout: ParallelLayout) -> Path:
+    """Check the free space and create the folder on the main rank; every rank gets its name, or the same error."""
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor(own_bytes // layout.dp_size, dtype=torch.int64, device=device)
+    dist.all_reduce(total)
+    outcome: Path | Exception | None = None
+    if layout.is_main:
+        try:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            check_free_space(checkpoints, int(total.item()))
+            outcome = new_staging_folder(checkpoints, step)
+        except (OSError, CheckpointError) as error:
+            outcome = error if isinstance(error, CheckpointError) else CheckpointError(f"{checkpoints}: {error}")
+    return _broadcast_result(outcome)
+
+
+def _publish(staging: Path, manifest: Manifest, config: RunConfig, tokenizer: Path | None) -> Path | Exception:
+    try:
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, staging / "tokenizer")
+        write_manifest(staging, manifest, config)
+        return publish(staging, manifest.counters.step)
+    except OSError as error:
+        return CheckpointError(f"checkpoint of step {manifest.counters.step} could not be published: {error}")
+
+
+def _broadcast_result(outcome: Path | Exception | None) -> Path:
+    """Give every rank what the main rank has: a folder, or an error that all raise. Collective: all ranks."""
+    box = [outcome]
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], Exception):
+        raise box[0]
+    assert box[0] is not None
+    return box[0]

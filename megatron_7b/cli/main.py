@@ -1,0 +1,110 @@
+"""`megatron-7b COMMAND …`: find the command, run it, turn what a user can mend into one clear message.
+
+Exit codes: 0 finished, 75 saved and to be resumed, 2 a mistake in the command line or the configuration, 1 another
+failure, 130 interrupted.
+"""
+
+import ast
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_7b import __version__
+from megatron_7b.errors import ConfigError, MegatronError
+from megatron_7b.runtime import launch
+
+COMMANDS = {
+    "look around": ("doctor", "config"),
+    "text to tokens": ("tokenizer", "preprocess", "data"),
+    "tokens to a model": ("pretrain", "evaluate"),
+    "model to text": ("convert", "generate"),
+}
+"""Commands by stage of the road, in its order; each is the module of that name in megatron_7b.cli."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code. A defect of ours (any other exception) keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    launch.join_launcher()
+    try:
+        return _run(arguments)
+    except MegatronError as error:
+        code = 2 if isinstance(error, ConfigError) else 1
+        if not launch.record_failure(error, code):
+            print(f"error: {error}", file=sys.stderr)
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # The reader of our output left (`| head`); nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if launch.record_failure(error, 1):
+            return 1
+        raise
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"megatron-7b {__version__}")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in _installed_commands():
+        guess = difflib.get_close_matches(command, _installed_commands(), n=1)
+        raise ConfigError(
+            f"unknown command {command!r}" + (f"; did you mean {guess[0]}?" if guess else ""),
+            hint="megatron-7b --help lists the commands",
+        )
+    module = importlib.import_module(f"megatron_7b.cli.{command}")
+    code: int = module.main(rest)
+    sys.stdout.flush()  # A broken pipe shows here rather than at the interpreter's end.
+    return code
+
+
+def _overview() -> str:
+    """The list of commands with their summaries."""
+    lines = ["From raw text to a trained model and back to text.", "", "usage: megatron-7b COMMAND [options]", ""]
+    for stage, commands in COMMANDS.items():
+        installed = [command for command in commands if command in _installed_commands()]
+        if installed:
+            lines.append(f"{stage}:")
+            lines += [f"  {command:<12}{_summary(command)}" for command in installed]
+    lines += ["", "megatron-7b COMMAND --help shows a command's options with their defaults."]
+    return "\n".join(lines)
+
+
+def _installed_commands() -> list[str]:
+    return [name for names in COMMANDS.values() for name in names if _module_file(name).is_file()]
+
+
+def _module_file(command: str) -> Path:
+    return Path(__file__).with_name(f"{command}.py")
+
+
+def _summary(command: str) -> str:
+    """A command's SUMMARY, read from its source: importing every command would make the overview slow."""
+    for node in ast.parse(_module_file(command).read_text(encoding="utf-8")).body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id="SUMMARY")], value=ast.Constant(value=str(summary))):
+                return summary
+            case ast.AnnAssign(target=ast.Name(id="SUMMARY"), value=ast.Constant(value=str(summary))):
+                return summary
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""`megatron-7b preprocess`, which is also `tools/preprocess_data.py`: raw text to `.bin/.idx`."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from megatron_7b.errors import DataFormatError
+
+if TYPE_CHECKING:
+    from megatron_7b.data.preprocess.encoding import BatchEncoder
+    from megatron_7b.data.preprocess.pipeline import PreprocessJob, PreprocessReport
+    from megatron_7b.data.preprocess.sources import Source
+    from megatron_7b.tokenizer import Tokenizer, TokenizerKind
+
+SUMMARY = "Tokenize JSONL, parquet or plain text into Megatron's .bin/.idx files."
+
+_KINDS: dict[str, "TokenizerKind | None"] = {
+    "auto": None,
+    "hugging_face": "hugging_face",
+    "HuggingFaceTokenizer": "hugging_face",
+    "sentencepiece": "sentencepiece",
+    "SentencePieceTokenizer": "sentencepiece",
+    "Llama2Tokenizer": "sentencepiece",
+    "tiktoken": "tiktoken",
+    "TikTokenizer": "tiktoken",
+    "bytes": "bytes",
+}
+
+_EPILOG = """\
+output:
+  PREFIX_KEY_document.bin and .idx (PREFIX_KEY_sentence with --split-sentences) in Megatron's MMIDIDX format, and
+  PREFIX_KEY_document.json, a manifest: tokenizer, counts, hashes, sources. They appear only when all is done.
+
+bad records:
+  Lines that are not JSON, lack a key, hold no string, or are not UTF-8 are left out and counted; the first are named.
+  --strict stops at the first one instead, and publishes nothing.
+
+engines:
+  fastokens encodes some 40 times faster than the reference (tokenizers). It is compared with the reference on probes,
+  on a sample spread over the corpus, and wherever a character turns up that has not been compared yet; the reference
+  takes over where they differ.
+
+example:
+  megatron-7b preprocess --input 'shards/*.jsonl.zst' --output-prefix data/web --tokenizer-model tok --append-eod
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; names are Megatron's where it has the option."""
+    parser = argparse.ArgumentParser(
+        prog="megatron-7b preprocess",
+        description=SUMMARY,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    data = parser.add_argument_group("input")
+    data.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="F",
+        help="files, globs or folders: .jsonl, .json (one object per line), .txt, each also .gz or .zst; .parquet",
+    )
+    data.add_argument(
+        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="one corpus per key (default: text)"
+    )
+    data.add_argument(
+        "--text-documents",
+        choices=["file", "paragraph", "line"],
+        default="file",
+        help="what one document of a .txt file is: the whole file (held in memory), what lies between blank lines, or "
+        "each line (default: file)",
+    )
+    data.add_argument("--split-sentences", action="store_true", help="one sequence per sentence (nltk's Punkt)")
+    data.add_argument("--lang", default="english", help="language of the installed Punkt model (default: english)")
+    data.add_argument("--strict", action="store_true", help="stop at the first bad record")
+
+    tokens = parser.add_argument_group("tokenizer")
+    tokens.add_argument(
+        "--tokenizer-model",
+        required=True,
+        metavar="PATH",
+        help="Hugging Face folder, tokenizer.json, SentencePiece .model, .tiktoken file, or the word bytes",
+    )
+    tokens.add_argument(
+        "--tokenizer-type", choices=list(_KINDS), default="auto", help="override what the files look like"
+    )
+    tokens.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
+    tokens.add_argument("--prepend-bos", action="store_true", help="begin each document with the bos token")
+    tokens.add_argument("--engine", choices=["auto", "tokenizers", "fastokens", "gigatoken"], default="auto")
+    tokens.add_argument(
+        "--verify",
+        choices=["sample", "all"],
+        default="sample",
+        help="compare the fast engine on a sample or on every document (default: sample)",
+    )
+    tokens.add_argument(
+        "--verify-sample-mb",
+        type=float,
+        default=None,
+        metavar="MB",
+        help="size of the sample (default: a thousandth of the input, at least 0.25)",
+    )
+
+    output = parser.add_argument_group("output and speed")
+    output.add_argument("--output-prefix", required=True, metavar="PREFIX")
+    output.add_argument("--overwrite", action="store_true", help="replace existing output")
+    output.add_argument("--workers", type=_positive, default=None, metavar="N", help="threads (default: all cores)")
+    output.add_argument(
+        "--log-interval",
+        type=_positive,
+        default=None,
+        metavar="DOCUMENTS",
+        help="documents between progress lines where there is no terminal (default: a line every 10 seconds)",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; 0 on success.
+
+    Raises:
+        MegatronError: A mistake that the user can mend; nothing was published.
+    """
+    started = time.perf_counter()
+    arguments = build_parser().parse_args(argv)
+    num_workers = arguments.workers or len(os.sched_getaffinity(0))
+
+    from megatron_7b.data.preprocess.pipeline import check_job
+    from megatron_7b.data.preprocess.sources import find_sources
+    from megatron_7b.tokenizer import load_tokenizer
+
+    sources = find_sources(arguments.input)
+    tokenizer = load_tokenizer(arguments.tokenizer_model, kind=_KINDS[arguments.tokenizer_type])
+    total_bytes = sum(source.size for source in sources)
+    if arguments.verify_sample_mb is None:
+        arguments.verify_sample_mb = max(0.25, total_bytes / 1e9)
+    job = _build_job(arguments, tokenizer, num_workers, argv)
+    check_job(job, sources)
+    job = _add_splitter(job, sources, arguments)
+    report, encoder_name = _run(arguments, job, tokenizer, sources)
+    _print_summary(report, encoder_name, total_bytes, time.perf_counter() - started)
+    return 0
+
+
+def _build_job(
+    arguments: argparse.Namespace, tokenizer: "Tokenizer", num_workers: int, argv: Sequence[str]
+) -> "PreprocessJob":
+    from megatron_7b.data.preprocess.manifest import TokenizerFacts
+    from megatron_7b.data.preprocess.pipeline import PreprocessJob
+
+    facts = TokenizerFacts(
+        identity=tokenizer.identity,
+        kind=tokenizer.kind,
+        path=None if tokenizer.path is None else str(tokenizer.path),
+        vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        bos_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+    )
+    return PreprocessJob(
+        output_prefix=arguments.output_prefix,
+        tokenizer=facts,
+        keys=tuple(arguments.json_keys),
+        append_eod=arguments.append_eod,
+        prepend_bos=arguments.prepend_bos,
+        text_documents=arguments.text_documents,
+        num_workers=num_workers,
+        strict=arguments.strict,
+        overwrite=arguments.overwrite,
+        sample_characters=int(arguments.verify_sample_mb * 1e6),
+        command=["megatron-7b", "preprocess", *argv],
+        level="sentence" if arguments.split_sentences else "document",
+    )
+
+
+def _add_splitter(job: "PreprocessJob", sources: "Sequence[Source]", arguments: argparse.Namespace) -> "PreprocessJob":
+    if not arguments.split_sentences:
+        return job
+    from dataclasses import replace
+
+    from megatron_7b.data.preprocess.sentences import build_sentence_splitter
+
+    splitter, origin = build_sentence_splitter(sources, job.keys[0], arguments.lang, job.text_documents)
+    print(f"sentences: {origin}", file=sys.stderr)
+    return replace(job, split_sentences=splitter)
+
+
+def _run(
+    arguments: argparse.Namespace, job: "PreprocessJob", tokenizer: "Tokenizer", sources: "Sequence[Source]"
+) -> "tuple[PreprocessReport, str]":
+    """Run with the fast engine, and once more with the reference if that is rejected."""
+    from megatron_7b.cli.progress import open_progress
+    from megatron_7b.data.preprocess.pipeline import run_preprocess
+    from megatron_7b.data.preprocess.sources import find_sources
+    from megatron_7b.tokenizer.checked import EngineRejectedError, TrustedEngine
+    from megatron_7b.tokenizer.engines import ReferenceEngine
+
+    total = sum(source.size for source in sources)
+    try:
+        encoder = _build_encoder(arguments, job, tokenizer)
+        with open_progress(total, arguments.log_interval) as progress:
+            return run_preprocess(job, sources, encoder, progress), encoder.name
+    except EngineRejectedError as error:
+        if arguments.engine not in ("auto", "tokenizers"):
+            raise DataFormatError(str(error), hint="--engine tokenizers is right by definition") from error
+        print(f"{error}\nStarting again with the reference.", file=sys.stderr)
+    encoder = TrustedEngine(ReferenceEngine(tokenizer))
+    with open_progress(total, arguments.log_interval) as progress:
+        return run_preprocess(job, find_sources(arguments.input), encoder, progress), encoder.name
+
+
+def _build_encoder(arguments: argparse.Namespace, job: "PreprocessJob", tokenizer: "Tokenizer") -> "BatchEncoder":
+    from concurrent.futures import ThreadPoolExecutor
+
+    from megatron_7b.tokenizer.checked import CheckedEngine, TrustedEngine
+    from megatron_7b.tokenizer.engines import ReferenceEngine, build_fast_engine
+
+    with ThreadPoolExecutor(1) as pool:  # building both at once halves the start-up
+        building = pool.submit(build_fast_engine, tokenizer, arguments.engine, job.num_workers)
+        reference = ReferenceEngine(tokenizer)
+        reference.encode_flat(["built at first use"])
+        fast, reason = building.result()
+    if fast is None:
+        if arguments.engine == "auto":
+            print(f"engine: {reference.name} ({reason})", file=sys.stderr)
+        return TrustedEngine(reference)
+    checked = CheckedEngine(fast, reference, verify=arguments.verify)
+    checked.probe(tokenizer)
+    return checked
+
+
+def _print_summary(report: "PreprocessReport", engine: str, total_bytes: int, seconds: float) -> None:
+    for prefix in report.prefixes:
+        print(f"wrote {prefix}.bin, .idx, .json")
+    print(
+        f"{report.documents:,} documents, {report.tokens:,} tokens "
+        f"from {total_bytes / 1e6:,.1f} MB in {seconds:.2f} s: "
+        f"{total_bytes / 1e6 / seconds:,.1f} MB/s, {report.tokens / seconds / 1e6:,.2f} M tokens/s with {engine}"
+    )
+    if report.empty_documents:
+        print(f"{report.empty_documents:,} empty documents")
+    if report.num_differences:
+        print(f"{report.num_differences:,} documents on which the fast engine was wrong have the reference's ids")
+    if report.num_bad:
+        print(f"{report.num_bad:,} bad records left out, the first:")
+        for bad in report.first_bad:
+            print(f"  {bad}")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value

@@ -1,0 +1,56 @@
+"""`megatron-7b pretrain`: check everything, then train, in this process or in one per rank.
+
+    megatron-7b pretrain --config tiny_cpu --run-dir R --nproc 2 --data.train P_text_document
+
+The same command goes on from the newest checkpoint of R. Under torchrun (`torchrun … -m megatron_7b pretrain …`) every
+process is a rank already and `--nproc` is left out.
+"""
+
+from pathlib import Path
+
+from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
+from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, smallest_world_size
+from megatron_7b.config import RunConfig, check_config, load_config
+from megatron_7b.runtime.launch import is_rank, launch, megatron_command
+
+SUMMARY = "train a model from tokens, or go on with a run"
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0 when all steps are done, 75 when the run was saved and shall be started again.
+
+    Raises:
+        ConfigError: Before torch is imported and before anything is written, with all problems in one message.
+    """
+    parser = Parser("pretrain", SUMMARY, with_config=True)
+    add_config_flag(parser)
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run; resumes if it has checkpoints")
+    add_launch_flags(parser)
+    command_line = parse_arguments(parser, argv)
+    config, world_size = _checked_config(command_line)
+    if is_rank() or world_size == 1:
+        from megatron_7b.training import pretrain  # Imports torch.
+
+        return pretrain(config, command_line.flags.run_dir)
+    run_dir: Path = command_line.flags.run_dir
+    plan = launch_plan(
+        command_line.flags, world_size, num_threads=config.runtime.num_threads, log_folder=run_dir / "logs"
+    )
+    return launch(megatron_command(["pretrain", *argv]), plan)
+
+
+def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
+    """The configuration of the run and its number of ranks, all checks passed."""
+    world_size = given_world_size(command_line.flags)
+    config = load_config(
+        command_line.flags.config,
+        command_line.overrides,
+        world_size=world_size,
+        require_data=True,
+        problems=command_line.problems,
+    )
+    check_config(config, world_size=world_size, require_data=True)
+    return config, world_size or smallest_world_size(config.parallel)

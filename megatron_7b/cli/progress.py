@@ -1,0 +1,91 @@
+"""Progress of a run over files: a live bar on a terminal, plain lines in a log. All of it on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(Protocol):
+    """Either kind."""
+
+    def update(self, bytes_read: int, documents: int, tokens: int) -> None:
+        """Totals so far."""
+
+    def warn(self, message: str) -> None:
+        """Show a message without disturbing the bar."""
+
+
+class PlainProgress:
+    """A line every few seconds, or every so many documents."""
+
+    def __init__(self, total_bytes: int, interval_documents: int | None) -> None:
+        self._total = max(1, total_bytes)
+        self._interval = interval_documents
+        self._start = self._last_time = time.perf_counter()
+        self._last_documents = 0
+
+    def update(self, bytes_read: int, documents: int, tokens: int) -> None:
+        """Print a line if one is due."""
+        now = time.perf_counter()
+        if self._interval is None:
+            due = now - self._last_time >= _SECONDS_BETWEEN_LINES
+        else:
+            due = documents - self._last_documents >= self._interval
+        if not due:
+            return
+        self._last_time, self._last_documents = now, documents
+        seconds = max(1e-9, now - self._start)
+        left = (self._total - bytes_read) * seconds / max(1, bytes_read)
+        print(
+            f"{bytes_read / self._total:6.1%}  {bytes_read / 1e6 / seconds:,.1f} MB/s  {documents:,} documents  "
+            f"{tokens:,} tokens  {_format_seconds(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def warn(self, message: str) -> None:
+        """Print the message."""
+        print(message, file=sys.stderr, flush=True)
+
+
+class LiveProgress:
+    """A bar with MB/s, documents and the time left."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+        self._start = time.perf_counter()
+
+    def update(self, bytes_read: int, documents: int, tokens: int) -> None:
+        """Move the bar."""
+        rate = bytes_read / 1e6 / max(1e-9, time.perf_counter() - self._start)
+        text = f"{rate:,.1f} MB/s  {documents:,} documents  {tokens / 1e6:,.1f} M tokens"
+        self._bar.update(self._task, completed=bytes_read, figures=text)
+
+    def warn(self, message: str) -> None:
+        """Print the message above the bar."""
+        self._bar.console.print(message, markup=False, highlight=False)
+
+
+@contextmanager
+def open_progress(total_bytes: int, interval_documents: int | None = None) -> Iterator[Progress]:
+    """A live bar if stderr is a terminal, else plain lines."""
+    if not sys.stderr.isatty():
+        yield PlainProgress(total_bytes, interval_documents)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        yield LiveProgress(bar, bar.add_task("", total=total_bytes, figures=""))
+
+
+def _format_seconds(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

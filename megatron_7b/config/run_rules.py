@@ -1,0 +1,205 @@
+"""Rules for the batch, the schedule and the data of a run."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+from megatron_7b.config.options import get_value
+from megatron_7b.config.problems import Problem
+from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
+
+RULES: list[Rule] = []
+rule = adder_to(RULES)
+
+FILE_RULES: list[Rule] = []
+"""Rules that look at the file system: for a run that is about to start."""
+file_rule = adder_to(FILE_RULES)
+
+# Batch and schedule ------------------------------------------------------------------------------------------------
+
+
+@rule("training.global_batch_size", "training.micro_batch_size", *LAYOUT)
+def _global_batch_splits_evenly(case: Case) -> Iterator[Problem]:
+    batch, unit = case.config.training.global_batch_size, case.samples_per_microbatch
+    if batch % unit:
+        yield case.problem(
+            "training.global_batch_size",
+            f"must be a multiple of micro_batch_size * data-parallel ranks = {case.config.training.micro_batch_size} * "
+            f"{case.data_parallel_size} = {unit}; nearest: {nearest_multiples(unit, batch)}",
+        )
+
+
+INTERLEAVING = (
+    "training.micro_batch_size",
+    "parallel.virtual_pipeline_model_parallel_size",
+    *LAYOUT,
+)
+
+
+def _interleaving_unit(case: Case) -> int | None:
+    """Samples that a global batch must be a multiple of under the interleaved schedule, else None."""
+    parallel = case.config.parallel
+    if (parallel.virtual_pipeline_model_parallel_size or 1) == 1:
+        return None
+    return case.samples_per_microbatch * parallel.pipeline_model_parallel_size
+
+
+@rule("training.global_batch_size", *INTERLEAVING)
+def _interleaving_fills_its_groups(case: Case) -> Iterator[Problem]:
+    batch, unit = case.config.training.global_batch_size, _interleaving_unit(case)
+    if unit and batch % case.samples_per_microbatch == 0 and batch % unit:
+        yield case.problem(
+            "training.global_batch_size",
+            f"makes {batch // case.samples_per_microbatch} microbatches; the interleaved schedule needs a multiple of "
+            f"pipeline_model_parallel_size = {case.config.parallel.pipeline_model_parallel_size}: "
+            f"{nearest_multiples(unit, batch)} samples",
+        )
+
+
+@rule("training.rampup_batch_size", "training.global_batch_size", *INTERLEAVING)
+def _rampup_reaches_the_global_batch(case: Case) -> Iterator[Problem]:
+    training, path = case.config.training, "training.rampup_batch_size"
+    if training.rampup_batch_size is None:
+        return
+    start, increment, samples = training.rampup_batch_size
+    unit = _interleaving_unit(case) or case.samples_per_microbatch
+    if min(start, increment, samples) < 1:
+        yield case.problem(path, "start size, increment and samples must all be at least 1")
+    elif start > training.global_batch_size:
+        yield case.problem(path, f"must start below training.global_batch_size = {training.global_batch_size}")
+    elif (training.global_batch_size - start) % increment:
+        yield case.problem(
+            path,
+            f"steps of {increment} from {start} miss training.global_batch_size = {training.global_batch_size}; "
+            f"nearest increment: {nearest_divisors(training.global_batch_size - start, increment)}",
+        )
+    elif start % unit or (increment % unit and start != training.global_batch_size):
+        yield case.problem(path, f"start size and increment must be multiples of {unit} samples, as every batch must")
+
+
+@rule("optimizer.lr", "optimizer.min_lr")
+def _learning_rate_falls(case: Case) -> Iterator[Problem]:
+    if case.config.optimizer.min_lr > case.config.optimizer.lr:
+        yield case.problem("optimizer.min_lr", f"must be at most optimizer.lr = {case.config.optimizer.lr}")
+
+
+@rule(
+    "optimizer.lr_decay_style",
+    "optimizer.lr_warmup_steps",
+    "optimizer.lr_decay_steps",
+    "optimizer.lr_wsd_decay_steps",
+    "training.train_steps",
+)
+def _schedule_phases_fit(case: Case) -> Iterator[Problem]:
+    optimizer, train_steps = case.config.optimizer, case.config.training.train_steps
+    end = optimizer.lr_decay_steps or train_steps
+    end_name = "optimizer.lr_decay_steps" if optimizer.lr_decay_steps else "training.train_steps"
+    # A run that is shorter than its warm-up is a try-out, and possible; a decay that ends before it begins is not.
+    if optimizer.lr_decay_steps is not None and optimizer.lr_warmup_steps >= optimizer.lr_decay_steps:
+        yield case.problem("optimizer.lr_warmup_steps", f"must be below optimizer.lr_decay_steps = {end}")
+    if optimizer.lr_wsd_decay_steps is None:
+        return
+    path, room = "optimizer.lr_wsd_decay_steps", end - optimizer.lr_warmup_steps
+    if optimizer.lr_decay_style != "wsd":
+        yield case.problem(path, f"only applies with optimizer.lr_decay_style wsd, not {optimizer.lr_decay_style}")
+    elif optimizer.lr_wsd_decay_steps > room > 0:
+        yield case.problem(path, f"must be at most {room}, the steps between warm-up and {end_name} = {end}")
+
+
+# Data --------------------------------------------------------------------------------------------------------------
+
+
+@rule("data.split", "data.valid")
+def _split_is_shares(case: Case) -> Iterator[Problem]:
+    try:
+        shares = [float(share) for share in case.config.data.split.split(",")]
+    except ValueError:
+        shares = []
+    if not 1 <= len(shares) <= 3 or not all(math.isfinite(share) and share >= 0 for share in shares) or not shares[0]:
+        yield case.problem(
+            "data.split", "expected shares of training, validation and test such as 98,2,0 or 0.95,0.05; the first > 0"
+        )
+
+
+def split_blend(entries: tuple[str, ...]) -> list[tuple[float, str]]:
+    """Weights and prefixes of a corpus option: one prefix, or weights and prefixes in turn.
+
+    Raises:
+        ValueError: The entries are neither; the message says how.
+    """
+    if len(entries) == 1:
+        return [(1.0, entries[0])]
+    if len(entries) % 2:
+        raise ValueError("expected one prefix, or weights and prefixes in turn: 0.7 A 0.3 B")
+    blend = []
+    for weight, prefix in zip(entries[::2], entries[1::2], strict=True):
+        try:
+            number = float(weight)
+        except ValueError:
+            raise ValueError(f"expected a weight before each prefix (0.7 A 0.3 B), not {weight!r}") from None
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"the weight of {prefix} must be above 0, not {weight}")
+        blend.append((number, prefix))
+    return blend
+
+
+def _check_blend(case: Case, path: str) -> Iterator[Problem]:
+    try:
+        blend = split_blend(cast(tuple[str, ...], get_value(case.config, path)))
+    except ValueError as error:
+        yield case.problem(path, str(error))
+        return
+    for _, prefix in blend:
+        if prefix.endswith((".bin", ".idx")):
+            yield case.problem(path, f"give the prefix that both files share: {prefix[:-4]}")
+
+
+@rule("data.train")
+def _training_blend_is_well_formed(case: Case) -> Iterator[Problem]:
+    yield from _check_blend(case, "data.train")
+
+
+@rule("data.valid")
+def _validation_blend_is_well_formed(case: Case) -> Iterator[Problem]:
+    yield from _check_blend(case, "data.valid")
+
+
+def _check_files(case: Case, path: str) -> Iterator[Problem]:
+    entries = cast(tuple[str, ...], get_value(case.config, path))
+    if not entries or list(_check_blend(case, path)):
+        return
+    for _, prefix in split_blend(entries):
+        missing = [f"{prefix}{suffix}" for suffix in (".bin", ".idx") if not Path(f"{prefix}{suffix}").is_file()]
+        if missing:
+            siblings = sorted(Path(prefix).parent.glob(f"{Path(prefix).name}*.idx"))
+            guess = f"; did you mean {str(siblings[0]).removesuffix('.idx')}?" if siblings else ""
+            yield case.problem(path, f"no file {' nor '.join(missing)}{guess}")
+
+
+@file_rule("data.train")
+def _training_needs_a_corpus(case: Case) -> Iterator[Problem]:
+    if not case.config.data.train:
+        yield case.problem(
+            "data.train", "name the corpus: the prefix that `megatron-7b preprocess` wrote, or 0.7 A 0.3 B"
+        )
+    yield from _check_files(case, "data.train")
+
+
+@file_rule("data.valid")
+def _validation_files_exist(case: Case) -> Iterator[Problem]:
+    yield from _check_files(case, "data.valid")
+
+
+@file_rule("data.tokenizer")
+def _tokenizer_exists(case: Case) -> Iterator[Problem]:
+    tokenizer = case.config.data.tokenizer
+    if tokenizer is not None and not Path(tokenizer).exists():
+        yield case.problem("data.tokenizer", "no such file or folder")
+
+
+@file_rule("checkpoint.initialize_from")
+def _initial_weights_exist(case: Case) -> Iterator[Problem]:
+    source = case.config.checkpoint.initialize_from
+    if source is not None and not Path(source).exists():
+        yield case.problem("checkpoint.initialize_from", "no such checkpoint folder")

@@ -1,0 +1,113 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+class IndexWriter:
+    """Writes PREFIX.bin and PREFIX.idx; they appear on finish(). Dropped unfinished, it leaves nothing behind."""
+
+    def __init__(self, prefix: str, token_bytes: int) -> None: ...
+    def add_document(self, ids: NDArray[np.integer], sequence_lengths: NDArray[np.integer] | None = None) -> None:
+        """Append one document, [length]; as one sequence unless `sequence_lengths` cuts it."""
+
+    def add_documents(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
+        """Append many documents whose ids lie one after the other, without the GIL."""
+
+    def finish(self) -> None:
+        """Flush both files to the disk and give them their names, the index last."""
+
+    def abort(self) -> None:
+        """Remove the temporary files."""
+
+    @property
+    def num_documents(self) -> int: ...
+    @property
+    def num_sequences(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+class Corpus:
+    """A .bin/.idx pair, mapped."""
+
+    def __init__(self, prefix: str, verify: bool = False) -> None: ...
+    @property
+    def prefix(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[np.integer]: ...
+    @property
+    def num_sequences(self) -> int: ...
+    @property
+    def num_documents(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def bin_bytes(self) -> int: ...
+    @property
+    def idx_bytes(self) -> int: ...
+    @property
+    def is_contiguous(self) -> bool: ...
+    @property
+    def sequence_lengths(self) -> NDArray[np.int32]: ...
+    @property
+    def sequence_pointers(self) -> NDArray[np.int64]: ...
+    @property
+    def document_indices(self) -> NDArray[np.int64]: ...
+    def sequence(self, index: int) -> NDArray[np.integer]:
+        """Ids of one sequence, a view of the map."""
+
+    def tokens_before(self, document: int) -> int:
+        """Tokens before a document; of all of them, for num_documents. Contiguous corpora only."""
+
+    def id_range(self) -> tuple[int, int]:
+        """Smallest and largest id; (0, -1) for an empty corpus. Reads the whole .bin, without the GIL."""
+
+class Permutation:
+    """A keyed bijection of [0, size)."""
+
+    def __init__(self, size: int, key: int) -> None: ...
+    def __call__(self, index: int) -> int: ...
+
+class TokenStream:
+    """The order in which a range of documents is read."""
+
+    def __init__(
+        self, corpus: Corpus, first_document: int, end_document: int, seq_length: int, key: int, shuffle: bool
+    ) -> None: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_samples(self) -> int:
+        """Samples that begin in the first epoch, or of the single pass where it isn't shuffled."""
+
+    def epoch_of(self, sample: int) -> int: ...
+
+class Blend:
+    """Global sample number -> (set, sample of the set)."""
+
+    def __init__(self, weights: Sequence[int]) -> None: ...
+    @property
+    def block_size(self) -> int: ...
+    def picks(self, begin: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sets and samples of the numbers [begin, begin + count)."""
+
+    def counts(self, n: int) -> NDArray[np.int64]:
+        """Samples taken from each set before number n, [num_sets]."""
+
+class Batcher:
+    """Assembles microbatches."""
+
+    def __init__(
+        self,
+        streams: Sequence[TokenStream],
+        weights: Sequence[int] | None,
+        seq_length: int,
+        vocab_size: int,
+        masked_eod: int | None,
+    ) -> None: ...
+    def assemble(
+        self, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+        """(tokens, labels, loss_mask, position_ids) of these samples, each [b, s], without the GIL."""
+
+    def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(sets, samples) of these global samples."""

@@ -1,0 +1,127 @@
+"""Token corpora on disk: Megatron's MMIDIDX pair, PREFIX.bin and PREFIX.idx."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_7b.data._index import Corpus, IndexWriter
+from megatron_7b.errors import DataFormatError
+
+__all__ = ["IndexWriter", "IndexedDataset", "resolve_prefix", "token_bytes_for"]
+
+UINT16_VOCABULARY_LIMIT = 65500
+"""Vocabularies below this are stored as uint16, others as int32.
+
+Source: `DType.optimal_dtype` in megatron.core.datasets.indexed_dataset.
+"""
+
+DEFAULT_SUFFIX = "_text_document"
+"""What `preprocess` and Megatron's tool append to the output prefix for the JSON key `text`."""
+
+
+def token_bytes_for(vocab_size: int | None) -> int:
+    """Bytes per token id in the .bin file, as Megatron chooses them: 2 for uint16, 4 for int32."""
+    return 2 if vocab_size is not None and vocab_size < UINT16_VOCABULARY_LIMIT else 4
+
+
+def resolve_prefix(prefix: str | Path) -> str:
+    """The prefix of an existing .idx file, from what a user typed.
+
+    Accepts the prefix itself, the prefix without `_text_document`, and either of the two files' names.
+
+    Raises:
+        DataFormatError: No such index exists.
+    """
+    text = str(prefix)
+    if text.endswith((".bin", ".idx")):
+        text = text[:-4]
+    for candidate in (text, text + DEFAULT_SUFFIX):
+        if Path(candidate + ".idx").is_file():
+            return candidate
+    nearby = sorted(Path(text).parent.glob("*.idx")) if Path(text).parent.is_dir() else []
+    found = ", ".join(str(path)[:-4] for path in nearby[:5])
+    raise DataFormatError(
+        f"no corpus at {text}: neither {text}.idx nor {text}{DEFAULT_SUFFIX}.idx exists",
+        hint=f"corpora in that folder: {found}" if found else "write one with `megatron-7b preprocess`",
+    )
+
+
+class IndexedDataset:
+    """The sequences and documents of one corpus, as views of the mapped files: nothing is read before it is used.
+
+    Opening checks the header, the counts against the size of the index, both ends of all tables, the length of the .bin,
+    and all entries of up to 65,536 sequences (evenly spread ones of more), whatever the number of documents. `verify`
+    checks all entries.
+    """
+
+    def __init__(self, prefix: str | Path, *, verify: bool = False) -> None:
+        """Open `PREFIX.bin` and `PREFIX.idx`.
+
+        Args:
+            prefix: Path without extension; `_text_document` may be left out.
+            verify: Check every entry of the index, in time proportional to its size.
+
+        Raises:
+            DataFormatError: A file is missing, truncated, foreign, or does not fit the other one.
+        """
+        self.corpus = Corpus(resolve_prefix(prefix), verify)
+
+    @property
+    def prefix(self) -> str:
+        """Path of both files, without extension."""
+        return self.corpus.prefix
+
+    @property
+    def dtype(self) -> np.dtype[np.integer]:
+        """Type of the stored ids."""
+        return self.corpus.dtype
+
+    @property
+    def num_documents(self) -> int:
+        """Documents; each consists of zero or more sequences."""
+        return self.corpus.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids in the .bin file."""
+        return self.corpus.num_tokens
+
+    @property
+    def sequence_lengths(self) -> NDArray[np.int32]:
+        """Tokens of each sequence, [num_sequences], a view of the map."""
+        return self.corpus.sequence_lengths
+
+    @property
+    def document_indices(self) -> NDArray[np.int64]:
+        """First sequence of each document, then the number of sequences, [num_documents + 1], a view of the map."""
+        return self.corpus.document_indices
+
+    def __len__(self) -> int:
+        return self.corpus.num_sequences
+
+    def __getitem__(self, index: int) -> NDArray[np.integer]:
+        """Ids of one sequence, [length], a read-only view of the map."""
+        return self.corpus.sequence(index + len(self) if index < 0 else index)
+
+    def __iter__(self) -> Iterator[NDArray[np.integer]]:
+        return (self[index] for index in range(len(self)))
+
+    def document(self, index: int) -> NDArray[np.integer]:
+        """Ids of one document, [length]: its sequences one after the other.
+
+        Raises:
+            IndexError: There is no such document.
+        """
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents}")
+        begin, end = (int(bound) for bound in self.document_indices[index : index + 2])
+        if end - begin == 1:
+            return self[begin]
+        return np.concatenate([np.empty(0, self.dtype), *(self[sequence] for sequence in range(begin, end))])
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document, [num_documents]. Takes time and memory proportional to the index."""
+        ends = np.concatenate([[0], np.cumsum(self.sequence_lengths, dtype=np.int64)])
+        return np.diff(ends[self.document_indices])

@@ -1,0 +1,61 @@
+"""Parquet sources, apart from the others because importing pyarrow takes longer than a small run."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_7b.data.preprocess.sources import Block
+from megatron_7b.errors import DataFormatError
+
+if TYPE_CHECKING:
+    from megatron_7b.data.preprocess.sources import Source
+
+
+def read_row_blocks(source: "Source", keys: Sequence[str], block_bytes: int) -> Iterator[Block]:
+    """Record batches of about `block_bytes`, with the columns `keys` only.
+
+    Raises:
+        DataFormatError: Not a parquet file, damaged, or without one of the columns.
+    """
+    try:
+        with pq.ParquetFile(source.path) as file:
+            missing = [key for key in keys if key not in file.schema_arrow.names]
+            if missing:
+                raise DataFormatError(
+                    f"{source.path} has no column {', '.join(missing)}; its columns: "
+                    f"{', '.join(file.schema_arrow.names)}",
+                    hint="name the column that holds the text with --json-keys",
+                )
+            yield from _read_batches(source, file, list(keys), block_bytes)
+    except (pa.ArrowException, OSError) as error:
+        raise DataFormatError(f"{source.path} is not a readable parquet file: {error}") from error
+
+
+def _read_batches(source: "Source", file: Any, keys: list[str], block_bytes: int) -> Iterator[Block]:
+    num_rows = max(1, file.metadata.num_rows)
+    groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+    row_bytes = sum(group.total_byte_size for group in groups) / num_rows
+    batch_size = max(1, min(65_536, int(block_bytes / max(1.0, row_bytes))))
+    first = 1
+    for batch in file.iter_batches(batch_size=batch_size, columns=keys):
+        yield Block("rows", source.path, first, b"", batch)
+        first += batch.num_rows
+        source.bytes_read = source.size * (first - 1) // num_rows
+
+
+def get_column(batch: pa.RecordBatch, key: str) -> list[object]:
+    """Values of a column as Python objects; text that is not UTF-8 comes as bytes."""
+    column = batch.column(key)
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [_decode(value) for value in column.cast(pa.binary()).to_pylist()]
+
+
+def _decode(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return value

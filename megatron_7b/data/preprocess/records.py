@@ -1,0 +1,165 @@
+"""Blocks to texts: what each kind of record must look like, and what is wrong with those that don't."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from megatron_7b.data.preprocess.sources import Block
+
+_LINE_END = re.compile(rb"\n")
+_BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that is left out."""
+
+    source: Path
+    number: int
+    """Line or row, from 1."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.number}: {self.reason}"
+
+
+@dataclass(slots=True)
+class ParsedBlock:
+    """Texts of a block: `texts[k][i]` is key k of good record i, which is record `numbers[i]` of the source."""
+
+    texts: list[list[str]]
+    numbers: list[int] = field(default_factory=list)
+    bad: list[BadRecord] = field(default_factory=list)
+
+
+def parse_block(block: Block, keys: Sequence[str]) -> ParsedBlock:
+    """Take the texts out of a block. A record is good only if all its keys are, so that the datasets stay aligned."""
+    match block.kind:
+        case "jsonl":
+            return _parse_jsonl(block, keys)
+        case "rows":
+            return _parse_rows(block, keys)
+        case _:
+            return _parse_text(block)
+
+
+def _parse_jsonl(block: Block, keys: Sequence[str]) -> ParsedBlock:
+    parsed = ParsedBlock([[] for _ in keys])
+    key = keys[0] if len(keys) == 1 else None
+    append_text, append_number = parsed.texts[0].append, parsed.numbers.append
+    loads = orjson.loads
+    for number, line in enumerate(block.data.split(b"\n"), start=block.first_record):
+        try:
+            record = loads(line)
+            if key is not None and type(text := record[key]) is str:  # the way of nearly all lines
+                append_text(text)
+                append_number(number)
+                continue
+        except (ValueError, KeyError, TypeError):
+            if not line or line.isspace():
+                continue
+            record = _NOT_PARSED
+        values = _examine(line, record, keys)
+        if isinstance(values, str):
+            parsed.bad.append(BadRecord(block.source, number, values))
+            continue
+        for texts, value in zip(parsed.texts, values, strict=True):
+            texts.append(value)
+        append_number(number)
+    return parsed
+
+
+_NOT_PARSED = object()
+
+
+def _examine(line: bytes, record: object, keys: Sequence[str]) -> list[str] | str:
+    """Values of the keys, or what is wrong, in words."""
+    if record is _NOT_PARSED:
+        try:
+            # The standard parser takes what orjson refuses and Megatron's readers take: NaN, huge numbers, and lone
+            # surrogates, which are harmless in a key that is not read.
+            record = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            return f"invalid UTF-8: byte 0x{error.object[error.start]:02x} at column {error.start + 1}"
+        except json.JSONDecodeError as error:
+            return f"not JSON: {error.msg} at column {error.colno}"
+        except (RecursionError, ValueError) as error:
+            return f"not JSON that can be read: {error}"
+    if not isinstance(record, dict):
+        return f"expected a JSON object, got {_describe(record)}"
+    values = [record.get(key, _NOT_PARSED) for key in keys]
+    for key, value in zip(keys, values, strict=True):
+        if (reason := _find_fault(key, value)) is not None:
+            return reason
+    return values
+
+
+def _find_fault(key: str, value: object) -> str | None:
+    if value is _NOT_PARSED:
+        return f"key {key!r} is missing"
+    if not isinstance(value, str):
+        return f"key {key!r} is {_describe(value)}, expected a string"
+    if not value.isascii() and (surrogate := _SURROGATE.search(value)):
+        return f"key {key!r} has a lone surrogate \\u{ord(surrogate.group()):04x} at character {surrogate.start() + 1}"
+    return None
+
+
+def _describe(value: object) -> str:
+    names: dict[type, str] = {dict: "an object", list: "a list", int: "a number", float: "a number", bytes: "not UTF-8"}
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return names.get(type(value), "a string" if isinstance(value, str) else type(value).__name__)
+
+
+def _parse_rows(block: Block, keys: Sequence[str]) -> ParsedBlock:
+    from megatron_7b.data.preprocess.parquet import get_column
+
+    parsed = ParsedBlock([[] for _ in keys])
+    columns = [get_column(block.rows, key) for key in keys]
+    for number, values in enumerate(zip(*columns, strict=True), start=block.first_record):
+        faults = (_find_fault(key, value) for key, value in zip(keys, values, strict=True))
+        reason = next((fault for fault in faults if fault is not None), None)
+        if reason is not None:
+            parsed.bad.append(BadRecord(block.source, number, reason))
+            continue
+        for texts, value in zip(parsed.texts, values, strict=True):
+            texts.append(str(value))
+        parsed.numbers.append(number)
+    return parsed
+
+
+def _parse_text(block: Block) -> ParsedBlock:
+    parsed = ParsedBlock([[]])
+    for number, data in _cut_documents(block):
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            line = number + data.count(b"\n", 0, error.start)
+            reason = f"invalid UTF-8: byte 0x{data[error.start]:02x}, so the document from line {number} on is left out"
+            parsed.bad.append(BadRecord(block.source, line, reason))
+            continue
+        parsed.texts[0].append(text)
+        parsed.numbers.append(number)
+    return parsed
+
+
+def _cut_documents(block: Block) -> Iterator[tuple[int, bytes]]:
+    """Documents of plain text with the line that each begins at; blank ones are none."""
+    if block.kind == "file":
+        if block.data.strip():
+            yield 1, block.data.removeprefix(b"\xef\xbb\xbf")
+        return
+    separator = _LINE_END if block.kind == "line" else _BLANK_LINES
+    borders = [match.span() for match in separator.finditer(block.data)]
+    number, start = block.first_record, 0
+    for end, next_start in [*borders, (len(block.data), len(block.data))]:
+        document = block.data[start:end].strip(b"\r\n")
+        if document.strip():
+            yield number, document
+        number += block.data.count(b"\n", start, next_start)
+        start = next_start

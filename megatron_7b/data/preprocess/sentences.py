@@ -1,0 +1,61 @@
+"""Sentence borders by nltk's Punkt, from an installed model or one learned from the corpus itself; never a download."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_7b.data.preprocess.records import parse_block
+from megatron_7b.data.preprocess.sources import Source, TextDocuments
+from megatron_7b.errors import ConfigError, DataFormatError
+
+_TRAINING_CHARACTERS = 20_000_000
+"""Punkt's counts hardly change beyond this."""
+
+
+def build_sentence_splitter(
+    sources: Sequence[Source], key: str, language: str, text_documents: TextDocuments
+) -> tuple[Callable[[str], list[str]], str]:
+    """A function from text to sentences, and where its model comes from, in words.
+
+    Raises:
+        ConfigError: nltk is not installed.
+        DataFormatError: No installed model, and the corpus has no text to learn from.
+    """
+    try:
+        from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer
+    except ImportError as error:
+        raise ConfigError("--split-sentences needs nltk", hint="pip install nltk") from error
+    try:
+        splitter: Any = PunktTokenizer(language)
+        origin = f"nltk_data's model for {language}"
+    except LookupError:
+        parameters, characters = _learn(_read_texts(sources, key, text_documents))
+        splitter = PunktSentenceTokenizer(parameters)
+        origin = f"learned from the corpus's first {characters:,} characters (no nltk_data for {language})"
+
+    def split(text: str) -> list[str]:
+        return list(splitter.tokenize(text))
+
+    return split, origin
+
+
+def _learn(texts: Iterable[str]) -> tuple[Any, int]:
+    from nltk.tokenize.punkt import PunktTrainer
+
+    trainer = PunktTrainer()
+    characters = 0
+    for text in texts:
+        trainer.train(text, finalize=False)
+        characters += len(text)
+        if characters >= _TRAINING_CHARACTERS:
+            break
+    if not characters:
+        raise DataFormatError("--split-sentences: the corpus has no text to learn sentence borders from")
+    return trainer.get_params(), characters
+
+
+def _read_texts(sources: Sequence[Source], key: str, text_documents: TextDocuments) -> Iterable[str]:
+    # Fresh sources: reading here must not count as progress, nor enter the hashes.
+    for source in sources:
+        for block in Source(Path(source.path)).read_blocks([key], text_documents, 1 << 20):
+            yield from parse_block(block, [key]).texts[0]

@@ -1,0 +1,118 @@
+"""Training a byte-level BPE, written as a complete Hugging Face folder."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from megatron_7b.errors import ConfigError, DataFormatError
+
+DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
+_BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<bos>")
+_PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
+_NUM_BYTES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class BpeOptions:
+    """What the vocabulary shall be."""
+
+    vocab_size: int
+    """All of it: bytes, merges and special tokens."""
+    special_tokens: tuple[str, ...] = DEFAULT_SPECIAL_TOKENS
+    """They get the first ids. The first one ends documents; bos and pad are found by their usual names, else they are
+    the first one too."""
+    split_digits: bool = False
+    """Each digit is a token of its own, which helps arithmetic."""
+    min_frequency: int = 2
+    """Pairs seen less often are not merged."""
+    model_max_length: int = 2048
+    """Tokens; only written into the settings."""
+    show_progress: bool = False
+
+
+def check_bpe_options(options: BpeOptions) -> None:
+    """Raise what is impossible before a corpus is read.
+
+    Raises:
+        ConfigError: Too small a vocabulary, or special tokens that are missing, empty or double.
+    """
+    special = options.special_tokens
+    if not special or "" in special or len(set(special)) != len(special):
+        raise ConfigError(f"special tokens {list(special)}: expected at least one, none empty, none twice")
+    smallest = _NUM_BYTES + len(special)
+    if options.vocab_size < smallest:
+        raise ConfigError(
+            f"vocabulary size {options.vocab_size} is too small: expected at least {smallest} "
+            f"({_NUM_BYTES} bytes and {len(special)} special tokens)"
+        )
+
+
+def train_bpe(texts: Iterator[Sequence[str]], options: BpeOptions) -> Tokenizer:
+    """Train on a stream of batches of texts; memory grows with the number of different words, not with the corpus.
+
+    Raises:
+        ConfigError: See `check_bpe_options`.
+        DataFormatError: The stream holds no text.
+    """
+    check_bpe_options(options)
+    tokenizer = Tokenizer(models.BPE())
+    byte_level: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if options.split_digits:
+        byte_level = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=options.vocab_size,
+        min_frequency=options.min_frequency,
+        special_tokens=list(options.special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=options.show_progress,
+    )
+    seen = _Seen()
+    tokenizer.train_from_iterator(seen.watch(texts), trainer)
+    if not seen.characters:
+        raise DataFormatError("the corpus has no text to train a tokenizer on")
+    return tokenizer
+
+
+def save_hugging_face_folder(tokenizer: Tokenizer, options: BpeOptions, folder: Path) -> None:
+    """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json, each beside and then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = options.special_tokens
+    roles = {
+        "eos_token": special[0],
+        "bos_token": next((token for token in special if token in _BOS_NAMES), special[0]),
+        "pad_token": next((token for token in special if token in _PAD_NAMES), special[0]),
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **roles,
+        "model_max_length": options.model_max_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    _write(folder / "special_tokens_map.json", json.dumps(roles, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+class _Seen:
+    """Counts what passes through."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def watch(self, batches: Iterator[Sequence[str]]) -> Iterator[Sequence[str]]:
+        for batch in batches:
+            self.characters += sum(map(len, batch))
+            yield batch
+
+
+def _write(file: Path, content: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, file)

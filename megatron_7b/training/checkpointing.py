@@ -1,0 +1,68 @@
+"""Between a run and its checkpoints: which one a start begins from, and what a save consists of."""
+
+import logging
+from pathlib import Path
+
+from megatron_7b.checkpoint.folders import latest_checkpoint, remove_leftovers, resolve_checkpoint, step_folder
+from megatron_7b.checkpoint.load import load_checkpoint, load_weights
+from megatron_7b.checkpoint.manifest import Counters
+from megatron_7b.checkpoint.save import save_checkpoint
+from megatron_7b.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def load_starting_point(run: Run) -> None:
+    """Load the run folder's newest complete checkpoint; a fresh run may begin with the weights of another one instead.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or does not fit the model.
+    """
+    checkpoint, trainer = _newest_checkpoint(run), run.trainer
+    verify = run.config.checkpoint.verify_on_load
+    if checkpoint is not None:
+        run.counters = load_checkpoint(
+            checkpoint, chunks=trainer.model, optimizer=trainer.optimizer, layout=trainer.layout, verify=verify
+        )
+        return
+    source = run.config.checkpoint.initialize_from
+    if source is not None:
+        load_weights(resolve_checkpoint(Path(source)), trainer.model, verify=verify)
+        # The optimizer made its FP32 copies of the parameters before they had these values.
+        trainer.optimizer.core.reload_model_params()
+        if run.ranks.is_main:
+            logger.info("starting from the weights of %s", source)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of everything that a resumed run needs, and remove those that are no longer to be kept.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: It could not be written; the earlier ones are as they were.
+    """
+    trainer = run.trainer
+    save_checkpoint(
+        run.folder.checkpoints,
+        chunks=trainer.model,
+        optimizer=trainer.optimizer if run.config.checkpoint.save_optimizer else None,
+        counters=run.counters,
+        config=run.config,
+        layout=trainer.layout,
+        tokenizer=trainer.tokenizer_folder,
+    )
+
+
+def _newest_checkpoint(run: Run) -> Path | None:
+    """Return what the main rank finds, on all ranks: a shared file system may show it to some later than to others."""
+    step = -1
+    with run.ranks.together("looking for a checkpoint to resume from"):
+        if run.ranks.is_main and run.folder.checkpoints.is_dir():
+            remove_leftovers(run.folder.checkpoints)
+            newest = latest_checkpoint(run.folder.checkpoints)
+            step = int(newest.name.removeprefix("step_")) if newest is not None else -1
+    (step,) = run.ranks.maximum(step)
+    return step_folder(run.folder.checkpoints, step) if step >= 0 else None

@@ -1,0 +1,156 @@
+"""What happens around the steps of a run: reporting, guarding, validation, saving.
+
+A hook is told of named moments, on all ranks and in the order of `loop.build_hooks`; what it does at one of them may be
+collective. To add one, derive from `Hook`, override the moments that matter, and put it into that list.
+"""
+
+import logging
+import math
+
+from megatron_7b.errors import TrainingError
+from megatron_7b.runtime.signals import StopReason
+from megatron_7b.training.checkpointing import save
+from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, perplexity
+from megatron_7b.training.report import Sink
+from megatron_7b.training.run import Run, Stopwatch
+from megatron_7b.training.step import evaluate_step
+
+logger = logging.getLogger(__name__)
+
+
+class Hook:
+    """The moments of a run. None of them does anything unless it is overridden."""
+
+    def on_start(self, run: Run) -> None:
+        """Called once, before the first step of this start."""
+
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        """Called after each step, once all ranks know whether they stop here (`run.stop`)."""
+
+
+class Reporting(Hook):
+    """Passes metrics on to the sinks; ranks other than the main one have none."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self._sinks = sinks
+
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        for sink in self._sinks:
+            sink.write_step(metrics)
+
+    def report_validation(self, metrics: ValidationMetrics) -> None:
+        """Write one validation."""
+        for sink in self._sinks:
+            sink.write_validation(metrics)
+
+
+class NonfiniteGuard(Hook):
+    """Says that a step was skipped, and ends a run that has nothing but skipped steps."""
+
+    def __init__(self, max_consecutive_steps: int) -> None:
+        self._max_consecutive_steps = max_consecutive_steps
+        self._num_consecutive = 0
+
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        """Count skipped steps in a row.
+
+        Raises:
+            TrainingError: There were too many of them. All ranks raise it, and nothing is saved.
+        """
+        if not metrics.skipped:
+            self._num_consecutive = 0
+            return
+        self._num_consecutive += 1
+        culprit = "loss" if not math.isfinite(metrics.loss) else "gradient"
+        if run.ranks.is_main:
+            logger.warning(
+                "step %d was skipped: its %s is not finite (loss %g, gradient norm %g); parameters are unchanged",
+                metrics.step, culprit, metrics.loss, metrics.grad_norm,
+            )  # fmt: skip
+        if self._num_consecutive >= self._max_consecutive_steps:
+            raise TrainingError(
+                f"steps {metrics.step - self._num_consecutive + 1} to {metrics.step} were all skipped, because loss or "
+                f"gradient was not finite (training.max_consecutive_nonfinite_steps is {self._max_consecutive_steps})",
+                hint="nothing was saved since; start again from the last checkpoint with a lower optimizer.lr or a "
+                "longer optimizer.lr_warmup_steps",
+            )
+
+
+class Validation(Hook):
+    """Measures the loss on validation data, at an interval and at the end; on the same samples each time."""
+
+    def __init__(self, reporting: Reporting) -> None:
+        self._reporting = reporting
+
+    def on_start(self, run: Run) -> None:
+        # A start that stopped right after a step left the validation of that step to the next start.
+        if run.step > run.validated_step and self._is_due(run):
+            self._validate(run)
+
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        if run.stop is StopReason.NONE and self._is_due(run):
+            self._validate(run)
+
+    def _is_due(self, run: Run) -> bool:
+        interval = run.config.training.eval_interval_steps
+        return run.trainer.valid_loader is not None and (
+            run.is_complete or (interval > 0 and run.step % interval == 0)
+        )
+
+    def _validate(self, run: Run) -> None:
+        """Collective: all ranks. A request to stop ends it without a result."""
+        training, loader, watch = run.config.training, run.trainer.valid_loader, Stopwatch()
+        assert loader is not None
+        loss_sum, num_tokens = 0.0, 0
+        for index in range(training.eval_steps):
+            with run.ranks.together("reading a validation batch"):
+                batches = loader.batches(index * training.global_batch_size, training.global_batch_size)
+            batch_loss, batch_tokens = evaluate_step(run.trainer, batches)
+            loss_sum, num_tokens = loss_sum + batch_loss, num_tokens + batch_tokens
+            run.look_around()
+            if run.stop is not StopReason.NONE:
+                return
+        loss = loss_sum / max(1, num_tokens)
+        run.validated_step = run.step
+        self._reporting.report_validation(
+            ValidationMetrics(
+                step=run.step,
+                consumed_samples=run.counters.consumed_samples,
+                consumed_tokens=run.counters.consumed_tokens,
+                validation_loss=loss,
+                validation_perplexity=perplexity(loss),
+                validation_tokens=num_tokens,
+                validation_seconds=watch.seconds,
+            )
+        )
+
+
+class Saving(Hook):
+    """Saves at an interval, at the end and before leaving early; never a model whose last loss was not finite."""
+
+    def __init__(self) -> None:
+        self._is_overdue = False
+
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        """Save if it is time to.
+
+        Raises:
+            TrainingError: This was the last step, and its loss was not finite: there is nothing worth keeping.
+        """
+        interval = run.config.checkpoint.save_interval_steps
+        is_leaving = run.is_complete or run.stop is not StopReason.NONE
+        is_due = self._is_overdue or is_leaving or (interval > 0 and run.step % interval == 0)
+        if not is_due:
+            return
+        # Weights that once overflowed give a loss that is not finite from then on. Saving them would in time push every
+        # good checkpoint out of the folder, so the save waits for the next step that shows that they are sound.
+        self._is_overdue = not math.isfinite(metrics.loss)
+        if not self._is_overdue:
+            save(run)
+        elif run.is_complete:
+            raise TrainingError(
+                f"the loss of the last step, {run.step}, was not finite: its state was not saved",
+                hint="start again: the run resumes from its last checkpoint",
+            )
+        elif is_leaving and run.ranks.is_main:
+            logger.error("leaving without saving, because the loss of step %d was not finite", run.step)

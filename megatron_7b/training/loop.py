@@ -1,0 +1,95 @@
+"""Pre-training from the first step, or the last checkpoint, to the last step, or a request to stop."""
+
+import os
+from pathlib import Path
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.optim.schedules import learning_rate
+from megatron_7b.runtime.logs import configure_logging
+from megatron_7b.runtime.signals import StopReason, StopRequest
+from megatron_7b.training.agreement import Ranks
+from megatron_7b.training.assemble import build_trainer
+from megatron_7b.training.batch_schedule import global_batch_size
+from megatron_7b.training.hooks import Hook
+from megatron_7b.training.metrics import StepMetrics, build_throughput
+from megatron_7b.training.report import check_telemetry
+from megatron_7b.training.run import Run, Stopwatch
+from megatron_7b.training.run_folder import RunFolder, check_run_folder
+from megatron_7b.training.start import say_how_it_ended, started
+from megatron_7b.training.step import train_step
+
+
+def pretrain(config: RunConfig, run_dir: Path) -> int:
+    """Train a model in a run folder; a folder that has checkpoints is resumed from its latest.
+
+    SIGTERM, SIGUSR1, Ctrl-C and `training.exit_after_seconds` end the run after the step at hand, with everything saved.
+
+    Args:
+        config: The run, checked.
+        run_dir: The run folder; created where it is absent.
+
+    Returns:
+        0 when all steps are done, 75 when the run stopped early and the same command goes on with it.
+
+    Collective: all ranks of the launcher's world, each from its main thread.
+
+    Raises:
+        MegatronError: Anything that the user can mend: see megatron_7b.errors.
+    """
+    folder, stop_request = RunFolder(Path(run_dir)), StopRequest(config.training.exit_after_seconds)
+    configure_logging(int(os.environ.get("RANK", "0")))
+    with stop_request.listening():
+        check_run_folder(folder, config)
+        check_telemetry(config.telemetry)
+        trainer = build_trainer(config, run_dir)
+        ranks = Ranks(trainer.device)
+        throughput = build_throughput(trainer.config, world_size=ranks.world_size, device_type=trainer.device_type)
+        run = Run(trainer, folder, ranks, stop_request, throughput)
+        with started(run) as hooks:
+            train(run, hooks)
+        say_how_it_ended(run)
+    return run.exit_code
+
+
+def train(run: Run, hooks: list[Hook]) -> None:
+    """Do steps until all are done, or all ranks have agreed to stop.
+
+    Collective: all ranks.
+    """
+    for hook in hooks:
+        hook.on_start(run)
+    while not run.is_complete and run.stop is StopReason.NONE:
+        metrics = do_step(run)
+        for hook in hooks:
+            hook.after_step(run, metrics)
+
+
+def do_step(run: Run) -> StepMetrics:
+    """Read one global batch, do one update, and agree on what comes next.
+
+    Collective: all ranks.
+    """
+    watch, config = Stopwatch(), run.config
+    batch_size = global_batch_size(run.counters.consumed_samples, config.training)
+    rate = learning_rate(run.step + 1, config.optimizer, config.training.train_steps)
+    with run.ranks.together(f"reading the batch of step {run.step + 1}"):
+        batches = run.trainer.loader.batches(run.counters.consumed_samples, batch_size)
+    result = train_step(run.trainer, batches, rate)
+    seconds = watch.seconds
+    run.count_step(batch_size, skipped=result.skipped)
+    run.look_around()
+    tokens_per_second, tflops, mfu = run.throughput.rates(batch_size * config.data.seq_length, seconds)
+    return StepMetrics(
+        step=run.step,
+        consumed_samples=run.counters.consumed_samples,
+        consumed_tokens=run.counters.consumed_tokens,
+        loss=result.loss,
+        learning_rate=rate,
+        grad_norm=result.grad_norm,
+        step_seconds=seconds,
+        tokens_per_second=tokens_per_second,
+        tflops_per_device=tflops,
+        mfu=mfu,
+        memory_bytes=run.peak_memory_bytes,
+        skipped=result.skipped,
+    )

@@ -1,0 +1,292 @@
+"""Where metrics go: metrics.jsonl always, TensorBoard, Weights & Biases, and a person's screen.
+
+Only the main rank reports. A sink costs microseconds per step: files are appended to without waiting for the disk, and
+TensorBoard and Weights & Biases write in threads of their own.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Protocol
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from megatron_7b.config import config_to_dict
+from megatron_7b.config.schema import RunConfig, TelemetryConfig
+from megatron_7b.errors import TrainingError
+from megatron_7b.runtime.logs import console
+from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, format_count, to_json
+from megatron_7b.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Something that metrics are written to."""
+
+    def write_step(self, metrics: StepMetrics) -> None:
+        """Take the metrics of one step."""
+
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        """Take the metrics of one validation."""
+
+    def close(self) -> None:
+        """Write what is still held back, and end."""
+
+
+class MetricsFile:
+    """metrics.jsonl: one line per step and per validation, handed to the operating system at once."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+
+    def write_step(self, metrics: StepMetrics) -> None:
+        self._append(metrics)
+
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        self._append(metrics)
+
+    def close(self) -> None:
+        """Wait until everything is on the disk, and end."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def _append(self, metrics: StepMetrics | ValidationMetrics) -> None:
+        # Flushed line by line: what a killed process has written then survives it.
+        self._file.write(to_json(metrics) + "\n")
+        self._file.flush()
+
+
+def _scalars(metrics: StepMetrics | ValidationMetrics) -> Iterator[tuple[str, float]]:
+    """Yield (tag, value) of every known figure, for the services that draw curves over steps."""
+    for name, value in vars(metrics).items():
+        if name == "step" or value is None:
+            continue
+        if isinstance(metrics, ValidationMetrics):
+            if name.startswith("validation_"):
+                yield f"validation/{name.removeprefix('validation_')}", value
+        else:
+            yield f"train/{name}", float(value)
+
+
+class TensorBoard:
+    """Event files in R/tensorboard, continued without overlap when a run resumes."""
+
+    def __init__(self, folder: RunFolder, *, resumed_step: int, log_interval_steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._interval = log_interval_steps
+        # purge_step hides what an earlier start wrote of steps that are about to be done again.
+        self._writer: Any = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)  # type: ignore[no-untyped-call]
+
+    def write_step(self, metrics: StepMetrics) -> None:
+        if metrics.step % self._interval == 0:
+            self._add(metrics)
+
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        self._add(metrics)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, metrics: StepMetrics | ValidationMetrics) -> None:
+        for tag, value in _scalars(metrics):
+            self._writer.add_scalar(tag, value, metrics.step)
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases with the run folder's name; a resumed run goes on with the same curves."""
+
+    def __init__(self, wandb: ModuleType, folder: RunFolder, config: RunConfig) -> None:
+        self._interval = config.telemetry.log_interval_steps
+        self._run: Any = wandb.init(
+            project=config.telemetry.wandb_project,
+            name=folder.root.resolve().name,
+            id=_wandb_id(wandb, folder),
+            resume="allow",
+            dir=str(folder.root),
+            config=config_to_dict(config),
+            mode=_wandb_mode(wandb),
+            settings=wandb.Settings(silent=True),
+        )
+        if self._run.offline:
+            logger.info("Weights & Biases is offline; upload later with: wandb sync %s", folder.root / "wandb")
+
+    def write_step(self, metrics: StepMetrics) -> None:
+        if metrics.step % self._interval == 0:
+            self._run.log(dict(_scalars(metrics)), step=metrics.step)
+
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        self._run.log(dict(_scalars(metrics)), step=metrics.step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb_id(wandb: ModuleType, folder: RunFolder) -> str:
+    """Return the identity under which the service knows this run folder, chosen at its first start."""
+    path = folder.root / "wandb_id"
+    if not path.exists():
+        path.write_text(wandb.util.generate_id(), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _wandb_mode(wandb: ModuleType) -> str:
+    """Return what the environment asks for, else `online` where there is a key and `offline` where there is none.
+
+    Without this, a run on a machine without a key would stop and ask for one.
+    """
+    return os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+
+
+class ProgressLine:
+    """A bar with the newest figures at the bottom of a terminal; log messages go above it."""
+
+    def __init__(self, *, resumed_step: int, train_steps: int) -> None:
+        self._pace = Pace(resumed_step, train_steps)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("", total=train_steps, completed=resumed_step, figures="")
+        self._progress.start()
+
+    def write_step(self, metrics: StepMetrics) -> None:
+        figures = f"{_figures(metrics)} · ETA {self._pace.remaining(metrics.step)}"
+        self._progress.update(self._task, completed=metrics.step, figures=figures)
+
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        """Leave it to the log, whose lines go above the bar."""
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class LogLines:
+    """One plain line of the log per reported step; beside a progress bar only the log file gets it."""
+
+    def __init__(self, *, resumed_step: int, train_steps: int, log_interval_steps: int) -> None:
+        self._pace = Pace(resumed_step, train_steps)
+        self._level = logging.DEBUG if console.is_terminal else logging.INFO
+        self._train_steps = train_steps
+        self._interval = log_interval_steps
+
+    def write_step(self, metrics: StepMetrics) -> None:
+        remaining = self._pace.remaining(metrics.step)
+        if metrics.step % self._interval == 0 or metrics.step == self._train_steps:
+            line = f"step {metrics.step}/{self._train_steps} · {_figures(metrics)} · ETA {remaining}"
+            logger.log(self._level, "%s", line)
+
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        logger.info("%s", _validation_line(metrics))
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class Pace:
+    """How long the rest of a run takes at the pace so far, with validations and saving in it."""
+
+    def __init__(self, resumed_step: int, train_steps: int) -> None:
+        self._train_steps = train_steps
+        self._first_step = resumed_step + 1
+        self._first_done = 0.0
+
+    def remaining(self, step: int) -> str:
+        """Return the time left after a step as h:mm:ss; the first step, which warms up, does not count."""
+        now = time.monotonic()
+        if step <= self._first_step:
+            self._first_done = now
+            return "-:--:--"
+        seconds = round((now - self._first_done) / (step - self._first_step) * (self._train_steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _figures(metrics: StepMetrics) -> str:
+    figures = [
+        f"loss {metrics.loss:.4f}",
+        f"lr {metrics.learning_rate:.2e}",
+        f"grad {metrics.grad_norm:.2f}",
+        f"{metrics.step_seconds:.3g} s",
+        f"{format_count(metrics.tokens_per_second)} tok/s",
+        f"{metrics.tflops_per_device:.3g} TFLOP/s",
+        f"{metrics.memory_bytes / 1e9:.2f} GB",
+    ]
+    if metrics.mfu is not None:
+        figures.insert(-1, f"MFU {metrics.mfu:.1%}")
+    return " · ".join(figures)
+
+
+def _validation_line(metrics: ValidationMetrics) -> str:
+    return (
+        f"validation at step {metrics.step}: loss {metrics.validation_loss:.4f} · "
+        f"perplexity {metrics.validation_perplexity:.2f} · "
+        f"{format_count(metrics.validation_tokens)} tokens in {metrics.validation_seconds:.1f} s"
+    )
+
+
+def check_telemetry(telemetry: TelemetryConfig) -> None:
+    """Refuse a configuration that asks for a service whose package is missing, before anything is built.
+
+    Raises:
+        TrainingError: Weights & Biases is asked for and not installed.
+    """
+    if telemetry.wandb:
+        _import_wandb()
+
+
+def _import_wandb() -> ModuleType:
+    try:
+        import wandb
+    except ImportError as error:
+        raise TrainingError(
+            "telemetry.wandb is true, but the package wandb is not installed",
+            hint="pip install 'megatron_7b[wandb]', or leave telemetry.wandb at false: TensorBoard files are written anyway",
+        ) from error
+    module: ModuleType = wandb
+    return module
+
+
+@contextmanager
+def open_sinks(folder: RunFolder, config: RunConfig, *, resumed_step: int) -> Iterator[list[Sink]]:
+    """Open all sinks that the configuration asks for, for the duration of a with block; the main rank does so.
+
+    Args:
+        folder: The run folder, opened, its metrics.jsonl cut to the resumed step.
+        config: Effective configuration.
+        resumed_step: Steps done by earlier starts.
+    """
+    telemetry, train_steps = config.telemetry, config.training.train_steps
+    sinks: list[Sink] = [MetricsFile(folder)]
+    try:
+        if telemetry.tensorboard:
+            _add_tensorboard(sinks, folder, resumed_step, telemetry.log_interval_steps)
+        if telemetry.wandb:
+            sinks.append(WeightsAndBiases(_import_wandb(), folder, config))
+        if console.is_terminal:
+            sinks.append(ProgressLine(resumed_step=resumed_step, train_steps=train_steps))
+        sinks.append(
+            LogLines(
+                resumed_step=resumed_step, train_steps=train_steps, log_interval_steps=telemetry.log_interval_steps
+            )
+        )
+        yield sinks
+    finally:
+        for sink in reversed(sinks):
+            sink.close()
+
+
+def _add_tensorboard(sinks: list[Sink], folder: RunFolder, resumed_step: int, interval: int) -> None:
+    try:
+        sinks.append(TensorBoard(folder, resumed_step=resumed_step, log_interval_steps=interval))
+    except ImportError as error:
+        logger.warning("no TensorBoard files are written: %s (pip install tensorboard)", error)

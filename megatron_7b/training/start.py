@@ -1,0 +1,125 @@
+"""How a run begins and ends: opening its folder, finding its place, recording how it stood when it left."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from megatron_7b.errors import ConfigError
+from megatron_7b.runtime.logs import add_log_file, remove_log_file
+from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason
+from megatron_7b.training.checkpointing import load_starting_point
+from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, Validation
+from megatron_7b.training.plot import plot_loss
+from megatron_7b.training.report import open_sinks
+from megatron_7b.training.run import Run
+from megatron_7b.training.run_folder import RunState, keep_metrics_until, opened, write_status
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def started(run: Run) -> Iterator[list[Hook]]:
+    """Open the run folder, go to where the run left off, and give its hooks, for the duration of a with block.
+
+    However the block is left, status.json says how, and loss.png is drawn from what has been measured.
+
+    Collective: all ranks.
+    """
+    with _folder_opened(run), _loss_drawn(run), _status_recorded(run):
+        resume(run)
+        with _hooks_built(run) as hooks:
+            yield hooks
+
+
+def resume(run: Run) -> None:
+    """Load the newest complete checkpoint of the run folder, if there is one, and cut the metrics to its step.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: It is damaged, or does not fit the model.
+    """
+    load_starting_point(run)
+    validated_step = 0
+    with run.ranks.together("cutting the metrics to the resumed step"):
+        if run.ranks.is_main:
+            validations = keep_metrics_until(run.folder, run.step)
+            validated_step = max((int(str(values["step"])) for values in validations), default=0)
+    (run.validated_step,) = run.ranks.maximum(validated_step)
+
+
+@contextmanager
+def _hooks_built(run: Run) -> Iterator[list[Hook]]:
+    """Give the hooks in the order in which they are told of each moment.
+
+    Saving stands last: a checkpoint exists only once its step has been reported, guarded and validated.
+    """
+    with ExitStack() as held:
+        sinks = []
+        with run.ranks.together("opening the metrics"):
+            if run.ranks.is_main:
+                sinks = held.enter_context(open_sinks(run.folder, run.config, resumed_step=run.step))
+        reporting = Reporting(sinks)
+        guard = NonfiniteGuard(run.config.training.max_consecutive_nonfinite_steps)
+        yield [reporting, guard, Validation(reporting), Saving()]
+
+
+@contextmanager
+def _folder_opened(run: Run) -> Iterator[None]:
+    with ExitStack() as held:
+        with run.ranks.together("opening the run folder"):
+            if run.ranks.is_main:
+                held.enter_context(opened(run.folder, run.config))
+                held.callback(remove_log_file, add_log_file(run.folder.log))
+        yield
+
+
+@contextmanager
+def _status_recorded(run: Run) -> Iterator[None]:
+    def record(state: RunState, exit_code: int | None) -> None:
+        if run.ranks.is_main:
+            write_status(run.folder, state, exit_code=exit_code, step=run.step)
+
+    record("running", None)
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            exit_code = EXIT_INTERRUPTED
+        else:
+            exit_code = 2 if isinstance(error, ConfigError) else 1
+        record("failed", exit_code)
+        # For the log file; who called us tells the person at the screen.
+        logger.debug("the run failed after step %d", run.step, exc_info=True)
+        raise
+    record("finished" if run.exit_code == EXIT_FINISHED else "saved", run.exit_code)
+
+
+@contextmanager
+def _loss_drawn(run: Run) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if run.ranks.is_main and run.config.telemetry.plot:
+            _draw_loss(run)
+
+
+def _draw_loss(run: Run) -> None:
+    title = f"{run.folder.root.resolve().name}: {run.step} of {run.config.training.train_steps} steps"
+    try:
+        if plot_loss(run.folder.metrics, run.folder.loss_plot, title=title):
+            logger.info("loss curves: %s", run.folder.loss_plot)
+    except (ImportError, OSError, ValueError) as error:
+        # The run has been saved: a picture that cannot be drawn must not make it look failed.
+        logger.warning("%s was not drawn: %s", run.folder.loss_plot, error)
+
+
+def say_how_it_ended(run: Run) -> None:
+    """Log the end of a run that did not fail."""
+    if not run.ranks.is_main:
+        return
+    if run.stop is StopReason.NONE:
+        logger.info("finished: %d steps, %d tokens", run.step, run.counters.consumed_tokens)
+        return
+    reason = "the time limit" if run.stop is StopReason.TIME_LIMIT else run.stop.name
+    logger.info("stopped after step %d because of %s; the same command goes on from here", run.step, reason)

@@ -1,0 +1,206 @@
+"""Hugging Face folders on disk: lazy reading, refusals, division into files, and publishing by rename."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from megatron_7b.config.schema import ModelConfig
+from megatron_7b.conversion import HuggingFaceFolder
+from megatron_7b.conversion import folder_writer as writer
+from megatron_7b.conversion.staging import check_output, staged_folder
+from megatron_7b.errors import ConversionError
+from tests.conversion.test_weights import MODEL, random_weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of two weight files and an index."""
+    path = tmp_path / "model"
+    path.mkdir()
+    writer.write_json(path / "config.json", {"model_type": "llama"})
+    weights = random_weights(MODEL)
+    writer.write_weights(
+        path, weights.items(), model=MODEL, vocab_size=10, dtype=torch.float32, max_shard_bytes=4000
+    )
+    return path
+
+
+def test_reading(folder: Path):
+    opened = HuggingFaceFolder(folder)
+    assert opened.config == {"model_type": "llama"}
+    assert opened.shapes["model.norm.weight"] == (8,)
+    assert opened.dtypes["model.norm.weight"] == "F32"
+    assert opened["model.norm.weight"].shape == (8,)
+    assert len(opened) == len(list(opened)) == 21
+    assert "lm_head.weight" in opened
+    assert "nothing" not in opened
+
+
+def test_files_are_as_full_as_fits(folder: Path):
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    sizes = writer.weight_sizes(MODEL, 10, torch.float32)
+    assert index["metadata"]["total_size"] == sum(sizes.values())
+    assert index["weight_map"].keys() == sizes.keys()
+    files = sorted(set(index["weight_map"].values()))
+    assert files == sorted(file.name for file in folder.glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    for file in files:
+        assert sum(sizes[name] for name, where in index["weight_map"].items() if where == file) <= 4000
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(1, [["a"], ["b"], ["c"]]), (5, [["a", "b"], ["c"]]), (6, [["a", "b"], ["c"]])]
+)
+def test_assignment_to_files(limit: int, expected: list[list[str]]):
+    assert writer.assign_shards({"a": 2, "b": 3, "c": 4}, limit) == expected
+
+
+def test_weights_are_rounded_to_the_dtype_asked_for(tmp_path: Path):
+    weights = random_weights(MODEL)
+    total = writer.write_weights(tmp_path, weights.items(), model=MODEL, vocab_size=10, dtype=torch.bfloat16)
+    writer.write_json(tmp_path / "config.json", {})
+    opened = HuggingFaceFolder(tmp_path)
+    assert total == 2 * sum(tensor.numel() for tensor in weights.values())
+    assert all(torch.equal(opened[name], weights[name].bfloat16()) for name in weights)
+
+
+def test_a_stream_out_of_order_is_our_own_mistake(tmp_path: Path):
+    weights = dict(reversed(random_weights(MODEL).items()))
+    with pytest.raises(AssertionError):
+        writer.write_weights(tmp_path, weights.items(), model=MODEL, vocab_size=10, dtype=torch.float32)
+
+
+def test_a_full_disk_is_noticed_before_writing(tmp_path: Path):
+    huge = ModelConfig(num_layers=10**4, hidden_size=2**15, ffn_hidden_size=2**17)
+    with pytest.raises(ConversionError, match="GiB free"):
+        writer.write_weights(tmp_path, iter(()), model=huge, vocab_size=10, dtype=torch.float32)
+    assert not list(tmp_path.iterdir())
+
+
+def cut(path: Path) -> None:
+    with next(path.glob("model-00002*")).open("rb+") as file:
+        file.truncate(os.path.getsize(file.name) - 5)
+
+
+def lose_a_file(path: Path) -> None:
+    next(path.glob("model-00002*")).unlink()
+
+
+def swap_files(path: Path) -> None:
+    first, second = sorted(path.glob("*.safetensors"))[:2]
+    first.rename(path / "x")
+    second.rename(first)
+    (path / "x").rename(second)
+
+
+def pickle_only(path: Path) -> None:
+    for file in path.glob("model*"):
+        file.unlink()
+    torch.save({}, path / "pytorch_model.bin")
+
+
+def quantise(path: Path) -> None:
+    for file in path.glob("model*"):
+        file.unlink()
+    save_file({"model.norm.weight": torch.zeros(3, dtype=torch.int8)}, path / "model.safetensors")
+
+
+def point_outside(path: Path) -> None:
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
+
+
+def adapter(path: Path) -> None:
+    (path / "config.json").rename(path / "adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "model-00002.*cannot be read.*\n.*not copied completely"),
+        (lose_a_file, "model-00002.*cannot be read"),
+        (swap_files, "does not hold what model.safetensors.index.json says"),
+        (pickle_only, "pytorch_model.bin.*can run code"),
+        (quantise, "model.norm.weight is I8"),
+        (point_outside, "points outside its folder"),
+        (adapter, "holds an adapter"),
+        (lambda path: (path / "config.json").write_text("[1]"), "holds a list, expected a JSON object"),
+        (lambda path: (path / "config.json").write_text("{"), "not readable as JSON"),
+        (lambda path: (path / "config.json").unlink(), "config.json is missing"),
+        (lambda path: (path / "model.safetensors.index.json").unlink(), "holds neither"),
+        (lambda path: (path / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value if isinstance(value, str) else None),
+)
+def test_damaged_and_foreign_folders_are_refused(damage, message: str, folder: Path):
+    damage(folder)
+    with pytest.raises(ConversionError, match=message):
+        HuggingFaceFolder(folder)
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path):
+    with pytest.raises(ConversionError, match="is not a folder"):
+        HuggingFaceFolder(tmp_path / "nothing")
+
+
+def test_tokenizer_files_are_copied_as_they_are(tmp_path: Path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    target.mkdir()
+    names = ["tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"]
+    for name in [*names, "model.safetensors", "README.md"]:
+        (source / name).write_text(name)
+    assert writer.copy_tokenizer(source, target) == names
+    assert all((target / name).read_text() == name for name in names)
+    assert not (target / "README.md").exists()
+    assert writer.copy_tokenizer(source / "README.md", target) == ["README.md"]
+
+
+def test_a_folder_appears_only_when_complete(tmp_path: Path):
+    output = tmp_path / "deep" / "out"
+    with staged_folder(output) as staging:
+        (staging / "a").write_text("new")
+        assert staging.name == "out.tmp"
+        assert not output.exists()
+    assert (output / "a").read_text() == "new"
+    assert os.listdir(output.parent) == ["out"]
+
+
+def test_after_a_failure_everything_is_as_before(tmp_path: Path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "a").write_text("old")
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "left over").touch()
+    with pytest.raises(KeyboardInterrupt), staged_folder(output) as staging:
+        assert not list(staging.iterdir())
+        (staging / "a").write_text("new")
+        raise KeyboardInterrupt
+    assert (output / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_existing_folder_is_replaced_as_a_whole(tmp_path: Path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "old").touch()
+    with staged_folder(output) as staging:
+        (staging / "new").touch()
+    assert os.listdir(output) == ["new"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_outputs_that_would_destroy_something_are_refused(tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    check_output(tmp_path / "out", overwrite=False)
+    (tmp_path / "out" / "a").touch()
+    with pytest.raises(ConversionError, match="is not empty"):
+        check_output(tmp_path / "out", overwrite=False)
+    check_output(tmp_path / "out", overwrite=True)
+    with pytest.raises(ConversionError, match="is not a folder"):
+        check_output(tmp_path / "out" / "a", overwrite=True)
+    with pytest.raises(ConversionError, match="would replace what is read"):
+        check_output(tmp_path, overwrite=True, inputs=(tmp_path / "out",))

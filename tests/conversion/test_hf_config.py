@@ -1,0 +1,215 @@
+"""config.json: what is read, what is refused (all at once), and what transformers makes of what we write."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_7b.config.schema import ModelConfig, RopeScalingConfig
+from megatron_7b.conversion import (
+    FAMILIES,
+    SpecialTokens,
+    from_hugging_face_config,
+    to_generation_config,
+    to_hugging_face_config,
+)
+from megatron_7b.conversion.folder_writer import write_json
+from megatron_7b.errors import ConversionError
+
+LLAMA_2_7B = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
+
+
+def test_llama_2_7b():
+    model = from_hugging_face_config(LLAMA_2_7B)
+    assert model == ModelConfig(
+        architecture="llama",
+        num_layers=32,
+        hidden_size=4096,
+        ffn_hidden_size=11008,
+        num_attention_heads=32,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        norm_epsilon=1e-5,
+    )
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_defaults_are_those_of_transformers(model_type: str):
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.for_model(model_type)
+    for key, ours in FAMILIES[model_type].defaults.items():
+        if key == "rope_theta":
+            assert theirs.rope_parameters["rope_theta"] == ours
+        elif ours is None:  # transformers fills these in
+            assert getattr(theirs, key, None) in (None, theirs.num_attention_heads, 4096 // 32)
+        elif key == "sliding_window" and not getattr(theirs, "use_sliding_window", True):
+            assert theirs.sliding_window is None
+        else:
+            assert getattr(theirs, key) == ours, key
+
+
+REFUSALS: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"attention_bias": True}, "attention_bias is True"),
+    ("llama", {"mlp_bias": True}, "mlp_bias is True"),
+    ("qwen3", {"attention_bias": True}, "attention_bias is True"),
+    ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+    ("qwen2", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "rope_type is 'mrope'"),
+    ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "rope_parameters.factor is None"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layer types"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ("mistral", {}, "sliding_window is 4096 in 32 of 32 layers"),
+    ("qwen2", {"use_sliding_window": True}, "sliding_window is 4096 in 4 of 32 layers"),
+    (
+        "qwen3",
+        {"use_sliding_window": True, "layer_types": ["full_attention", *["sliding_attention"] * 31]},
+        "sliding_window is 4096 in 31 of 32 layers",
+    ),
+    ("llama", {"num_key_value_heads": 5}, "not a multiple of num_key_value_heads 5"),
+    ("llama", {"hidden_size": 4097}, "hidden_size 4097 is not a multiple"),
+    ("llama", {"hidden_size": "4096"}, "hidden_size is '4096', expected a positive integer"),
+    ("llama", {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ("llama", {"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+    ("llama", {"rope_theta": -1}, "rope_theta is -1"),
+    ("llama", {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "changes", "message"), REFUSALS, ids=[message for _, _, message in REFUSALS])
+def test_what_cannot_be_represented_is_refused(model_type: str, changes: dict[str, Any], message: str):
+    with pytest.raises(ConversionError) as caught:
+        from_hugging_face_config({"model_type": model_type, **changes})
+    assert message in str(caught.value)
+
+
+def test_everything_is_refused_at_once():
+    config = {"model_type": "llama", "mlp_bias": True, "hidden_act": "gelu", "vocab_size": -1, "rope_theta": 0}
+    with pytest.raises(ConversionError) as caught:
+        from_hugging_face_config(config)
+    for key in ("mlp_bias", "hidden_act", "vocab_size", "rope_theta"):
+        assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "gpt2"}, {"model_type": None}, {"model_type": ["llama"]}])
+def test_unknown_model_types_are_refused_with_the_known_ones(config: dict[str, Any]):
+    with pytest.raises(ConversionError, match="supported are llama, mistral, qwen2, qwen3"):
+        from_hugging_face_config(config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 4096},
+        {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 64},
+        {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 32},
+        {"model_type": "llama", "sliding_window": 64},
+    ],
+)
+def test_windows_without_effect_are_no_obstacle(config: dict[str, Any]):
+    from_hugging_face_config(config)
+
+
+def test_a_shorter_context_makes_a_window_harmless():
+    model = from_hugging_face_config({"model_type": "mistral"}, max_position_embeddings=4096)
+    assert model.max_position_embeddings == 4096
+
+
+def test_unused_rotary_keys_do_not_matter():
+    rope = {"rope_type": "default", "factor": 3.0, "rope_theta": 7.0}
+    assert from_hugging_face_config({**LLAMA_2_7B, "rope_parameters": rope}).rotary_base == 7.0
+
+
+def test_the_llama3_context_falls_back_to_the_model_s():
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    model = from_hugging_face_config({**LLAMA_2_7B, "rope_scaling": rope})
+    assert model.rope_scaling == RopeScalingConfig(original_max_position_embeddings=2048)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelConfig:
+    architecture = draw(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]))
+    groups, per_group, width = draw(st.integers(1, 4)), draw(st.integers(1, 4)), 2 * draw(st.integers(1, 8))
+    heads = groups * per_group
+    regular = draw(st.booleans())
+    return ModelConfig(
+        architecture=architecture,
+        num_layers=draw(st.integers(1, 5)),
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        hidden_size=heads * (width if regular else width + 2),
+        kv_channels=None if regular else width,
+        vocab_size=draw(st.integers(2, 99999)),
+        max_position_embeddings=draw(st.integers(1, 99999)),
+        rotary_base=draw(st.floats(1, 1e7)),
+        rope_scaling=draw(st.none() | st.just(RopeScalingConfig(factor=4.0, original_max_position_embeddings=17))),
+        norm_epsilon=draw(st.floats(1e-8, 1e-2)),
+        share_embeddings_and_output_weights=draw(st.booleans()),
+        add_qkv_bias=architecture == "qwen2",
+        qk_layernorm=architecture == "qwen3",
+        attention_dropout=draw(st.sampled_from([0.0, 0.1])),
+    )
+
+
+@given(models())
+def test_there_and_back(model: ModelConfig):
+    assert model.vocab_size is not None
+    assert from_hugging_face_config(to_hugging_face_config(model, vocab_size=model.vocab_size, dtype="float32")) == model
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_transformers_reads_what_we_write(architecture: Any, tmp_path: Path):
+    from transformers import AutoConfig, GenerationConfig
+
+    family = FAMILIES[architecture]
+    model = ModelConfig(
+        architecture=architecture,
+        num_query_groups=2,
+        vocab_size=300,
+        max_position_embeddings=777,
+        rotary_base=123.0,
+        rope_scaling=RopeScalingConfig(factor=3.0),
+        norm_epsilon=3e-4,
+        share_embeddings_and_output_weights=True,
+        add_qkv_bias=family.add_qkv_bias,
+        qk_layernorm=family.qk_layernorm,
+    )
+    tokens = SpecialTokens(bos_token_id=1, eos_token_id=[2, 3])
+    config = to_hugging_face_config(model, vocab_size=300, dtype="bfloat16", special_tokens=tokens)
+    write_json(tmp_path / "config.json", config)
+    write_json(tmp_path / "generation_config.json", to_generation_config(tokens))
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert str(theirs.dtype) == "torch.bfloat16"
+    assert theirs.rope_parameters["rope_theta"] == 123.0
+    assert theirs.rope_parameters["rope_type"] == "llama3"
+    assert theirs.rope_parameters["factor"] == 3.0
+    assert theirs.tie_word_embeddings
+    assert (theirs.hidden_size, theirs.num_key_value_heads, theirs.head_dim) == (256, 2, 32)
+    assert (theirs.rms_norm_eps, theirs.max_position_embeddings, theirs.vocab_size) == (3e-4, 777, 300)
+    assert getattr(theirs, "sliding_window", None) is None
+    generation = GenerationConfig.from_pretrained(tmp_path)
+    assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (1, [2, 3], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        ({"add_qkv_bias": True}, ["model.add_qkv_bias is True", "['qwen2']"]),
+        ({"architecture": "qwen2"}, ["model.add_qkv_bias is False", "['llama', 'mistral', 'qwen3']"]),
+        ({"qk_layernorm": True, "add_qkv_bias": True}, ["model.add_qkv_bias", "model.qk_layernorm"]),
+        ({"hidden_size": 100, "kv_channels": 32}, ["not a multiple of model.num_attention_heads"]),
+    ],
+)
+def test_exports_that_would_compute_something_else_are_refused(changes: dict[str, Any], messages: list[str]):
+    model = dataclasses.replace(ModelConfig(), **changes)
+    with pytest.raises(ConversionError) as caught:
+        to_hugging_face_config(model, vocab_size=10, dtype="float32")
+    for message in messages:
+        assert message in str(caught.value)

@@ -1,0 +1,53 @@
+"""Hugging Face models of every supported family with random weights, small enough to make in a test."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 199,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama_tied": ("llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    "llama_one_group": ("llama", {"num_key_value_heads": 1}),
+    "llama_no_groups": ("llama", {"num_key_value_heads": 6}),
+    "llama3_scaled": ("llama", {"rope_parameters": {**LLAMA3_SCALING, "rope_theta": 500.0}}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 12}),
+    "qwen2": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+}
+"""Name of the case, model_type, and what differs from the common shape."""
+
+
+def save_tiny_model(case: str, folder: Path, **save_options: Any) -> torch.nn.Module:
+    """Make a model whose every parameter, norms and biases included, is random; save it and return it in FP32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, changes = TINY[case]
+    config = AutoConfig.for_model(model_type, **{**_SHAPE, **changes})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.2 * noise)
+    model.save_pretrained(folder, **save_options)
+    return model.eval()
