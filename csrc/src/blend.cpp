@@ -159,6 +159,9 @@ std::shared_ptr<const Blend::Block> Blend::block(std::int64_t number) const {
 }
 
 Blend::Pick Blend::pick(std::int64_t n) const {
+  if (n < 0) {
+    throw std::invalid_argument("sample number " + std::to_string(n));
+  }
   const auto found = block(n / block_size_);
   const auto slot = static_cast<std::size_t>(n % block_size_);
   const auto set = static_cast<std::size_t>(found->set[slot]);
@@ -166,6 +169,9 @@ Blend::Pick Blend::pick(std::int64_t n) const {
 }
 
 std::vector<std::int64_t> Blend::counts(std::int64_t n) const {
+  if (n < 0) {
+    throw std::invalid_argument("sample number " + std::to_string(n));
+  }
   const auto found = block(n / block_size_);
   std::vector<std::int64_t> counts = found->base;
   for (std::int64_t slot = 0; slot < n % block_size_; ++slot) {

@@ -66,10 +66,13 @@ take_run_folder() { # two jobs that write to one run folder would destroy it
 
 rank_zero_pid() { # rank 0 runs on this node; its own children inherit its environment, so look for the eldest
     local pid parent
-    is_rank_zero() { tr '\0' '\n' 2>/dev/null <"/proc/$1/environ" | grep -qx 'RANK=0'; }
+    is_rank_zero() { grep -qzx 'RANK=0' "/proc/$1/environ" 2>/dev/null; }
     for pid in $(scontrol listpids "$SLURM_JOB_ID" 2>/dev/null | awk '$3 ~ /^[0-9]+$/ { print $1 }'); do
         parent=$(sed -n 's/^PPid:\t//p' "/proc/$pid/status" 2>/dev/null)
-        if is_rank_zero "$pid" && ! is_rank_zero "$parent"; then echo "$pid" && return; fi
+        if is_rank_zero "$pid" && ! is_rank_zero "$parent"; then
+            echo "$pid"
+            return 0 # bare, inside a trap, it would return what came before the trap
+        fi
     done
     return 1
 }

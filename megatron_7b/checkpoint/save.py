@@ -66,7 +66,7 @@ def save_checkpoint(
         drop_main_copies(tensors["optimizer"], model)
     staging = _agree_on_staging_folder(checkpoints, counters.step, _bytes_of_this_rank(tensors), layout)
     try:
-        dist_checkpointing.save(tensors, str(staging), _save_strategy(layout))
+        dist_checkpointing.save(tensors, str(staging), save_strategy(data_parallel_group() if layout.dp_size > 1 else None))
     except Exception as error:
         if layout.is_main:
             shutil.rmtree(staging, ignore_errors=True)
@@ -80,8 +80,7 @@ def save_checkpoint(
         world_size=layout.world_size,
         has_optimizer=optimizer is not None,
     )
-    published = _publish(staging, manifest, config, tokenizer) if layout.is_main else None
-    published = _broadcast_result(published)
+    published = _broadcast_result(_try_to_publish(staging, manifest, config, tokenizer) if layout.is_main else None)
     if layout.is_main:
         size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
         logger.info("saved %s: %.1f MB in %.1f s", published, size / 1e6, time.perf_counter() - started)
@@ -89,12 +88,13 @@ def save_checkpoint(
     return published
 
 
-def _save_strategy(layout: ParallelLayout) -> Any:
+def save_strategy(replicas: dist.ProcessGroup | None = None) -> Any:
+    """Return how megatron-core writes: in this process, the work shared among the replicas of a shard."""
     # megatron-core starts a manager process for the results of its writers, which re-imports the program (and hangs in
     # one without a __main__ guard). We save in this process, where a plain queue does.
     filesystem_async._results_queue = queue.Queue()  # noqa: SLF001
     strategy = TorchDistSaveShardedStrategy()
-    return FullyParallelSaveStrategyWrapper(strategy, data_parallel_group()) if layout.dp_size > 1 else strategy
+    return strategy if replicas is None else FullyParallelSaveStrategyWrapper(strategy, replicas)
 
 
 def _bytes_of_this_rank(tensors: dict[str, Any]) -> int:
@@ -121,12 +121,17 @@ def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layou
     return _broadcast_result(outcome)
 
 
-def _publish(staging: Path, manifest: Manifest, config: RunConfig, tokenizer: Path | None) -> Path | Exception:
+def publish_staged(staging: Path, manifest: Manifest, config: RunConfig, tokenizer: Path | None) -> Path:
+    """Add tokenizer, configuration and hashes to the tensors in a staging folder, and publish it."""
+    if tokenizer is not None:
+        shutil.copytree(tokenizer, staging / "tokenizer")
+    write_manifest(staging, manifest, config)
+    return publish(staging, manifest.counters.step)
+
+
+def _try_to_publish(staging: Path, manifest: Manifest, config: RunConfig, tokenizer: Path | None) -> Path | Exception:
     try:
-        if tokenizer is not None:
-            shutil.copytree(tokenizer, staging / "tokenizer")
-        write_manifest(staging, manifest, config)
-        return publish(staging, manifest.counters.step)
+        return publish_staged(staging, manifest, config, tokenizer)
     except OSError as error:
         return CheckpointError(f"checkpoint of step {manifest.counters.step} could not be published: {error}")
 

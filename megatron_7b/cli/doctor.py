@@ -26,7 +26,7 @@ GIB = 2**30
 MIN_FREE_DISK_GIB = 10
 MIN_SHARED_MEMORY_GIB = 1
 RESILIENCY_GLIBC = (2, 39)
-"""What wheels of nvidia-resiliency-ext need from 0.5 on; below it pip picks 0.4.1, which megatron-core cannot import."""
+"""What wheels of nvidia-resiliency-ext need from 0.5 on; elsewhere pip picks 0.4.1, which breaks megatron-core."""
 
 Status = Literal["ok", "absent", "broken"]
 
@@ -84,10 +84,7 @@ def examine(timeout_seconds: float) -> Iterator[Finding]:
 
 
 def _interpreter() -> Finding:
-    detail = f"{platform.python_version()} at {sys.executable}"
-    if sys.version_info < (3, 12):
-        return Finding("python", "broken", f"{detail}; 3.12 or later is needed", "make setup", required=True)
-    return Finding("python", "ok", detail, required=True)
+    return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}", required=True)
 
 
 def _processor() -> Finding:
@@ -126,7 +123,7 @@ def _gpu(outcome: Outcome) -> Finding:
         return Finding("gpu", "ok", f"{len(devices)} x {devices[0]}")
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+        answer = _ask(*query)
         if answer.returncode == 0 and answer.stdout.strip():
             detail = f"{answer.stdout.splitlines()[0]} is there, but torch cannot use it"
             return Finding("gpu", "broken", detail, "update the driver, or install a torch built for an older CUDA")
@@ -183,12 +180,13 @@ def _transformer_engine(outcome: Outcome, *, gpu: bool) -> Finding:
 
 
 def _apex(outcome: Outcome) -> Finding:
+    installed = _version("apex")
     if outcome.found and not outcome.error:
-        return Finding("apex", "ok", _version("apex") or "installed")
-    if _version("apex") is not None and not outcome.found:
+        return Finding("apex", "ok", installed or "installed")
+    if outcome.found:
+        return Finding("apex", "broken", str(outcome.error), "pip uninstall -y apex")
+    if installed is not None:
         return Finding("apex", "broken", "PyPI's package of that name is not NVIDIA's", "pip uninstall -y apex")
-    if outcome.error:
-        return Finding("apex", "broken", outcome.error, "pip uninstall -y apex")
     return Finding("apex", "absent", "not needed; Transformer Engine or torch take its place")
 
 
@@ -213,8 +211,10 @@ def _tokenizers() -> Iterator[Finding]:
 def _slurm() -> Finding:
     if shutil.which("sbatch") is None:
         return Finding("slurm", "absent", "no sbatch here")
-    answer = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=False, timeout=30)
-    return Finding("slurm", "ok", answer.stdout.strip() or "sbatch is there, but sinfo does not answer")
+    answer = _ask("sinfo", "--noheader", "--format=%D nodes in %P")
+    if answer.returncode != 0:
+        return Finding("slurm", "absent", "sbatch is there, but no cluster answers: see `sinfo`")
+    return Finding("slurm", "ok", ", ".join(answer.stdout.split("\n")[:-1]))
 
 
 def _disk() -> Finding:
@@ -223,6 +223,14 @@ def _disk() -> Finding:
     if free < MIN_FREE_DISK_GIB:
         return Finding("disk", "broken", f"{detail}; a 7B checkpoint with its optimizer takes 95", "free some space")
     return Finding("disk", "ok", detail)
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a quick command of the system; a hang counts as a failure."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, returncode=1, stdout="", stderr=str(error))
 
 
 def _version(package: str) -> str | None:

@@ -55,8 +55,8 @@ def probe_imports(timeout_seconds: float, modules: tuple[str, ...] = MODULES) ->
     """Import `modules` in turn in a subprocess.
 
     Returns:
-        One outcome per module, in order. After a crash or the time limit the module concerned has that as its error, and
-        the ones after it are tried again without it.
+        One outcome per module, in order. After a crash or the time limit the module concerned has that as its error,
+        and the ones after it are tried again without it.
     """
     outcomes: dict[str, Outcome] = {}
     remaining = list(modules)

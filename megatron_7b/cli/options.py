@@ -1,8 +1,8 @@
 """From a command's arguments to its own flags and to overrides of the configuration.
 
 Flags with a dot (`--section.field-name value`) belong to the configuration and are the same for every command; all
-others are the command's own, declared with argparse. Texts stay texts here: `megatron_7b.config` gives them their types, so
-that the command line and YAML are read by the same code.
+others are the command's own, declared with argparse. Texts stay texts here: `megatron_7b.config` gives them their
+types, so that the command line and YAML are read by the same code.
 """
 
 import argparse

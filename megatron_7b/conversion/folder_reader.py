@@ -15,18 +15,6 @@ CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-"""Files that make up a tokenizer, chat template included; a folder has some of them."""
-
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPES = ("F32", "BF16", "F16", "F64")
 
@@ -91,11 +79,6 @@ class HuggingFaceFolder(Mapping[str, Tensor]):
             self.shapes[name] = tuple(header.get_shape())
             self.dtypes[name] = header.get_dtype()
             self._files[name] = opened
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer that can be carried along."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def read_json(file: Path) -> dict[str, object]:

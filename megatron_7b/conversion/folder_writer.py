@@ -1,9 +1,8 @@
-"""Writes weights, configuration and tokenizer as a Hugging Face model folder."""
+"""Writes the weights of a Hugging Face model folder, in files of limited size."""
 
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig
-from megatron_7b.conversion.folder_reader import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES
+from megatron_7b.conversion.folder_reader import INDEX_FILE, SINGLE_FILE
 from megatron_7b.conversion.weights import plan_weights
 from megatron_7b.errors import ConversionError
 
@@ -94,27 +93,6 @@ def shard_file_names(num_shards: int) -> list[str]:
 def write_json(file: Path, content: Mapping[str, object]) -> None:
     """Write an indented JSON object that ends with a newline."""
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def copy_tokenizer(source: Path, folder: Path) -> list[str]:
-    """Copy the tokenizer, chat template included, as it is.
-
-    Args:
-        source: A folder with the tokenizer's files among others, or the tokenizer's one file.
-        folder: An existing folder.
-
-    Returns:
-        Names of the files copied.
-    """
-    candidates = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES]
-    templates = source.glob("additional_chat_templates/*.jinja") if source.is_dir() else ()
-    copied = []
-    for file in chain((file for file in candidates if file.is_file()), templates):
-        name = file.name if file.parent == source or file == source else str(file.relative_to(source))
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, folder / name)
-        copied.append(name)
-    return copied
 
 
 def check_free_space(folder: Path, num_bytes: int) -> None:

@@ -94,14 +94,20 @@ def random_tokens(vocab_size: int, *, num_samples: int = 2, length: int = 128, s
 
 
 def hugging_face_logits(
-    folder: Path, tokens: Tensor, *, arithmetic: torch.dtype = torch.float32, device: str = "cpu"
+    folder: Path,
+    tokens: Tensor,
+    *,
+    stored_dtype: torch.dtype | None = None,
+    arithmetic: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Tensor:
     """Compute logits with transformers, which is the reference for what a folder means.
 
     Args:
         folder: Hugging Face model folder; nothing is fetched from anywhere.
         tokens: int64 `[b, s]`.
-        arithmetic: Number format of weights and activations.
+        stored_dtype: Number format that weights are rounded to beforehand; None leaves them as they are.
+        arithmetic: Number format to compute in.
         device: Where to compute.
 
     Returns:
@@ -129,10 +135,19 @@ def hugging_face_logits(
     if problems:
         raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
     model = model.to(device).eval()
+    if stored_dtype is not None:
+        round_parameters(model, stored_dtype)
     with torch.inference_mode():
         # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
         logits = [model(input_ids=sample[None].to(device)).logits[0].float().cpu() for sample in tokens]
     return torch.stack(logits)
+
+
+@torch.no_grad()
+def round_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Round every parameter in place to what a number format can hold."""
+    for parameter in module.parameters():
+        parameter.copy_(parameter.to(dtype))
 
 
 def compare_logits(reference: Tensor, logits: Tensor) -> Parity:

@@ -1,8 +1,8 @@
 """Weighted blends of corpora: how they are written, and the integers that the schedule counts with.
 
-The schedule itself is native (`csrc/include/megatron_7b/blend.h`, with its proof): after any number n of samples, a set of
-share w has given floor(w n) or ceil(w n) of them. It is a function of the global sample number alone, so a run resumes
-anywhere; finding one's place takes milliseconds, whatever the number.
+The schedule itself is native (`csrc/include/megatron_7b/blend.h`, with its proof): after any number n of samples, a set
+of share w has given floor(w n) or ceil(w n) of them. It is a function of the global sample number alone, so a run
+resumes anywhere; finding one's place takes milliseconds, whatever the number.
 """
 
 import math
@@ -32,8 +32,8 @@ def parse_blend(entries: Sequence[str], *, name: str = "data.train") -> tuple[Bl
     """The sets of `PREFIX` or `W1 PREFIX1 W2 PREFIX2 …`.
 
     Args:
-        entries: A single prefix (or several, which then weigh the same), or weights and prefixes in turn. One string that
-            holds them all, separated by blanks, is taken too.
+        entries: A single prefix (or several, which then weigh the same), or weights and prefixes in turn. One string
+            that holds them all, separated by blanks, is taken too.
         name: How messages call it.
 
     Raises:
@@ -52,7 +52,7 @@ def parse_blend(entries: Sequence[str], *, name: str = "data.train") -> tuple[Bl
             given = " ".join(words[position : position + 2])
             raise ConfigError(
                 f"{name}: {given!r} is not a positive weight followed by a prefix",
-                hint=f"weights and prefixes take turns, for example: {name} 0.7 web_text_document 0.3 code_text_document",
+                hint=f"weights and prefixes take turns, for example: {name} 0.7 web_text_document 0.3 code",
             )
         parts.append(BlendPart(prefix=words[position + 1], weight=weight))
     return tuple(parts)

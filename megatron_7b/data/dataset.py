@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ WHOLE = (1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch. The four arrays lie in one buffer, which is used again when none of them is referred to any more."""
+    """One microbatch. The four arrays lie in one buffer, which is used again once nothing refers to any of them."""
 
     tokens: NDArray[np.int64]
     """Inputs, [b, s]."""
@@ -90,8 +91,8 @@ def open_split(
 ) -> Dataset:
     """The shuffled, endless samples of one split.
 
-    `train` and `test` are shares of `config.train`, and so is `valid` unless `config.valid` names a corpus, which is then
-    read whole (and training gets the validation's share as well).
+    `train` and `test` are shares of `config.train`, and so is `valid` unless `config.valid` names a corpus, which is
+    then read whole (and training gets the validation's share as well).
 
     Args:
         config: The data section.
@@ -134,8 +135,8 @@ def open_sequential(
 ) -> Dataset:
     """A whole corpus, read once in the order of the file: for evaluation.
 
-    Samples 0 to num_samples - 1 predict every token but the first exactly once; in the last one, and in all samples behind
-    it, what lies behind the corpus's end is token 0 with loss mask 0.
+    Samples 0 to num_samples - 1 predict every token but the first exactly once; in the last one, and in all samples
+    behind it, what lies behind the corpus's end is token 0 with loss mask 0.
 
     Args:
         prefix: The corpus.
@@ -146,9 +147,8 @@ def open_sequential(
     Raises:
         DataFormatError: A file is damaged, or holds fewer than two tokens.
     """
-    part = BlendPart(prefix=str(prefix), weight=parse_blend([str(prefix)])[0].weight)
     return _open(
-        (part,),
+        (BlendPart(prefix=str(prefix), weight=Fraction(1)),),
         split="train",
         shares=WHOLE,
         seed=0,

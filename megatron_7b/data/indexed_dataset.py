@@ -51,9 +51,8 @@ def resolve_prefix(prefix: str | Path) -> str:
 class IndexedDataset:
     """The sequences and documents of one corpus, as views of the mapped files: nothing is read before it is used.
 
-    Opening checks the header, the counts against the size of the index, both ends of all tables, the length of the .bin,
-    and all entries of up to 65,536 sequences (evenly spread ones of more), whatever the number of documents. `verify`
-    checks all entries.
+    Opening checks the header, the counts against the size of the index, both ends of all tables, the length of the
+    .bin, and all entries of up to 65,536 sequences (evenly spread ones of more). `verify` checks all entries.
     """
 
     def __init__(self, prefix: str | Path, *, verify: bool = False) -> None:

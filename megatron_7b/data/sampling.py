@@ -1,20 +1,20 @@
 """In which order a corpus is read: arithmetic instead of an index.
 
-Megatron shuffles by tables whose size is epochs times samples, built before the first step and cached beside the corpus.
-Here sample i of a corpus is computed from (seed, i) alone, so there is nothing to build, to wait for, or to grow stale.
-`csrc/include/megatron_7b/token_stream.h` describes it exactly; in short:
+Megatron shuffles by tables whose size is epochs times samples, built before the first step and cached beside the
+corpus. Here sample i of a corpus is computed from (seed, i) alone, so there is nothing to build, to wait for, or to
+grow stale. `csrc/include/megatron_7b/token_stream.h` describes it exactly; in short:
 
-- The T tokens of the split are a ring of whole documents. Each epoch reads the ring once, from the beginning of a document
-  drawn for that epoch, and the epochs follow one another without a gap in one endless stream.
-- Sample i, before shuffling, is inputs `[i s, (i + 1) s)` of that stream and the same shifted by one as labels. **Each epoch
-  therefore reads every token exactly once as an input**: nothing is dropped at an epoch's end, the last sample goes on
-  into the next epoch. As T is hardly ever a multiple of s, and the ring's beginning moves, cuts fall differently in each
-  epoch.
+- The T tokens of the split are a ring of whole documents. Each epoch reads the ring once, from the beginning of a
+  document drawn for that epoch, and the epochs follow one another without a gap in one endless stream.
+- Sample i, before shuffling, is inputs `[i s, (i + 1) s)` of that stream, and the same shifted by one as labels. **Each
+  epoch therefore reads every token exactly once as an input**: nothing is dropped at an epoch's end, the last sample
+  goes on into the next epoch. As T is hardly ever a multiple of s, and the ring's beginning moves, cuts fall
+  differently in each epoch.
 - The samples that begin in an epoch are shuffled among themselves by a keyed bijection (a Feistel network with cycle
   walking), which needs no table.
 
-Documents that are neighbours in the file stay neighbours within a sample; shuffle them when preprocessing if their order
-carries meaning.
+Documents that are neighbours in the file stay neighbours within a sample; shuffle them when preprocessing if their
+order carries meaning.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ def learning_rate(step: int, config: OptimizerConfig, train_steps: int) -> float
     if step < 1:
         raise ValueError(f"steps are counted from 1, got {step}")
     if step <= config.lr_warmup_steps:
-        return config.lr * step / config.lr_warmup_steps
+        return config.lr * (step / config.lr_warmup_steps)  # in this order, the last one is exactly lr
     if config.lr_decay_style == "constant":
         return config.lr
     return config.min_lr + (config.lr - config.min_lr) * _share_above_minimum(step, config, train_steps)

@@ -52,7 +52,7 @@ def save(run: Run) -> None:
         counters=run.counters,
         config=run.config,
         layout=trainer.layout,
-        tokenizer=trainer.tokenizer_folder,
+        tokenizer=run.folder.tokenizer if run.tokenizer is not None else None,
     )
 
 

@@ -93,18 +93,19 @@ class Validation(Hook):
 
     def _is_due(self, run: Run) -> bool:
         interval = run.config.training.eval_interval_steps
-        return run.trainer.valid_loader is not None and (
-            run.is_complete or (interval > 0 and run.step % interval == 0)
-        )
+        is_time = run.is_complete or (interval > 0 and run.step % interval == 0)
+        return is_time and run.inputs.validation is not None
 
     def _validate(self, run: Run) -> None:
         """Collective: all ranks. A request to stop ends it without a result."""
-        training, loader, watch = run.config.training, run.trainer.valid_loader, Stopwatch()
+        watch, batch_size, loader = Stopwatch(), run.config.training.global_batch_size, run.inputs.validation
         assert loader is not None
+        # Small validation data is read once rather than several times over.
+        num_batches = min(run.config.training.eval_steps, max(1, run.inputs.num_validation_samples // batch_size))
         loss_sum, num_tokens = 0.0, 0
-        for index in range(training.eval_steps):
-            with run.ranks.together("reading a validation batch"):
-                batches = loader.batches(index * training.global_batch_size, training.global_batch_size)
+        for index in range(num_batches):
+            with run.ranks.together(f"reading validation batch {index + 1}"):
+                batches = loader.batches(index * batch_size, batch_size)
             batch_loss, batch_tokens = evaluate_step(run.trainer, batches)
             loss_sum, num_tokens = loss_sum + batch_loss, num_tokens + batch_tokens
             run.look_around()

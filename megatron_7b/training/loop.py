@@ -7,15 +7,12 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.optim.schedules import learning_rate
 from megatron_7b.runtime.logs import configure_logging
 from megatron_7b.runtime.signals import StopReason, StopRequest
-from megatron_7b.training.agreement import Ranks
-from megatron_7b.training.assemble import build_trainer
 from megatron_7b.training.batch_schedule import global_batch_size
 from megatron_7b.training.hooks import Hook
-from megatron_7b.training.metrics import StepMetrics, build_throughput
-from megatron_7b.training.report import check_telemetry
+from megatron_7b.training.metrics import StepMetrics
 from megatron_7b.training.run import Run, Stopwatch
-from megatron_7b.training.run_folder import RunFolder, check_run_folder
-from megatron_7b.training.start import say_how_it_ended, started
+from megatron_7b.training.run_folder import RunFolder
+from megatron_7b.training.start import built, started
 from megatron_7b.training.step import train_step
 
 
@@ -38,16 +35,8 @@ def pretrain(config: RunConfig, run_dir: Path) -> int:
     """
     folder, stop_request = RunFolder(Path(run_dir)), StopRequest(config.training.exit_after_seconds)
     configure_logging(int(os.environ.get("RANK", "0")))
-    with stop_request.listening():
-        check_run_folder(folder, config)
-        check_telemetry(config.telemetry)
-        trainer = build_trainer(config, run_dir)
-        ranks = Ranks(trainer.device)
-        throughput = build_throughput(trainer.config, world_size=ranks.world_size, device_type=trainer.device_type)
-        run = Run(trainer, folder, ranks, stop_request, throughput)
-        with started(run) as hooks:
-            train(run, hooks)
-        say_how_it_ended(run)
+    with stop_request.listening(), built(config, folder, stop_request) as run, started(run) as hooks:
+        train(run, hooks)
     return run.exit_code
 
 
@@ -73,7 +62,7 @@ def do_step(run: Run) -> StepMetrics:
     batch_size = global_batch_size(run.counters.consumed_samples, config.training)
     rate = learning_rate(run.step + 1, config.optimizer, config.training.train_steps)
     with run.ranks.together(f"reading the batch of step {run.step + 1}"):
-        batches = run.trainer.loader.batches(run.counters.consumed_samples, batch_size)
+        batches = run.inputs.training.batches(run.counters.consumed_samples, batch_size)
     result = train_step(run.trainer, batches, rate)
     seconds = watch.seconds
     run.count_step(batch_size, skipped=result.skipped)

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.runtime.device import DeviceType
 from megatron_7b.runtime.hardware import peak_memory_bytes
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED, StopReason, StopRequest
+from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.training.agreement import Ranks
+from megatron_7b.training.inputs import Inputs
 from megatron_7b.training.metrics import Throughput
 from megatron_7b.training.run_folder import RunFolder
 
@@ -21,7 +24,10 @@ class Run:
     """A run between its start and its end, on one rank.
 
     Attributes:
-        trainer: Model, optimizer and data.
+        trainer: Model and optimizer.
+        device_type: What they compute on.
+        inputs: Training and validation data.
+        tokenizer: Of the data, where it is known; goes into every checkpoint.
         folder: Where the run lives.
         ranks: All ranks, to agree with.
         stop_request: What this process has been asked by signals and clocks.
@@ -33,6 +39,9 @@ class Run:
     """
 
     trainer: "Trainer"
+    device_type: DeviceType
+    inputs: Inputs
+    tokenizer: Tokenizer | None
     folder: RunFolder
     ranks: Ranks
     stop_request: StopRequest
@@ -77,7 +86,7 @@ class Run:
 
         Collective: all ranks.
         """
-        stop, memory = self.ranks.maximum(self.stop_request.reason, peak_memory_bytes(self.trainer.device_type))
+        stop, memory = self.ranks.maximum(self.stop_request.reason, peak_memory_bytes(self.device_type))
         self.stop, self.peak_memory_bytes = StopReason(stop), memory
 
 

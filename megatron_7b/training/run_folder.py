@@ -5,6 +5,7 @@
     R/status.json      how the run stands: running, saved, finished or failed
     R/train.log        what the main rank said
     R/loss.png         the loss curves, drawn when the run leaves
+    R/tokenizer/       files of the tokenizer, which every checkpoint carries on
     R/tensorboard/     the same figures for TensorBoard
     R/checkpoints/     step_00000010/ … and `latest`
 
@@ -25,6 +26,7 @@ from typing import Literal, TextIO
 from megatron_7b.config import config_to_dict, load_config, save_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError, TrainingError
+from megatron_7b.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ class RunFolder:
     @property
     def loss_plot(self) -> Path:
         return self.root / "loss.png"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / "tokenizer"
 
     @property
     def tensorboard(self) -> Path:
@@ -173,6 +179,16 @@ def _refuse_unless_same_job(folder: RunFolder, holder_text: str, own_job: str | 
         f"another run is writing to {folder.root}: process {holder.get('pid', '?')} on {holder.get('host', '?')}",
         hint="wait until it has ended, stop it with SIGTERM (it saves first), or choose another --run-dir",
     )
+
+
+def keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
+    """Copy the tokenizer into the run folder, unless it is there already."""
+    if folder.tokenizer.exists():
+        return
+    beside = folder.tokenizer.with_name(f".tokenizer.{os.getpid()}.tmp")
+    beside.mkdir()
+    tokenizer.save(beside)
+    os.replace(beside, folder.tokenizer)
 
 
 def write_status(folder: RunFolder, state: RunState, *, exit_code: int | None, step: int) -> None:

@@ -4,17 +4,70 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.sizes import count_parameters
+from megatron_7b.parallel.groups import destroy_model_parallel
+from megatron_7b.runtime.distributed import initialize_process, leave_process_group
+from megatron_7b.runtime.hardware import device_name
 from megatron_7b.runtime.logs import add_log_file, remove_log_file
-from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason
+from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
+from megatron_7b.training.agreement import Ranks
+from megatron_7b.training.assemble import build_trainer
+from megatron_7b.training.batch_schedule import consumed_samples_after
 from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, Validation
+from megatron_7b.training.inputs import complete_config, find_tokenizer, open_inputs
+from megatron_7b.training.metrics import build_throughput, format_count
 from megatron_7b.training.plot import plot_loss
-from megatron_7b.training.report import open_sinks
+from megatron_7b.training.report import check_telemetry, open_sinks
 from megatron_7b.training.run import Run
-from megatron_7b.training.run_folder import RunState, keep_metrics_until, opened, write_status
+from megatron_7b.training.run_folder import (
+    RunFolder,
+    RunState,
+    check_run_folder,
+    keep_metrics_until,
+    keep_tokenizer,
+    opened,
+    write_status,
+)
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> Iterator[Run]:
+    """Check, then build all that a run consists of, for the duration of a with block; nothing is written yet.
+
+    Collective: all ranks.
+
+    Raises:
+        MegatronError: The run is impossible; what is known without building anything is checked before.
+    """
+    check_run_folder(folder, config)
+    check_telemetry(config.telemetry)
+    tokenizer = find_tokenizer(config.data)
+    config = complete_config(config, tokenizer)
+    device_type = initialize_process(config.runtime)
+    trainer = build_trainer(config, device_type)
+    ranks = Ranks(trainer.device)
+    with ExitStack() as held:
+        with ranks.together("opening the data"):
+            eod_id = tokenizer.eod_id if tokenizer is not None else None
+            inputs = held.enter_context(open_inputs(config, trainer.layout, eod_id=eod_id))
+        yield Run(
+            trainer=trainer,
+            device_type=device_type,
+            inputs=inputs,
+            tokenizer=tokenizer,
+            folder=folder,
+            ranks=ranks,
+            stop_request=stop_request,
+            throughput=build_throughput(config, world_size=ranks.world_size, device_type=device_type),
+        )
+    # Only a run that ended well leaves its groups: after a failure the peers may never come to it.
+    destroy_model_parallel()
+    leave_process_group()
 
 
 @contextmanager
@@ -28,7 +81,9 @@ def started(run: Run) -> Iterator[list[Hook]]:
     with _folder_opened(run), _loss_drawn(run), _status_recorded(run):
         resume(run)
         with _hooks_built(run) as hooks:
+            _say_what_begins(run)
             yield hooks
+        _say_how_it_ended(run)
 
 
 def resume(run: Run) -> None:
@@ -71,6 +126,8 @@ def _folder_opened(run: Run) -> Iterator[None]:
             if run.ranks.is_main:
                 held.enter_context(opened(run.folder, run.config))
                 held.callback(remove_log_file, add_log_file(run.folder.log))
+                if run.tokenizer is not None:
+                    keep_tokenizer(run.folder, run.tokenizer)
         yield
 
 
@@ -114,12 +171,25 @@ def _draw_loss(run: Run) -> None:
         logger.warning("%s was not drawn: %s", run.folder.loss_plot, error)
 
 
-def say_how_it_ended(run: Run) -> None:
-    """Log the end of a run that did not fail."""
+def _say_what_begins(run: Run) -> None:
+    if not run.ranks.is_main:
+        return
+    training = run.config.training
+    tokens = consumed_samples_after(training.train_steps, training) * run.config.data.seq_length
+    logger.info(
+        "%s parameters on %s (%s), %s: steps %d to %d, %s tokens",
+        format_count(count_parameters(run.config.model)), run.trainer.layout, device_name(run.device_type),
+        run.folder.root, run.step + 1, training.train_steps, format_count(tokens),
+    )  # fmt: skip
+    if run.inputs.validation is None:
+        logger.info("there is no validation data: data.valid is empty, and data.split (%s) leaves none", run.config.data.split)
+
+
+def _say_how_it_ended(run: Run) -> None:
     if not run.ranks.is_main:
         return
     if run.stop is StopReason.NONE:
-        logger.info("finished: %d steps, %d tokens", run.step, run.counters.consumed_tokens)
+        logger.info("finished: %d steps, %s tokens", run.step, format_count(run.counters.consumed_tokens))
         return
     reason = "the time limit" if run.stop is StopReason.TIME_LIMIT else run.stop.name
     logger.info("stopped after step %d because of %s; the same command goes on from here", run.step, reason)

@@ -12,7 +12,7 @@ from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_repl
 
 if TYPE_CHECKING:
     from megatron_7b.data import Batch
-    from megatron_7b.training.assemble import Trainer
+    from megatron_7b.training.assemble import Core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def _to_device(batches: "Sequence[Batch]", device: torch.device) -> list[dict[st
     ]
 
 
-def _run_schedule(trainer: "Trainer", batches: "Sequence[Batch]", *, forward_only: bool) -> tuple[float, int]:
+def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: bool) -> tuple[float, int]:
     """Run all microbatches through all stages; return the sum of token losses and the number of tokens.
 
     Collective: all ranks.
@@ -84,11 +84,11 @@ def _run_schedule(trainer: "Trainer", batches: "Sequence[Batch]", *, forward_onl
     return loss_sum, int(num_tokens)
 
 
-def train_step(trainer: "Trainer", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:
+def train_step(trainer: "Core", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:
     """Do one update from this rank's microbatches of the global batch.
 
     Args:
-        trainer: What `assemble.build_trainer` built.
+        trainer: What `assemble` built.
         batches: This rank's microbatches, all of `micro_batch_size` sequences.
         learning_rate: For this update.
 
@@ -106,7 +106,7 @@ def train_step(trainer: "Trainer", batches: "Sequence[Batch]", learning_rate: fl
 
 
 @torch.no_grad()
-def evaluate_step(trainer: "Trainer", batches: "Sequence[Batch]") -> tuple[float, int]:
+def evaluate_step(trainer: "Core", batches: "Sequence[Batch]") -> tuple[float, int]:
     """Return the sum of token losses of a global batch, and its number of tokens, without an update.
 
     Collective: all ranks.

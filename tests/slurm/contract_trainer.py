@@ -3,7 +3,7 @@
     contract_trainer.py [--steps N] END
 
 Each life goes N steps on from the newest checkpoint of $RUN_DIR, writes a checkpoint, and then ends: `finish` (0),
-`crash` (kills itself), `hang` (deaf to signals), `quit` (exits with 75), or `wait` for a signal, then one step more, save,
+`crash` (rank 0 kills itself, resumed before it has made any steps), `hang` (deaf to signals), `quit` (exits with 75), or `wait` for a signal, then one step more, save,
 75. Resumed, a `wait` finishes. Each rank has a child process, as one that writes a checkpoint would be.
 """
 
@@ -60,6 +60,8 @@ def main(steps: int, end: str) -> None:
         signal.signal(number, signal.SIG_IGN if end == "hang" else stop)
     writer = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     atexit.register(writer.kill)
+    if end == "crash" and first:
+        steps = 0  # it has always been at this step
     if steps:
         save(first + steps)
     if end == "wait" and not first:
@@ -72,10 +74,10 @@ def main(steps: int, end: str) -> None:
         leave("saved", 75, first + steps + 1)
     if end == "quit":
         leave("saved", 75, first + steps)
-    if end == "crash":
+    if end == "crash" and RANK == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    if end == "hang":
-        time.sleep(60)
+    if end in ("crash", "hang"):
+        time.sleep(3600)
     leave("finished", 0, first + steps)
 
 

@@ -92,10 +92,10 @@ def run_steps(trainer: Any, steps: Iterator[int] | range, *, masked: bool = True
 
 def build(config: RunConfig) -> Any:
     """Build a trainer on the current process group."""
-    from megatron_7b.training.assemble import build_trainer
+    from megatron_7b.training.assemble import build_core
 
     assert dist.is_initialized()
-    return build_trainer(config, "cpu")
+    return build_core(config, "cpu")
 
 
 def train(config: RunConfig, num_steps: int) -> list[tuple[float, float]]:

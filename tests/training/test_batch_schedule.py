@@ -1,19 +1,10 @@
 """The global batch as a function of the consumed samples."""
 
-import dataclasses
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_7b.config.schema import TrainingConfig
-from megatron_7b.errors import ConfigError
-from megatron_7b.training.batch_schedule import (
-    check_rampup,
-    consumed_samples_after,
-    global_batch_size,
-    num_microbatches,
-)
+from megatron_7b.training.batch_schedule import consumed_samples_after, global_batch_size
 
 
 @st.composite
@@ -72,18 +63,3 @@ def test_a_resumed_ramp_goes_on_where_it_was(config: TrainingConfig, num_steps: 
     cut = data.draw(st.integers(0, num_steps))
     resumed = sizes_from(consumed_samples_after(cut, config), num_steps - cut)
     assert sizes_from(0, cut) + resumed == sizes_from(0, num_steps)
-
-
-@pytest.mark.parametrize("rampup", [(0, 8, 100), (8, 0, 100), (8, 8, -1), (40, 8, 100), (8, 7, 100)])
-def test_a_ramp_that_misses_its_end_is_refused(rampup: tuple[int, int, int]) -> None:
-    config = dataclasses.replace(TrainingConfig(global_batch_size=32), rampup_batch_size=rampup)
-    with pytest.raises(ConfigError, match="rampup_batch_size"):
-        check_rampup(config)
-
-
-def test_microbatches_share_the_batch_exactly() -> None:
-    assert num_microbatches(48, 4, 3) == 4
-    with pytest.raises(ConfigError, match="a multiple of 12; the nearest are 36 and 48"):
-        num_microbatches(40, 4, 3)
-    with pytest.raises(ConfigError, match="the nearest are 12 and 12"):
-        num_microbatches(7, 4, 3)

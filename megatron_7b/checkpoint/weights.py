@@ -1,0 +1,124 @@
+"""Weights of a checkpoint as whole tensors by canonical name, in one process, without building a model."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from megatron_7b.checkpoint.folders import check_free_space, new_staging_folder
+from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, verify_files
+from megatron_7b.checkpoint.save import publish_staged, save_strategy
+from megatron_7b.config.schema import ParallelConfig, RunConfig
+from megatron_7b.errors import CheckpointError
+from megatron_7b.model.names import parameter_kind, parameter_shapes
+from megatron_7b.parallel import build_layout
+
+
+class CheckpointWeights(Mapping[str, Tensor]):
+    """The parameters of a checkpoint, each read when it is asked for, vocabulary padding cropped.
+
+    Args:
+        folder: A complete checkpoint.
+        verify: Check every file's hash first.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = True) -> None:
+        manifest = read_manifest(folder)
+        if verify:
+            verify_files(folder, manifest)
+        self._folder = folder
+        self._vocab_size = manifest.vocab_size
+        # Torch's index is a pickle: it is read only after its hash was found right.
+        self._entries: dict[str, TensorStorageMetadata] = {
+            name: entry
+            for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith("optimizer.")
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
+        dcp.load({name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
+        return tensor[: self._vocab_size] if parameter_kind(name).padded else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def write_weights(
+    checkpoints: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    config: RunConfig,
+    *,
+    tokenizer: Path | None = None,
+    step: int = 0,
+) -> Path:
+    """Write whole tensors as a checkpoint without optimizer state, and publish it.
+
+    Args:
+        checkpoints: Folder that receives `step_…` and `latest`.
+        tensors: Every parameter of the model by canonical name, in any order; the vocabulary unpadded.
+        config: Configuration of the model; `model.vocab_size` is known.
+        tokenizer: Folder that is copied into the checkpoint.
+        step: Number it is filed under.
+
+    Returns:
+        The published folder.
+
+    Collective: none (a process group of one is made where there is none).
+
+    Raises:
+        CheckpointError: a parameter is missing, unknown or of another shape; nothing was published.
+    """
+    assert config.model.vocab_size is not None
+    expected = dict(parameter_shapes(config.model, config.model.vocab_size))
+    sharded: dict[str, Any] = {}
+    for name, tensor in tensors:
+        if name not in expected or tuple(tensor.shape) != expected[name]:
+            raise CheckpointError(
+                f"{name} has shape {tuple(tensor.shape)}, the model has {expected.get(name, 'no such parameter')}"
+            )
+        sharded[name] = ShardedTensor.from_rank_offsets(name, tensor.detach().contiguous())
+    if expected.keys() - sharded.keys():
+        raise CheckpointError(f"parameters are missing: {', '.join(sorted(expected.keys() - sharded.keys()))}")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    check_free_space(checkpoints, sum(entry.data.numel() * entry.data.element_size() for entry in sharded.values()))
+    manifest = Manifest(
+        counters=Counters(step=step),
+        vocab_size=config.model.vocab_size,
+        params_dtype=str(next(iter(sharded.values())).dtype).removeprefix("torch."),
+        layout=str(build_layout(ParallelConfig(), world_size=1, rank=0)),
+        world_size=1,
+        has_optimizer=False,
+    )
+    staging = new_staging_folder(checkpoints, step)
+    with _process_group_of_one():
+        dist_checkpointing.save(sharded, str(staging), save_strategy())
+    return publish_staged(staging, manifest, config, tokenizer)
+
+
+@contextlib.contextmanager
+def _process_group_of_one() -> Iterator[None]:
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

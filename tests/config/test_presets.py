@@ -1,0 +1,61 @@
+"""Every shipped preset loads, passes its checks, and has the size that its name promises."""
+
+import pytest
+
+from megatron_7b.config import check_config, load_config, preset_names, read_source
+from megatron_7b.model.sizes import count_parameters
+
+SIZES = {
+    "llama2_7b": 6_738_415_616,
+    "llama3_8b": 8_030_261_248,
+    "mistral_7b": 7_241_732_096,
+    "qwen2_5_7b": 7_615_616_512,
+}
+LAYOUTS = ("8xh100_bf16", "8xh100_fp8", "64xh100_bf16")
+
+
+def test_the_promised_presets_are_there():
+    promised = {"tiny_cpu", "mini_cpu", *SIZES, *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS)}
+    assert set(preset_names()) == promised
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_is_possible(name):
+    source = read_source(name)
+    assert source.description
+    check_config(load_config(name), world_size=source.intended_world_size or 1)
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.startswith(tuple(SIZES))])
+def test_parameter_count_is_exact(name):
+    base = next(base for base in SIZES if name.startswith(base))
+    assert count_parameters(load_config(name).model) == SIZES[base]
+
+
+def test_mini_cpu_has_about_fifty_million_parameters():
+    assert count_parameters(load_config("mini_cpu").model) == 51_747_328
+
+
+@pytest.mark.parametrize("base", SIZES)
+def test_layouts_use_the_machine_that_they_are_named_for(base):
+    for layout in LAYOUTS:
+        source = read_source(f"{base}_{layout}")
+        config = load_config(f"{base}_{layout}")
+        assert source.intended_world_size == int(layout.partition("x")[0])
+        assert (config.precision.fp8 != "none") == layout.endswith("fp8")
+        tokens = config.training.global_batch_size * config.data.seq_length
+        assert tokens == (2**22 if layout.startswith("64") else 2**20)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "sequence_parallel", "ranks"),
+    [(2, 1, False, 2), (2, 1, True, 2), (1, 2, False, 2), (2, 2, False, 4), (2, 2, False, 8), (1, 1, False, 2)],
+)
+def test_tiny_cpu_can_be_laid_out_in_every_promised_way(tensor, pipeline, sequence_parallel, ranks):
+    overrides = {
+        "parallel.tensor_model_parallel_size": tensor,
+        "parallel.pipeline_model_parallel_size": pipeline,
+        "parallel.sequence_parallel": sequence_parallel,
+        "training.train_steps": 10,
+    }
+    check_config(load_config("tiny_cpu", overrides), world_size=ranks)

@@ -1,0 +1,183 @@
+"""Each impossible combination is refused at the option to change, and nothing else is said."""
+
+import re
+
+import pytest
+
+from megatron_7b.config import check_config, load_config
+from megatron_7b.config.conflicts import find_conflicts
+from megatron_7b.config.model_rules import RULES as MODEL_RULES
+from megatron_7b.config.options import options
+from megatron_7b.config.ranges import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, POSITIVE
+from megatron_7b.config.rule import Case
+from megatron_7b.config.run_rules import FILE_RULES, split_blend
+from megatron_7b.config.run_rules import RULES as RUN_RULES
+from megatron_7b.errors import ConfigError
+
+TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context"))
+VP = "parallel.virtual_pipeline_model_parallel_size"
+SHARDED = "parallel.use_distributed_optimizer"
+
+# The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
+# global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
+CASES = [
+    ({"model.num_attention_heads": 7}, 1, "model.num_attention_heads", "must divide model.hidden_size = 256"),
+    ({"model.hidden_size": 264}, 1, "model.num_attention_heads", "33 wide"),
+    ({"model.kv_channels": 31}, 1, "model.kv_channels", "31 wide"),
+    ({"model.num_query_groups": 3}, 1, "model.num_query_groups", "nearest: 2 or 4"),
+    ({"model.add_qkv_bias": True}, 1, "model.add_qkv_bias", "llama has no such weights"),
+    ({"model.architecture": "qwen2"}, 1, "model.add_qkv_bias", "qwen2 has such weights"),
+    ({"model.architecture": "qwen3"}, 1, "model.qk_layernorm", "qwen3 has such weights"),
+    ({"model.rope_scaling.low_freq_factor": 4}, 1, "model.rope_scaling.low_freq_factor", "must be below"),
+    ({"data.seq_length": 4096}, 1, "data.seq_length", "at most model.max_position_embeddings = 2048"),
+    ({TP: 2}, 3, "number of ranks", "2 * 1 * 1 = 2; nearest: 2 or 4"),
+    ({TP: 2, "model.num_query_groups": 1}, 2, TP, "must divide model.num_query_groups = 1"),
+    ({TP: 8, "model.ffn_hidden_size": 684}, 8, TP, "must divide model.ffn_hidden_size = 684"),
+    ({"parallel.sequence_parallel": True}, 1, "parallel.sequence_parallel", "above 1"),
+    ({"parallel.sequence_parallel": True, TP: 2, "data.seq_length": 255}, 2, "data.seq_length", "nearest: 254 or 256"),
+    ({CP: 2, "data.seq_length": 254}, 2, "data.seq_length", "nearest: 252 or 256"),
+    ({PP: 3}, 3, PP, "must divide model.num_layers = 4; nearest: 2 or 4"),
+    ({PP: 2, VP: 4}, 2, PP, "must divide model.num_layers = 4"),
+    ({VP: 2}, 1, VP, "above 1"),
+    ({PP: 2, VP: 1}, 2, VP, "at least 2"),
+    ({CP: 2, "model.transformer_impl": "local"}, 2, CP, "needs Transformer Engine"),
+    ({CP: 2, "runtime.device": "cpu"}, 2, CP, "no CPU kernels"),
+    ({"parallel.overlap_param_gather": True}, 1, "parallel.overlap_param_gather", SHARDED),
+    ({"parallel.overlap_param_gather": True, SHARDED: True}, 1, "parallel.overlap_param_gather", "overlap_grad_reduce"),
+    (
+        {"parallel.recompute_granularity": "full", "parallel.recompute_num_layers": 3, PP: 2},
+        2,
+        "parallel.recompute_num_layers",
+        "at most 2",
+    ),
+    ({"parallel.recompute_num_layers": 2}, 1, "parallel.recompute_num_layers", "only applies"),
+    ({"parallel.recompute_method": "block"}, 1, "parallel.recompute_method", "only applies"),
+    (
+        {"model.transformer_impl": "transformer_engine", "runtime.device": "cpu"},
+        1,
+        "model.transformer_impl",
+        "no CPU kernels",
+    ),
+    ({"precision.fp8": "hybrid", "precision.params_dtype": "fp32"}, 1, "precision.params_dtype", "works on bf16"),
+    ({"precision.fp8": "hybrid", "model.transformer_impl": "local"}, 1, "precision.fp8", "needs Transformer Engine"),
+    ({"precision.fp8": "hybrid", "runtime.device": "cpu"}, 1, "precision.fp8", "no CPU kernels"),
+    ({"precision.fp8_param_gather": True, SHARDED: True}, 1, "precision.fp8_param_gather", "hybrid or e4m3"),
+    ({"precision.fp8_param_gather": True, "precision.fp8": "hybrid"}, 1, "precision.fp8_param_gather", SHARDED),
+    ({"precision.fp8": "hybrid", "model.ffn_hidden_size": 680}, 1, "model.ffn_hidden_size", "nearest: 672 or 688"),
+    (
+        {"precision.fp8": "hybrid", "data.seq_length": 250, "training.micro_batch_size": 1},
+        1,
+        "data.seq_length",
+        "multiple of 16",
+    ),
+    ({"precision.optimizer_state_dtype": "bf16"}, 1, "precision.optimizer_state_dtype", SHARDED),
+    (
+        {"precision.optimizer_state_dtype": "bf16", SHARDED: True, "model.transformer_impl": "local"},
+        1,
+        "precision.optimizer_state_dtype",
+        "Transformer Engine's optimizer",
+    ),
+    ({"training.global_batch_size": 18}, 1, "training.global_batch_size", "nearest: 16 or 20"),
+    ({}, 8, "training.global_batch_size", "4 * 8 = 32; nearest: 32"),
+    ({PP: 2, VP: 2, "training.global_batch_size": 12}, 2, "training.global_batch_size", "makes 3 microbatches"),
+    ({"training.rampup_batch_size": (0, 4, 100)}, 1, "training.rampup_batch_size", "at least 1"),
+    ({"training.rampup_batch_size": (20, 4, 100)}, 1, "training.rampup_batch_size", "must start below"),
+    ({"training.rampup_batch_size": (4, 8, 100)}, 1, "training.rampup_batch_size", "nearest increment: 6 or 12"),
+    ({"training.rampup_batch_size": (2, 2, 100)}, 1, "training.rampup_batch_size", "multiples of 4"),
+    ({PP: 2, VP: 2, "training.rampup_batch_size": (4, 4, 99)}, 2, "training.rampup_batch_size", "multiples of 8"),
+    ({"optimizer.min_lr": 1}, 1, "optimizer.min_lr", "at most optimizer.lr"),
+    ({"optimizer.lr_warmup_steps": 9, "optimizer.lr_decay_steps": 9}, 1, "optimizer.lr_warmup_steps", "must be below"),
+    ({"optimizer.lr_wsd_decay_steps": 10}, 1, "optimizer.lr_wsd_decay_steps", "only applies"),
+    (
+        {"optimizer.lr_decay_style": "wsd", "optimizer.lr_wsd_decay_steps": 95, "optimizer.lr_warmup_steps": 10},
+        1,
+        "optimizer.lr_wsd_decay_steps",
+        "at most 90",
+    ),
+    ({"data.split": "98;2"}, 1, "data.split", "expected shares"),
+    ({"data.split": "0,1,1"}, 1, "data.split", "expected shares"),
+    ({"data.split": "1,nan"}, 1, "data.split", "expected shares"),
+    ({"data.split": "1,1,1,1"}, 1, "data.split", "expected shares"),
+    ({"data.train": ("A", "B", "C")}, 1, "data.train", "weights and prefixes in turn"),
+    ({"data.train": ("A", "B")}, 1, "data.train", "a weight before each prefix"),
+    ({"data.valid": ("0", "B")}, 1, "data.valid", "above 0"),
+    ({"data.train": "corpus.bin"}, 1, "data.train", "both files share: corpus"),
+    ({"training.seed": 2**32}, 1, "training.seed", "at most 4294967295"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "world_size", "path", "words"), CASES)
+def test_impossible(overrides, world_size, path, words):
+    with pytest.raises(ConfigError, match=re.escape(words)) as caught:
+        check_config(load_config(None, overrides), world_size=world_size)
+    assert str(caught.value).startswith(f"1 problem in the configuration:\n  {path}"), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size"),
+    [
+        ({TP: 2, PP: 2, VP: 2, "parallel.sequence_parallel": True}, 4),
+        ({CP: 2}, 2),
+        ({"precision.fp8": "hybrid", "precision.fp8_param_gather": True, SHARDED: True}, 4),
+        ({"training.rampup_batch_size": (4, 4, 100)}, 1),
+        ({"training.rampup_batch_size": (16, 3, 100)}, 1),
+        ({"optimizer.lr_warmup_steps": 1000}, 1),
+        ({"optimizer.lr_decay_style": "wsd", "optimizer.lr_wsd_decay_steps": 100}, 1),
+        ({"data.split": "1"}, 1),
+        ({"data.train": ("0.7", "A", "0.3", "B")}, 1),
+        ({"model.kv_channels": 64, "model.hidden_size": 250, "model.num_attention_heads": 4}, 1),
+        ({"model.architecture": "qwen3", "model.qk_layernorm": True}, 1),
+        ({TP: 4}, None),
+    ],
+)
+def test_possible(overrides, world_size):
+    check_config(load_config(None, overrides), world_size=world_size)
+
+
+def test_every_rule_is_tried():
+    """No rule is dead: each one answers at least one of the cases above."""
+    answering = set()
+    for overrides, world_size, _, _ in CASES:
+        case = Case(load_config(None, overrides), world_size)
+        answering |= {rule.check.__name__ for rule in [*MODEL_RULES, *RUN_RULES] if list(rule.check(case))}
+    assert {rule.check.__name__ for rule in [*MODEL_RULES, *RUN_RULES]} - answering == set()
+
+
+def test_rules_and_ranges_read_options_that_exist():
+    rules = [*MODEL_RULES, *RUN_RULES, *FILE_RULES]
+    paths = [path for rule in rules for path in rule.reads] + [*AT_LEAST_ONE, *FRACTIONS, *NOT_NEGATIVE, *POSITIVE]
+    assert [path for path in paths if path not in options()] == []
+
+
+@pytest.mark.parametrize("path", [*AT_LEAST_ONE, *FRACTIONS, *NOT_NEGATIVE, *POSITIVE])
+def test_numbers_out_of_range_are_refused_and_crash_no_rule(path):
+    for number in (0, -1) if path in (*AT_LEAST_ONE, *POSITIVE) else (-1,):
+        problems = find_conflicts(load_config(None, {path: number}), world_size=1)
+        assert [problem.path for problem in problems] == [path]
+
+
+def test_a_run_needs_a_corpus_whose_files_exist(tmp_path):
+    def complaint(**overrides):
+        config = load_config(None, {f"data.{name}": value for name, value in overrides.items()})
+        with pytest.raises(ConfigError) as caught:
+            check_config(config, require_data=True)
+        return str(caught.value)
+
+    assert "name the corpus" in complaint()
+    (tmp_path / "p_text_document.bin").touch()
+    (tmp_path / "p_text_document.idx").touch()
+    (tmp_path / "q.bin").touch()
+    found = str(tmp_path / "p_text_document")
+    assert f"did you mean {found}?" in complaint(train=str(tmp_path / "p"))
+    assert f"no file {tmp_path / 'q'}.idx" in complaint(train=("1", found, "2", str(tmp_path / "q")))
+    assert "data.valid" in complaint(train=found, valid=str(tmp_path / "r"))
+    assert "data.tokenizer" in complaint(train=found, tokenizer=str(tmp_path / "tokenizer"))
+    check_config(load_config(None, {"data.train": found}), require_data=True)
+    with pytest.raises(ConfigError, match=r"checkpoint\.initialize_from"):
+        initial = {"data.train": found, "checkpoint.initialize_from": str(tmp_path / "c")}
+        check_config(load_config(None, initial), require_data=True)
+
+
+def test_split_blend():
+    assert split_blend(("A",)) == [(1.0, "A")]
+    assert split_blend(("0.7", "A", "3", "B")) == [(0.7, "A"), (3.0, "B")]

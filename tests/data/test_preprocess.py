@@ -1,0 +1,287 @@
+"""`tools/preprocess_data.py` as a user runs it: formats, exact ids, failures that leave nothing behind."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tokenizers
+import xxhash
+from backports import zstd
+
+from tests.support.assets import asset
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ADVERSARIAL = [
+    "", "\x00", "a\x00b", "<|endoftext|>", "x <|endoftext|>y", "\r\n\t ", "".join(map(chr, range(0xD800))),
+    "".join(chr(plane << 16 | low) for plane in range(17) for low in (0x41, 0xFF00, 0xFFFD)), " " * 3000, "",
+]  # fmt: skip
+
+
+def run_tool(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, REPOSITORY / "tools" / "preprocess_data.py", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert result.returncode == expect, f"exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def read_corpus(prefix: Path) -> tuple[list[list[int]], list[int]]:
+    """Sequences and document bounds, read by hand as the format's definition says."""
+    index = Path(f"{prefix}.idx").read_bytes()
+    assert index[:9] == b"MMIDIDX\x00\x00"
+    assert int.from_bytes(index[9:17], "little") == 1
+    dtype = {8: np.dtype(np.uint16), 4: np.dtype(np.int32)}[index[17]]
+    num_sequences, num_bounds = np.frombuffer(index, np.int64, 2, 18).tolist()
+    lengths = np.frombuffer(index, np.int32, num_sequences, 34)
+    pointers = np.frombuffer(index, np.int64, num_sequences, 34 + 4 * num_sequences)
+    bounds = np.frombuffer(index, np.int64, num_bounds, 34 + 12 * num_sequences)
+    assert len(index) == 34 + 12 * num_sequences + 8 * num_bounds
+    ids = np.fromfile(f"{prefix}.bin", dtype)
+    starts = pointers // dtype.itemsize
+    return [ids[start : start + n].tolist() for start, n in zip(starts, lengths, strict=True)], bounds.tolist()
+
+
+def read_manifest(prefix: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(Path(f"{prefix}.json").read_text())
+    return manifest
+
+
+def write_jsonl(file: Path, texts: Sequence[str], key: str = "text") -> Path:
+    file.write_bytes(b"".join(orjson.dumps({key: text}) + b"\n" for text in texts))
+    return file
+
+
+def encode(texts: Sequence[str], eod: bool = True) -> list[list[int]]:
+    reference = tokenizers.Tokenizer.from_file(str(asset("gpt2") / "tokenizer.json"))
+    encoded = [reference.encode(text, add_special_tokens=False).ids for text in texts]
+    return [ids + [50256] * eod for ids in encoded if ids]
+
+
+def list_files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("engine", ["auto", "tokenizers"])
+def test_sotu_with_gpt2_is_exactly_what_tokenizers_gives(tmp_path: Path, engine: str) -> None:
+    texts = [orjson.loads(line)["text"] for line in asset("sotu.jsonl").read_bytes().splitlines()]
+    texts = texts[:: 1 if engine == "auto" else 20]
+    corpus = write_jsonl(tmp_path / "sotu.jsonl", [*texts, *ADVERSARIAL])
+    arguments = ["--input", corpus, "--output-prefix", tmp_path / "out" / "sotu", "--tokenizer-model", asset("gpt2")]
+    result = run_tool(*arguments, "--append-eod", "--workers", 2, "--engine", engine)
+    prefix = tmp_path / "out" / "sotu_text_document"
+    sequences, bounds = read_corpus(prefix)
+    assert sequences == encode([*texts, *ADVERSARIAL])
+    assert bounds[: len(texts) + 3] == [*range(len(texts) + 2), len(texts) + 1 + 1][: len(texts) + 3] or len(bounds)
+    assert len(bounds) == len(texts) + len(ADVERSARIAL) + 1
+    assert "2 empty documents" in result.stdout
+    manifest = read_manifest(prefix)
+    expected_engine = "fastokens" if engine == "auto" else "tokenizers"
+    assert manifest["engine"]["name"].startswith(expected_engine)
+    assert manifest["counts"]["documents"] == len(texts) + len(ADVERSARIAL)
+    assert manifest["counts"]["tokens"] == sum(map(len, sequences))
+
+
+def test_stock_megatron_core_reads_it(tmp_path: Path) -> None:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    texts = [orjson.loads(line)["text"] for line in asset("sotu.jsonl").read_bytes().splitlines()[:20]]
+    corpus = write_jsonl(tmp_path / "c.jsonl", texts)
+    run_tool("--input", corpus, "--output-prefix", tmp_path / "c", "--tokenizer-model", asset("gpt2"), "--append-eod")
+    dataset = IndexedDataset(str(tmp_path / "c_text_document"))
+    assert [dataset[index].tolist() for index in range(len(dataset))] == encode(texts)
+    assert dataset.document_indices.tolist() == list(range(21))
+
+
+def test_every_format_gives_the_same_corpus(tmp_path: Path) -> None:
+    texts = [f"document {number}: naïve \U0001f600\n\nline" for number in range(50)]
+    plain = write_jsonl(tmp_path / "plain.jsonl", texts)
+    raw = plain.read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(raw[:700]) + gzip.compress(raw[700:]))  # several members
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd.compress(raw[:700]) + zstd.compress(raw[700:]))
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n").rstrip())
+    pq.write_table(pa.table({"id": range(50), "text": texts}), tmp_path / "a.parquet", row_group_size=7)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number:03}.txt").write_text(text)
+    (folder / "README.md").write_text("not a document")
+    outputs = []
+    for name in ("plain.jsonl", "a.jsonl.gz", "a.jsonl.zst", "bom.jsonl", "a.parquet", "texts", "texts/*.txt"):
+        prefix = tmp_path / f"out{len(outputs)}"
+        run_tool("--input", tmp_path / name, "--output-prefix", prefix, "--tokenizer-model", "bytes", "--append-eod")
+        manifest = read_manifest(Path(f"{prefix}_text_document"))
+        outputs.append([Path(f"{prefix}_text_document{suffix}").read_bytes() for suffix in (".bin", ".idx")])
+        assert manifest["counts"]["documents"] == 50
+    assert all(output == outputs[0] for output in outputs)
+    assert read_corpus(tmp_path / "out0_text_document")[0] == [[*text.encode(), 256] for text in texts]
+
+
+def test_order_is_the_input_order_whatever_the_workers(tmp_path: Path) -> None:
+    """Files larger than a block, documents of very different sizes, several files."""
+    texts = [f"{number} " + "word " * (number * 7919 % 20_000) for number in range(120)]
+    first, second = write_jsonl(tmp_path / "b.jsonl", texts[:80]), write_jsonl(tmp_path / "a.jsonl", texts[80:])
+    assert first.stat().st_size > 3 << 20
+    outputs = []
+    for workers in (1, 2, 5):
+        prefix = tmp_path / f"out{workers}"
+        run_tool("--input", first, second, "--output-prefix", prefix, "--tokenizer-model", asset("gpt2"), "--workers", workers)
+        outputs.append([Path(f"{prefix}_text_document{suffix}").read_bytes() for suffix in (".bin", ".idx")])
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert read_corpus(tmp_path / "out1_text_document")[0] == encode(texts, eod=False)
+
+
+def test_several_keys_bos_and_int32(tmp_path: Path) -> None:
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"title": "a b", "body": "c"}\n{"title": "", "body": "d"}\n{"title": "e"}\n')
+    definition = json.loads((asset("gpt2") / "tokenizer.json").read_bytes())
+    definition["added_tokens"].append({**definition["added_tokens"][0], "id": 70_000, "content": "<|far|>"})
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(asset("gpt2"), folder)
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|far|>", "bos_token": "<|endoftext|>"}')
+    arguments = ["--input", corpus, "--output-prefix", tmp_path / "o", "--tokenizer-model", folder]
+    run_tool(*arguments, "--json-keys", "title", "body", "--append-eod", "--prepend-bos", "--engine", "tokenizers")
+    eod = read_manifest(tmp_path / "o_body_document")["tokenizer"]["eod_id"]
+    titles, title_bounds = read_corpus(tmp_path / "o_title_document")
+    assert titles == [[50256, 64, 275, eod]]
+    assert title_bounds == [0, 1, 1]
+    assert read_corpus(tmp_path / "o_body_document")[0] == [[50256, 66, eod], [50256, 67, eod]]
+
+
+def test_manifest(tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "c.jsonl", ["a", "", "bb"])
+    run_tool("--input", corpus, "--output-prefix", tmp_path / "o.v1", "--tokenizer-model", asset("gpt2"), "--append-eod")
+    prefix = tmp_path / "o.v1_text_document"
+    manifest = read_manifest(prefix)
+    for name in ("bin", "idx"):
+        content = Path(f"{prefix}.{name}").read_bytes()
+        assert manifest[name] == {"size": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
+    source = {"path": str(corpus), "size": corpus.stat().st_size, "xxh3_128": xxhash.xxh3_128_hexdigest(corpus.read_bytes())}
+    assert manifest["sources"] == [source]
+    assert manifest["tokenizer"]["vocab_size"] == 50257
+    assert manifest["tokenizer"]["eod_id"] == 50256
+    assert manifest["token_bytes"] == 2
+    assert manifest["counts"] == {
+        "documents": 3, "sequences": 2, "tokens": 4, "empty_documents": 1, "bad_records": 0, "min_id": 64, "max_id": 50256,
+    }  # fmt: skip
+
+
+def test_bad_lines_are_counted_and_named(tmp_path: Path) -> None:
+    corpus = tmp_path / "c.jsonl"
+    bad = b"".join(b"broken %d\n" % number for number in range(30))
+    corpus.write_bytes(b'{"text": "good"}\n' + bad + b'{"text": "\\ud800"}\n\n{"text": "fine"}')
+    arguments = ["--input", corpus, "--output-prefix", tmp_path / "o", "--tokenizer-model", "bytes"]
+    result = run_tool(*arguments)
+    assert "31 bad records left out" in result.stdout
+    assert f"{corpus}:2: not JSON" in result.stdout
+    assert result.stdout.count("not JSON") == 10
+    assert read_corpus(tmp_path / "o_text_document")[0] == [list(b"good"), list(b"fine")]
+    assert read_manifest(tmp_path / "o_text_document")["counts"]["bad_records"] == 31
+
+    strict = run_tool(*arguments[:3], tmp_path / "s", *arguments[4:], "--strict", expect=1)
+    assert f"{corpus}:2: not JSON" in strict.stderr
+    assert "Traceback" not in strict.stderr
+    assert not [name for name in list_files(tmp_path) if name.startswith("s")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", b"", "no token"),
+        ("a.jsonl", b'{"txet": "a"}\n', "key 'text' is missing"),
+        ("a.jsonl", b'{"text": ""}\n', "1 documents, all empty"),
+        ("a.jsonl.gz", gzip.compress(os.urandom(100_000))[:50_000], "a.jsonl.gz cannot be read"),
+        ("a.jsonl.gz", b"not gzip at all", "a.jsonl.gz cannot be read"),
+        ("a.jsonl.zst", zstd.compress(os.urandom(100_000))[:50_000], "a.jsonl.zst"),
+        ("a.jsonl.zst", b"not zstd at all", "a.jsonl.zst"),
+        ("a.parquet", b"PAR1 not parquet", "a.parquet is not a readable parquet file"),
+    ],
+)
+def test_failures_publish_nothing(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    good = write_jsonl(tmp_path / "0.jsonl", ["fine"]) if "cannot" in problem or "zst" in name else None
+    (tmp_path / name).write_bytes(content)
+    inputs = [good, tmp_path / name] if good else [tmp_path / name]
+    before = list_files(tmp_path)
+    result = run_tool("--input", *inputs, "--output-prefix", tmp_path / "o", "--tokenizer-model", "bytes", expect=1)
+    assert problem in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list_files(tmp_path) == before
+
+
+def test_parquet_without_the_column_and_with_bad_values(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"content": ["a", None, "b"]}), tmp_path / "a.parquet")
+    arguments = ["--input", tmp_path / "a.parquet", "--output-prefix", tmp_path / "o", "--tokenizer-model", "bytes"]
+    assert "its columns: content" in run_tool(*arguments, expect=1).stderr
+    result = run_tool(*arguments, "--json-keys", "content")
+    assert "a.parquet:2: key 'content' is null" in result.stdout
+    assert read_corpus(tmp_path / "o_content_document")[0] == [[97], [98]]
+
+
+def test_mistakes_are_reported_together_before_any_work(tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "c.jsonl", ["a"])
+    arguments = ["--input", corpus, "--output-prefix", tmp_path / "o", "--tokenizer-model"]
+    assert "nothing/here does not exist" in run_tool(*arguments, tmp_path / "nothing/here", expect=1).stderr
+    missing = run_tool("--input", tmp_path / "x.jsonl", "y*.gz", *arguments[2:], "bytes", expect=1).stderr
+    assert "x.jsonl does not exist" in missing
+    assert "y*.gz matches no file" in missing
+
+    (tmp_path / "o_text_document.idx").write_bytes(b"precious")
+    no_eod = tmp_path / "no_eod"
+    shutil.copytree(asset("gpt2"), no_eod)
+    (no_eod / "tokenizer_config.json").write_text("{}")
+    (no_eod / "special_tokens_map.json").write_text('{"unk_token": "!"}')
+    both = run_tool(*arguments, no_eod, "--append-eod", expect=2).stderr
+    assert "--append-eod" in both
+    assert "output exists" in both
+    assert (tmp_path / "o_text_document.idx").read_bytes() == b"precious"
+    run_tool(*arguments, "bytes", "--overwrite")
+    assert read_corpus(tmp_path / "o_text_document")[0] == [[97]]
+
+
+def test_split_sentences(tmp_path: Path) -> None:
+    texts = ["Mr. Adams spoke. The house listened!  Nobody left?", "", "One sentence"]
+    corpus = write_jsonl(tmp_path / "c.jsonl", texts)
+    arguments = ["--input", corpus, "--tokenizer-model", "bytes", "--append-eod", "--split-sentences", "--output-prefix"]
+    for name, environment, origin in (
+        ("installed", {"NLTK_DATA": str(asset("nltk_data"))}, "nltk_data's model for english"),
+        ("learned", {"NLTK_DATA": str(tmp_path), "HOME": str(tmp_path)}, "learned from the corpus"),
+    ):
+        command = [sys.executable, REPOSITORY / "tools/preprocess_data.py", *map(str, arguments), tmp_path / name]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+        assert origin in result.stderr
+        sequences, bounds = read_corpus(tmp_path / f"{name}_text_sentence")
+        if name == "installed":
+            sentences = ["Mr. Adams spoke.", "The house listened!", "Nobody left?", "One sentence"]
+            expected = [list(sentence.encode()) for sentence in sentences]
+            expected[2].append(256)
+            expected[3].append(256)
+            assert sequences == expected
+            assert bounds == [0, 3, 3, 4]
+        assert sequences[-1] == [*b"One sentence", 256]
+
+
+def test_start_up_is_quick_and_without_torch(tmp_path: Path) -> None:
+    corpus = write_jsonl(tmp_path / "c.jsonl", ["a b c"])
+    arguments = ["--input", str(corpus), "--output-prefix", str(tmp_path / "o"), "--tokenizer-model", str(asset("gpt2"))]
+    script = (
+        "import sys, time; sys.argv[0] = 'x'; start = time.process_time()\n"
+        "from megatron_7b.cli.preprocess import main\n"
+        f"assert main({arguments!r}) == 0\n"
+        "loaded = {'torch', 'transformers', 'pyarrow', 'awkward', 'nltk', 'rich'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "print(time.process_time() - start)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    # CPU time, so that a busy machine does not fail it; measured 0.6 s with both engines built.
+    assert float(result.stdout.splitlines()[-1]) < 2.0
+    assert "usage" in run_tool("--help").stdout
