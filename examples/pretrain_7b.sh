@@ -18,8 +18,8 @@
 #   NPROC_PER_NODE=2 sbatch --nodes=2 --gpus-per-node=0 examples/pretrain_7b.sh --config tiny_cpu …     # no GPUs
 #   NODES=2 GPUS_PER_NODE=8 examples/pretrain_7b.sh --dry-run     # what each node would run; no Slurm needed
 #
-# Options: --config NAME|FILE, --run-dir DIR, --dry-run; all others go to `megatron-7b pretrain`.
-# The same by environment: CONFIG, RUN_DIR, OVERRIDES ("--training.train-steps 10 --training.seed 7").
+# Options: --config NAME|FILE …, --run-dir DIR, --dry-run; all others go to `megatron-7b pretrain`.
+# The same by environment: CONFIG, RUN_DIR, OVERRIDES ("--training.train-steps 10 --training.seed 7"); options win.
 # Settings by environment, each explained in docs/slurm.md:
 #   LAUNCHER=torchrun|srun       one torchrun on each node, or one task per GPU
 #   VENV=DIR                     virtual environment; default: .venv of this checkout, where there is one
@@ -52,29 +52,33 @@ source "$EXAMPLES/slurm/launch.sh"
 # shellcheck source=examples/slurm/lives.sh
 source "$EXAMPLES/slurm/lives.sh"
 
-CONFIG=${CONFIG:-llama2_7b_64xh100_bf16}
+read -r -a configs <<<"${CONFIG:-llama2_7b_64xh100_bf16}"
+read -r -a overrides <<<"${OVERRIDES:-}"
 RUN_DIR=${RUN_DIR:-}
 DRY_RUN=no
-read -r -a overrides <<<"${OVERRIDES:-}"
 while (($#)); do
     case $1 in
-        --config | --run-dir) (($# > 1)) || usage_error "$1 needs a value" ;;&
-        --config) CONFIG=$2 && shift 2 ;;
-        --config=*) CONFIG=${1#*=} && shift ;;
-        --run-dir) RUN_DIR=$2 && shift 2 ;;
-        --run-dir=*) RUN_DIR=${1#*=} && shift ;;
+        --config)
+            configs=() && shift
+            while (($#)) && [[ $1 != --* ]]; do configs+=("$1") && shift; done
+            ;;
+        --run-dir)
+            (($# > 1)) || usage_error "--run-dir needs a folder"
+            RUN_DIR=$2 && shift 2
+            ;;
         --dry-run) DRY_RUN=yes && shift ;;
         -h | --help) sed -n '/^# Pre-train/,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
         *) overrides+=("$1") && shift ;;
     esac
 done
+((${#configs[@]})) || usage_error "--config needs a preset or a YAML file"
 # The same folder in every life of a job: its number stays when it is requeued.
-RUN_DIR=${RUN_DIR:-runs/$(basename "$CONFIG" .yaml)_${SLURM_JOB_ID:-JOB}}
+RUN_DIR=${RUN_DIR:-runs/$(basename "${configs[0]}" .yaml)_${SLURM_JOB_ID:-JOB}}
 
 read_allocation
 choose_container
 export_environment
-trainer=(-m megatron_7b pretrain --config "$CONFIG" --run-dir "$RUN_DIR" "${overrides[@]}")
+trainer=(-m megatron_7b pretrain --config "${configs[@]}" --run-dir "$RUN_DIR" "${overrides[@]}")
 if [[ $DEVICE == cpu ]]; then trainer+=(--runtime.device cpu); fi
 
 if [[ $DRY_RUN == yes ]]; then

@@ -41,8 +41,8 @@ class PooledBatcher {
     }
     const py::capsule owner(lease.release(), [](void* pointer) { delete static_cast<Lease*>(pointer); });
     const auto ids = [&](std::int64_t* data) { return py::array_t<std::int64_t>({rows, columns}, data, owner); };
-    return py::make_tuple(ids(batch.tokens), ids(batch.labels), py::array_t<float>({rows, columns}, batch.loss_mask, owner),
-                          ids(batch.position_ids));
+    return py::make_tuple(ids(batch.tokens), ids(batch.labels),
+                          py::array_t<float>({rows, columns}, batch.loss_mask, owner), ids(batch.position_ids));
   }
 
   py::tuple locate(const Indices& indices) const {
@@ -93,9 +93,8 @@ void register_sampling(py::module_& module) {
 
   py::class_<TokenStream>(module, "TokenStream", "The order in which a range of documents is read.")
       .def(py::init([](std::shared_ptr<Corpus> corpus, std::int64_t first, std::int64_t end, std::int64_t seq_length,
-                       std::uint64_t key, bool shuffle) {
-             return TokenStream(std::move(corpus), first, end, seq_length, key, shuffle);
-           }),
+                       std::uint64_t key,
+                       bool shuffle) { return TokenStream(std::move(corpus), first, end, seq_length, key, shuffle); }),
            arg("corpus"), arg("first_document"), arg("end_document"), arg("seq_length"), arg("key"), arg("shuffle"))
       .def_property_readonly("num_tokens", &TokenStream::num_tokens)
       .def_property_readonly("num_samples", &TokenStream::num_samples)

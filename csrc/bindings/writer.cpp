@@ -1,9 +1,8 @@
-#include "megatron_7b/index_writer.h"
-
 #include <mutex>
 #include <optional>
 
 #include "bindings.h"
+#include "megatron_7b/index_writer.h"
 
 namespace py = pybind11;
 

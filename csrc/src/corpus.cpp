@@ -124,8 +124,8 @@ void Corpus::check_ends() {
   const std::int64_t last = num_sequences_ - 1;
   const std::int64_t end = num_sequences_ == 0 ? 0 : pointer(last) + length(last) * token_bytes_;
   if (contiguous_ && end != bin_.size()) {
-    fail(bin_.path(), "is " + std::to_string(bin_.size()) + " bytes long, but its index ends at byte " +
-                          std::to_string(end),
+    fail(bin_.path(),
+         "is " + std::to_string(bin_.size()) + " bytes long, but its index ends at byte " + std::to_string(end),
          "the two files are not of one run; write both again");
   }
 }

@@ -33,7 +33,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (descriptor < 0) {
     throw FormatError("cannot open " + path + ": " + std::strerror(errno));
   }
-  struct stat status {};
+  struct stat status{};
   if (::fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) {
     ::close(descriptor);
     throw FormatError(path + " is not a regular file");

@@ -156,7 +156,8 @@ void TokenStream::copy(std::int64_t position, std::int64_t count, std::int64_t v
 
 void TokenStream::refuse_id(std::int64_t position, std::int64_t id, std::int64_t vocab_size) const {
   const std::int64_t document = corpus_->document_at(position);
-  const std::string expected = vocab_size == 0 ? "below zero" : "outside the vocabulary of " + std::to_string(vocab_size);
+  const std::string expected =
+      vocab_size == 0 ? "below zero" : "outside the vocabulary of " + std::to_string(vocab_size);
   throw FormatError(bin_path(corpus_->prefix()) + ": token id " + std::to_string(id) + " in document " +
                         std::to_string(document) + " (its token " +
                         std::to_string(position - corpus_->document_begin(document)) + ") is " + expected,

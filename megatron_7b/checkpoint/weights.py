@@ -1,6 +1,7 @@
 """Weights of a checkpoint as whole tensors by canonical name, in one process, without building a model."""
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.model.names import parameter_kind, parameter_shapes
 from megatron_7b.parallel import build_layout
+from megatron_7b.runtime import cpu_backend
 
 
 class CheckpointWeights(Mapping[str, Tensor]):
@@ -50,7 +52,9 @@ class CheckpointWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
         tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-        dcp.load({name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            dcp.load({name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
         return tensor[: self._vocab_size] if parameter_kind(name).padded else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -107,7 +111,7 @@ def write_weights(
         has_optimizer=False,
     )
     staging = new_staging_folder(checkpoints, step)
-    with _process_group_of_one():
+    with _process_group_of_one(), cpu_backend.installed_if_needed():
         dist_checkpointing.save(sharded, str(staging), save_strategy())
     return publish_staged(staging, manifest, config, tokenizer)
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from megatron_7b.checkpoint import read_config, read_manifest
 from megatron_7b.checkpoint.load import load_weights
-from megatron_7b.config import DataConfig, ModelConfig, PrecisionConfig, RunConfig
+from megatron_7b.config import DataConfig, ModelConfig, PrecisionConfig, RunConfig, RuntimeConfig
 from megatron_7b.conversion.parity import round_parameters
-from megatron_7b.model.builder import LanguageModel, build_model
+from megatron_7b.model.builder import build_model
+from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import destroy_model_parallel, initialize_model_parallel, process_groups
 from megatron_7b.runtime import cpu_backend
 from megatron_7b.runtime.device import DeviceType
@@ -38,8 +39,10 @@ def checkpoint_logits(
     """
     manifest = read_manifest(folder)
     config = _single_rank_config(read_config(folder).model, tokens.shape[1], arithmetic)
-    with _single_rank(config) as device_type:
-        model = _build(config, manifest.vocab_size, device_type)
+    with process_of_one_rank() as device_type, _groups_of_one_rank(config) as layout:
+        (model,) = build_model(
+            config, vocab_size=manifest.vocab_size, layout=layout, groups=process_groups(), device_type=device_type
+        )
         load_weights(folder, [model], verify=False)
         round_parameters(model, stored_dtype)
         model.eval()
@@ -60,23 +63,20 @@ def _single_rank_config(model: ModelConfig, seq_length: int, arithmetic: torch.d
 
 
 @contextmanager
-def _single_rank(config: RunConfig) -> Iterator[DeviceType]:
-    """A world of one rank, and no trace of it afterwards."""
+def process_of_one_rank() -> Iterator[DeviceType]:
+    """Make this process a world of its own, with no trace of it afterwards."""
+    was_installed = cpu_backend.is_installed()
     try:
-        device_type = initialize_process(config.runtime)
-        initialize_model_parallel(config.parallel, seed=config.training.seed)
-        yield device_type
+        yield initialize_process(RuntimeConfig())
+    finally:
+        leave_process_group()
+        if not was_installed:
+            cpu_backend.uninstall()
+
+
+@contextmanager
+def _groups_of_one_rank(config: RunConfig) -> Iterator[ParallelLayout]:
+    try:
+        yield initialize_model_parallel(config.parallel, seed=config.training.seed)
     finally:
         destroy_model_parallel()
-        leave_process_group()
-        cpu_backend.uninstall()
-
-
-def _build(config: RunConfig, vocab_size: int, device_type: DeviceType) -> LanguageModel:
-    from megatron_7b.parallel import build_layout
-
-    layout = build_layout(config.parallel, world_size=1, rank=0)
-    (model,) = build_model(
-        config, vocab_size=vocab_size, layout=layout, groups=process_groups(), device_type=device_type
-    )
-    return model

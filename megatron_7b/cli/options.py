@@ -144,7 +144,7 @@ def _describe_options(config: RunConfig) -> Iterator[str]:
             if option.path.startswith(f"{section}."):
                 yield f"  {option.flag} {option.metavar}  (default: {shown(get_value(config, option.path))})"
                 if option.doc:
-                    yield from textwrap.wrap(option.doc, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+                    yield textwrap.indent(textwrap.fill(option.doc, width - 6, break_on_hyphens=False), " " * 6)
         yield ""
 
 

@@ -197,7 +197,7 @@ def _run(
     from megatron_7b.data.preprocess.pipeline import run_preprocess
     from megatron_7b.data.preprocess.sources import find_sources
     from megatron_7b.tokenizer.checked import EngineRejectedError, TrustedEngine
-    from megatron_7b.tokenizer.engines import ReferenceEngine
+    from megatron_7b.tokenizer.engines import build_reference_engine
 
     total = sum(source.size for source in sources)
     try:
@@ -208,7 +208,7 @@ def _run(
         if arguments.engine not in ("auto", "tokenizers"):
             raise DataFormatError(str(error), hint="--engine tokenizers is right by definition") from error
         print(f"{error}\nStarting again with the reference.", file=sys.stderr)
-    encoder = TrustedEngine(ReferenceEngine(tokenizer))
+    encoder = TrustedEngine(build_reference_engine(tokenizer))
     with open_progress(total, arguments.log_interval) as progress:
         return run_preprocess(job, find_sources(arguments.input), encoder, progress), encoder.name
 
@@ -217,15 +217,15 @@ def _build_encoder(arguments: argparse.Namespace, job: "PreprocessJob", tokenize
     from concurrent.futures import ThreadPoolExecutor
 
     from megatron_7b.tokenizer.checked import CheckedEngine, TrustedEngine
-    from megatron_7b.tokenizer.engines import ReferenceEngine, build_fast_engine
+    from megatron_7b.tokenizer.engines import build_fast_engine, build_reference_engine
 
     with ThreadPoolExecutor(1) as pool:  # building both at once halves the start-up
         building = pool.submit(build_fast_engine, tokenizer, arguments.engine, job.num_workers)
-        reference = ReferenceEngine(tokenizer)
+        reference = build_reference_engine(tokenizer)
         reference.encode_flat(["built at first use"])
         fast, reason = building.result()
     if fast is None:
-        if arguments.engine == "auto":
+        if arguments.engine == "auto" and tokenizer.kind != "bytes":
             print(f"engine: {reference.name} ({reason})", file=sys.stderr)
         return TrustedEngine(reference)
     checked = CheckedEngine(fast, reference, verify=arguments.verify)

@@ -88,6 +88,7 @@ class ParallelConfig:
     overlap_param_gather: bool = False
     """Gather updated parameters while the next forward pass already runs; needs the two options above."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
+    """Trade time for memory: recompute core attention (selective) or whole layers (full) in the backward pass."""
     recompute_method: Literal["uniform", "block"] = "uniform"
     """How full recompute groups layers."""
     recompute_num_layers: int = 1

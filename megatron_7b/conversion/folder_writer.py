@@ -53,7 +53,7 @@ def write_weights(
     for file, names in zip(files, shards, strict=True):
         shard = {name: _storable(tensor, dtype) for name, tensor in (next(stream) for _ in names)}
         assert list(shard) == names, "the stream does not follow the plan"
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        _save(shard, folder / file)
     assert next(stream, None) is None, "the stream is longer than the plan"
     if len(files) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -107,6 +107,13 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
             f"{folder} needs {num_bytes / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free",
             hint="free some space, or store --dtype bf16",
         )
+
+
+def _save(shard: dict[str, Tensor], file: Path) -> None:
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(shard, file, metadata={"format": "pt"})
+    file.chmod(mode)  # safetensors 0.8 makes files that only their owner can read
 
 
 def _storable(tensor: Tensor, dtype: torch.dtype) -> Tensor:

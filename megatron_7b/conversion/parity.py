@@ -16,9 +16,9 @@ FP32_TOLERANCE = 1e-4
 """Largest difference of a logit in FP32 arithmetic: absolute, or in units of the logits' spread where that exceeds 1.
 
 The spread (standard deviation) matters because rounding grows with the numbers rounded. Measured on SmolLM2-135M,
-whose logits have a spread of 4.1 and reach 34: two right implementations differ by 0.7e-4, each by 0.8e-4 from FP64. The
-least of the faults tried is above the tolerance of 4.1e-4: the rotary base off by 0.01 % makes 6e-4, the norm's epsilon
-1e-6 for 1e-5 makes 360e-4, one key channel lost in one head 2,200e-4, two heads swapped in one layer 25,000e-4.
+whose logits have a spread of 4.1 and reach 34: two right implementations differ by 0.7e-4, each by 0.8e-4 from FP64.
+All faults tried are above the tolerance of 4.1e-4: the rotary base off by 0.01 % makes 6e-4, the norm's epsilon 1e-6
+for 1e-5 makes 360e-4, one key channel lost in one head 2,200e-4, two heads swapped in one layer 25,000e-4.
 """
 
 BF16_TOLERANCE = 0.15
@@ -68,6 +68,12 @@ class Parity:
         if arithmetic == torch.float32:
             return self.max_abs_difference <= fp32_tolerance(self.spread)
         return self.rms_rel_difference <= BF16_TOLERANCE
+
+    def tolerance(self, arithmetic: torch.dtype) -> str:
+        """What is tolerated, in words."""
+        if arithmetic == torch.float32:
+            return f"{fp32_tolerance(self.spread):.1e} in FP32"
+        return f"an rms of {BF16_TOLERANCE:g} in BF16"
 
     def describe(self) -> str:
         """One line of figures."""
@@ -205,16 +211,11 @@ def check_parity(reference: Tensor, logits: Tensor, *, arithmetic: torch.dtype) 
     parity = compare_logits(reference, logits)
     if parity.is_within(arithmetic):
         return parity
-    tolerance = (
-        f"{fp32_tolerance(parity.spread):.1e} in FP32"
-        if arithmetic == torch.float32
-        else f"an rms of {BF16_TOLERANCE:g} in BF16"
-    )
     raise ConversionError(
         "the two models compute different logits: "
         f"{parity.describe()}; the largest is in sample {parity.sample}, position {parity.position}, token "
         f"{parity.token_id}: {parity.reference_logit:.6g} by transformers, {parity.logit:.6g} by megatron-core; "
-        f"tolerated is {tolerance}",
+        f"tolerated is {parity.tolerance(arithmetic)}",
         hint=_likely_cause(parity),
     )
 

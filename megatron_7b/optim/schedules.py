@@ -1,8 +1,8 @@
 """Learning-rate schedules as pure functions of the step.
 
-Steps are numbered from 1: `learning_rate(1, …)` is the rate of the first update, `learning_rate(train_steps, …)` that of
-the last. Nothing is carried from step to step, so a resumed run continues on exactly the same curve, and any tool can
-draw the schedule of a run from its configuration alone.
+Steps are numbered from 1: `learning_rate(1, …)` is the rate of the first update, `learning_rate(train_steps, …)` that
+of the last. Nothing is carried from step to step, so a resumed run continues on exactly the same curve, and any tool
+can draw the schedule of a run from its configuration alone.
 """
 
 import math
@@ -13,9 +13,9 @@ from megatron_7b.config.schema import OptimizerConfig
 def learning_rate(step: int, config: OptimizerConfig, train_steps: int) -> float:
     """Return the learning rate of one update.
 
-    Warm-up rises linearly and reaches `lr` at step `lr_warmup_steps`: step k of the warm-up uses lr·k/lr_warmup_steps, so
-    the first update already moves the weights. The decay begins at the step after and reaches `min_lr` exactly at step
-    `lr_decay_steps` (`train_steps` where that is None), beyond which it stays there.
+    Warm-up rises linearly and reaches `lr` at step `lr_warmup_steps`: step k of the warm-up uses lr·k/lr_warmup_steps,
+    so the first update already moves the weights. The decay begins at the step after and reaches `min_lr` exactly at
+    step `lr_decay_steps` (`train_steps` where that is None), beyond which it stays there.
 
     Args:
         step: Number of the update, counted from 1.

@@ -201,12 +201,28 @@ def install() -> None:
             "the CPU backend of megatron-core was asked for on a machine where torch sees a GPU",
             hint="set runtime.device to 'auto', or hide the GPU with CUDA_VISIBLE_DEVICES=''",
         )
+    # `with torch.device(…)` keeps a set of the factories that it redirects, made when first asked for: with our wrappers
+    # in it, transformers would build models half on the CPU and half on the meta device.
+    torch.utils._device._device_constructors()  # noqa: SLF001
     for item in replacements():
         _replace(item)
     for item in _core_replacements():
         _replace(item)
     # megatron-core wraps a dozen element-wise functions in torch.compile: on a CPU compiling takes longer than it saves.
     torch.compiler.set_stance("force_eager")
+
+
+@contextlib.contextmanager
+def installed_if_needed() -> Iterator[None]:
+    """Have the backend in place for the duration of a with block, unless there is a GPU or it is in place already."""
+    if torch.cuda.is_available() or _installed:
+        yield
+        return
+    install()
+    try:
+        yield
+    finally:
+        uninstall()
 
 
 def _replace(item: Replacement) -> None:

@@ -11,7 +11,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 def available_cores() -> int:
     """Cores that this process may use: its affinity mask, cut down to the container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    quota, _, period = _read(_CGROUP / "cpu.max").strip().partition(" ")
     if quota.isdigit() and period.isdigit():
         cores = min(cores, max(int(quota) // int(period), 1))
     return cores

@@ -1,11 +1,13 @@
 """Logging of a run: one voice per run, plain lines in a file, and a terminal where messages and progress bar get along.
 
-Modules log with `logging.getLogger(__name__)` as usual. The main rank speaks on stderr (stdout belongs to results) and in
-the run folder's log; the other ranks only speak when something is wrong, and then say which rank they are.
+Modules log with `logging.getLogger(__name__)` as usual. The main rank speaks on stderr (stdout belongs to results) and
+in the run folder's log; the other ranks only speak when something is wrong, and then say which rank they are. What
+libraries have to say, and Python's warnings, goes into the log file and not before a user's eyes.
 """
 
 import logging
 import sys
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from rich.console import Console
@@ -16,37 +18,40 @@ PACKAGE = "megatron_7b"
 
 _LINE = "%(asctime)s %(levelname)-7s %(message)s"
 _TIME = "%Y-%m-%d %H:%M:%S"
+_MAX_EARLY_RECORDS = 1000
 
 console = Console(stderr=True)
 """The terminal. Whatever draws on it (progress bars) must use this object, so that log lines go above the drawing."""
 
+_own: list[tuple[logging.Logger, logging.Handler]] = []
+"""Handlers that this module has added, and to which logger."""
+
 
 def configure_logging(rank: int = 0, *, level: int = logging.INFO) -> None:
-    """Send the project's messages, and Python's warnings, to stderr. Calling it again starts afresh.
+    """Send the project's messages to stderr, and keep everything for the log file. Calling it again starts afresh.
+
+    Call it before heavy libraries are imported: some warn while they load.
 
     Args:
         rank: Global rank of this process; all but rank 0 are limited to warnings and prefix them with their rank.
         level: Lowest level that the main rank shows.
     """
-    handler: logging.Handler
-    if rank == 0 and console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S", rich_tracebacks=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        prefix = "" if rank == 0 else f"[rank {rank}] "
-        handler.setFormatter(logging.Formatter(_LINE.replace("%(message)", f"{prefix}%(message)"), _TIME))
-    handler.setLevel(level if rank == 0 else max(level, logging.WARNING))
-    for logger in _loggers():
-        _remove_handlers(logger)
-        logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG)  # each handler decides for itself; the log file takes everything
-        logger.propagate = False
+    _remove_own_handlers()
+    package = logging.getLogger(PACKAGE)
+    package.setLevel(logging.DEBUG)  # each handler decides for itself; the log file takes everything
+    screen = _screen(rank)
+    screen.setLevel(level if rank == 0 else max(level, logging.WARNING))
+    _add(package, screen)
+    # What is said before the run folder is open waits in memory; only the main rank will have a file.
+    waiting = MemoryHandler(_MAX_EARLY_RECORDS, flushLevel=logging.CRITICAL + 1) if rank == 0 else logging.NullHandler()
+    _add(logging.getLogger(), waiting)
     logging.captureWarnings(True)
+    # Says at every start, on its own handler, that a machine with a CUDA toolkit has no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def add_log_file(path: Path) -> logging.Handler:
-    """Append all messages to a file as well, as plain lines; for the main rank.
+    """Append all messages to a file as well, early ones included, as plain lines; for the main rank.
 
     Args:
         path: The file; its folder must exist.
@@ -54,25 +59,45 @@ def add_log_file(path: Path) -> logging.Handler:
     Returns:
         The handler, for `remove_log_file`.
     """
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_LINE, _TIME))
-    for logger in _loggers():
-        logger.addHandler(handler)
-    return handler
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter(_LINE, _TIME))
+    root = logging.getLogger()
+    for logger, handler in tuple(_own):
+        if isinstance(handler, MemoryHandler):
+            handler.setTarget(file)
+            handler.flush()
+            _remove(logger, handler)
+    _add(root, file)
+    return file
 
 
 def remove_log_file(handler: logging.Handler) -> None:
-    """End what `add_log_file` began, and closes the file."""
-    for logger in _loggers():
-        logger.removeHandler(handler)
+    """End what `add_log_file` began, and close the file."""
+    _remove(logging.getLogger(), handler)
+
+
+def _screen(rank: int) -> logging.Handler:
+    if rank == 0 and console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        return handler
+    handler = logging.StreamHandler(sys.stderr)
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    handler.setFormatter(logging.Formatter(_LINE.replace("%(message)", f"{prefix}%(message)"), _TIME))
+    return handler
+
+
+def _add(logger: logging.Logger, handler: logging.Handler) -> None:
+    logger.addHandler(handler)
+    _own.append((logger, handler))
+
+
+def _remove(logger: logging.Logger, handler: logging.Handler) -> None:
+    logger.removeHandler(handler)
     handler.close()
+    _own.remove((logger, handler))
 
 
-def _loggers() -> tuple[logging.Logger, logging.Logger]:
-    return logging.getLogger(PACKAGE), logging.getLogger("py.warnings")
-
-
-def _remove_handlers(logger: logging.Logger) -> None:
-    for handler in tuple(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
+def _remove_own_handlers() -> None:
+    for logger, handler in tuple(_own):
+        _remove(logger, handler)

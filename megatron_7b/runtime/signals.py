@@ -81,7 +81,7 @@ class StopRequest:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
-    def _take_note(self, number: int, frame: FrameType | None) -> None:
+    def _take_note(self, number: int, _frame: FrameType | None) -> None:
         self._signalled = max(self._signalled, _REASONS[signal.Signals(number)])
 
 

@@ -2,7 +2,7 @@
 
 The file holds neither the splitting pattern nor the special tokens. They come from a JSON file beside it,
 `{"pattern": …, "special_tokens": {"<|endoftext|>": 100257}, "eod_token": …, "bos_token": …, "pad_token": …}`, named
-like the rank file with `.json` in place of its ending; without it, from what its name or size says; else from defaults.
+like the rank file with `.json` added; without it, from what its name or size says; else from defaults.
 """
 
 import base64
@@ -91,7 +91,7 @@ class TiktokenTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RANKS_FILE).write_bytes(self._content)
         sidecar = json.dumps(asdict(self.settings), indent=2, ensure_ascii=False) + "\n"
-        (folder / RANKS_FILE).with_suffix(".json").write_text(sidecar)
+        _get_sidecar(folder / RANKS_FILE).write_text(sidecar, encoding="utf-8")
 
     def _role(self, content: str | None) -> int | None:
         return None if content is None else self.settings.special_tokens[content]
@@ -131,9 +131,13 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
     return ranks
 
 
+def _get_sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
 def _load_settings(path: Path, num_ranks: int) -> TiktokenSettings:
-    sidecar = path.with_suffix(".json")
-    if sidecar.is_file() and sidecar.name != "tokenizer_config.json":
+    sidecar = _get_sidecar(path)
+    if sidecar.is_file():
         return _read_sidecar(sidecar)
     name = path.stem
     if name in ("r50k_base", "gpt2"):

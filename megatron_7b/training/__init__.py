@@ -1,5 +1,18 @@
 """Training: `assemble` builds everything, `step` does one update, `loop` repeats it, `hooks` act around it."""
 
-from megatron_7b.training.loop import pretrain
+import os
+from pathlib import Path
 
-__all__ = ["pretrain"]
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.runtime.logs import configure_logging
+
+
+def pretrain(config: RunConfig, run_dir: Path) -> int:
+    """Train a model in a run folder; see `training.loop.pretrain`, which this calls.
+
+    Here, because logging must be in place before libraries are imported that warn while they load.
+    """
+    configure_logging(int(os.environ.get("RANK", "0")))
+    from megatron_7b.training import loop
+
+    return loop.pretrain(config, run_dir)

@@ -57,7 +57,7 @@ class Ranks:
         failure: Exception | None = None
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (raised again below)
             failure = error
         (failed_rank,) = self.maximum(-1 if failure is None else self.rank)
         if failure is not None:

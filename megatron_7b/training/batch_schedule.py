@@ -1,7 +1,7 @@
 """The global batch as a pure function of the consumed samples: constant, or ramped up in equal increments.
 
-The ramp is counted in samples and not in steps because consumed samples are the only state of the data stream: from that
-one number a resumed run knows both what it reads next and how large its next batch is, whatever its layout.
+The ramp is counted in samples and not in steps because consumed samples are the only state of the data stream: from
+that one number a resumed run knows both what it reads next and how large its next batch is, whatever its layout.
 """
 
 from megatron_7b.config.schema import TrainingConfig
@@ -23,7 +23,7 @@ def global_batch_size(consumed_samples: int, config: TrainingConfig) -> int:
         return config.global_batch_size
     start, increment, ramp_samples = config.rampup_batch_size
     num_increments, rest = divmod(config.global_batch_size - start, increment)
-    assert rest == 0 and num_increments >= 0, config.rampup_batch_size
+    assert rest == 0, f"{config.rampup_batch_size} misses {config.global_batch_size}"
     if consumed_samples >= ramp_samples:
         return config.global_batch_size
     # In integers: a share of the ramp need not be a whole number of samples.

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from megatron_7b.checkpoint.folders import latest_checkpoint, remove_leftovers, resolve_checkpoint, step_folder
 from megatron_7b.checkpoint.load import load_checkpoint, load_weights
-from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.checkpoint.save import save_checkpoint
 from megatron_7b.training.run import Run
 
@@ -52,7 +51,7 @@ def save(run: Run) -> None:
         counters=run.counters,
         config=run.config,
         layout=trainer.layout,
-        tokenizer=run.folder.tokenizer if run.tokenizer is not None else None,
+        tokenizer=trainer.tokenizer_folder,
     )
 
 

@@ -6,6 +6,7 @@ collective. To add one, derive from `Hook`, override the moments that matter, an
 
 import logging
 import math
+from typing import override
 
 from megatron_7b.errors import TrainingError
 from megatron_7b.runtime.signals import StopReason
@@ -34,6 +35,7 @@ class Reporting(Hook):
     def __init__(self, sinks: list[Sink]) -> None:
         self._sinks = sinks
 
+    @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         for sink in self._sinks:
             sink.write_step(metrics)
@@ -51,6 +53,7 @@ class NonfiniteGuard(Hook):
         self._max_consecutive_steps = max_consecutive_steps
         self._num_consecutive = 0
 
+    @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         """Count skipped steps in a row.
 
@@ -82,11 +85,13 @@ class Validation(Hook):
     def __init__(self, reporting: Reporting) -> None:
         self._reporting = reporting
 
+    @override
     def on_start(self, run: Run) -> None:
         # A start that stopped right after a step left the validation of that step to the next start.
         if run.step > run.validated_step and self._is_due(run):
             self._validate(run)
 
+    @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         if run.stop is StopReason.NONE and self._is_due(run):
             self._validate(run)
@@ -94,14 +99,14 @@ class Validation(Hook):
     def _is_due(self, run: Run) -> bool:
         interval = run.config.training.eval_interval_steps
         is_time = run.is_complete or (interval > 0 and run.step % interval == 0)
-        return is_time and run.inputs.validation is not None
+        return is_time and run.trainer.valid_loader is not None
 
     def _validate(self, run: Run) -> None:
         """Collective: all ranks. A request to stop ends it without a result."""
-        watch, batch_size, loader = Stopwatch(), run.config.training.global_batch_size, run.inputs.validation
+        watch, batch_size, loader = Stopwatch(), run.config.training.global_batch_size, run.trainer.valid_loader
         assert loader is not None
         # Small validation data is read once rather than several times over.
-        num_batches = min(run.config.training.eval_steps, max(1, run.inputs.num_validation_samples // batch_size))
+        num_batches = min(run.config.training.eval_steps, max(1, loader.dataset.num_samples // batch_size))
         loss_sum, num_tokens = 0.0, 0
         for index in range(num_batches):
             with run.ranks.together(f"reading validation batch {index + 1}"):
@@ -132,6 +137,7 @@ class Saving(Hook):
     def __init__(self) -> None:
         self._is_overdue = False
 
+    @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         """Save if it is time to.
 

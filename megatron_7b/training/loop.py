@@ -1,11 +1,9 @@
 """Pre-training from the first step, or the last checkpoint, to the last step, or a request to stop."""
 
-import os
 from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.optim.schedules import learning_rate
-from megatron_7b.runtime.logs import configure_logging
 from megatron_7b.runtime.signals import StopReason, StopRequest
 from megatron_7b.training.batch_schedule import global_batch_size
 from megatron_7b.training.hooks import Hook
@@ -19,7 +17,8 @@ from megatron_7b.training.step import train_step
 def pretrain(config: RunConfig, run_dir: Path) -> int:
     """Train a model in a run folder; a folder that has checkpoints is resumed from its latest.
 
-    SIGTERM, SIGUSR1, Ctrl-C and `training.exit_after_seconds` end the run after the step at hand, with everything saved.
+    SIGTERM, SIGUSR1, Ctrl-C and `training.exit_after_seconds` end the run after the step at hand, with everything
+    saved.
 
     Args:
         config: The run, checked.
@@ -34,7 +33,6 @@ def pretrain(config: RunConfig, run_dir: Path) -> int:
         MegatronError: Anything that the user can mend: see megatron_7b.errors.
     """
     folder, stop_request = RunFolder(Path(run_dir)), StopRequest(config.training.exit_after_seconds)
-    configure_logging(int(os.environ.get("RANK", "0")))
     with stop_request.listening(), built(config, folder, stop_request) as run, started(run) as hooks:
         train(run, hooks)
     return run.exit_code
@@ -62,7 +60,7 @@ def do_step(run: Run) -> StepMetrics:
     batch_size = global_batch_size(run.counters.consumed_samples, config.training)
     rate = learning_rate(run.step + 1, config.optimizer, config.training.train_steps)
     with run.ranks.together(f"reading the batch of step {run.step + 1}"):
-        batches = run.inputs.training.batches(run.counters.consumed_samples, batch_size)
+        batches = run.trainer.loader.batches(run.counters.consumed_samples, batch_size)
     result = train_step(run.trainer, batches, rate)
     seconds = watch.seconds
     run.count_step(batch_size, skipped=result.skipped)

@@ -111,9 +111,8 @@ def _draw_losses(axes: "Axes", curves: LossCurves) -> None:
         axes.plot(curves.steps[::stride], means, color=_TRAINING, linewidth=1.8, label=f"mean of {window} steps")
     if curves.validation_steps:
         steps, losses = curves.validation_steps, curves.validation_losses
-        axes.plot(steps, losses, color=_VALIDATION, linewidth=1.4, marker="o", markersize=4, label="validation")
-        place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 9}
-        axes.annotate(f"{losses[-1]:.3f}", (steps[-1], losses[-1]), color=_VALIDATION, **place)
+        label = f"validation, last {losses[-1]:.3f}"
+        axes.plot(steps, losses, color=_VALIDATION, linewidth=1.4, marker="o", markersize=4, label=label)
     if curves.skipped_steps:
         along_bottom = axes.get_xaxis_transform()
         heights = [0.02] * len(curves.skipped_steps)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, override
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -24,8 +24,8 @@ from megatron_7b.training.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 
-class Sink(Protocol):
-    """Something that metrics are written to."""
+class Sink:
+    """Something that metrics are written to; what it does not override, it ignores."""
 
     def write_step(self, metrics: StepMetrics) -> None:
         """Take the metrics of one step."""
@@ -37,18 +37,21 @@ class Sink(Protocol):
         """Write what is still held back, and end."""
 
 
-class MetricsFile:
+class MetricsFile(Sink):
     """metrics.jsonl: one line per step and per validation, handed to the operating system at once."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._file = open(folder.metrics, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._file = folder.metrics.open("a", encoding="utf-8")
 
+    @override
     def write_step(self, metrics: StepMetrics) -> None:
         self._append(metrics)
 
+    @override
     def write_validation(self, metrics: ValidationMetrics) -> None:
         self._append(metrics)
 
+    @override
     def close(self) -> None:
         """Wait until everything is on the disk, and end."""
         self._file.flush()
@@ -73,7 +76,7 @@ def _scalars(metrics: StepMetrics | ValidationMetrics) -> Iterator[tuple[str, fl
             yield f"train/{name}", float(value)
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """Event files in R/tensorboard, continued without overlap when a run resumes."""
 
     def __init__(self, folder: RunFolder, *, resumed_step: int, log_interval_steps: int) -> None:
@@ -83,13 +86,16 @@ class TensorBoard:
         # purge_step hides what an earlier start wrote of steps that are about to be done again.
         self._writer: Any = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)  # type: ignore[no-untyped-call]
 
+    @override
     def write_step(self, metrics: StepMetrics) -> None:
         if metrics.step % self._interval == 0:
             self._add(metrics)
 
+    @override
     def write_validation(self, metrics: ValidationMetrics) -> None:
         self._add(metrics)
 
+    @override
     def close(self) -> None:
         self._writer.close()
 
@@ -98,7 +104,7 @@ class TensorBoard:
             self._writer.add_scalar(tag, value, metrics.step)
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Sink):
     """A run of Weights & Biases with the run folder's name; a resumed run goes on with the same curves."""
 
     def __init__(self, wandb: ModuleType, folder: RunFolder, config: RunConfig) -> None:
@@ -116,13 +122,16 @@ class WeightsAndBiases:
         if self._run.offline:
             logger.info("Weights & Biases is offline; upload later with: wandb sync %s", folder.root / "wandb")
 
+    @override
     def write_step(self, metrics: StepMetrics) -> None:
         if metrics.step % self._interval == 0:
             self._run.log(dict(_scalars(metrics)), step=metrics.step)
 
+    @override
     def write_validation(self, metrics: ValidationMetrics) -> None:
         self._run.log(dict(_scalars(metrics)), step=metrics.step)
 
+    @override
     def close(self) -> None:
         self._run.finish()
 
@@ -143,7 +152,7 @@ def _wandb_mode(wandb: ModuleType) -> str:
     return os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
 
 
-class ProgressLine:
+class ProgressLine(Sink):
     """A bar with the newest figures at the bottom of a terminal; log messages go above it."""
 
     def __init__(self, *, resumed_step: int, train_steps: int) -> None:
@@ -160,18 +169,17 @@ class ProgressLine:
         self._task = self._progress.add_task("", total=train_steps, completed=resumed_step, figures="")
         self._progress.start()
 
+    @override
     def write_step(self, metrics: StepMetrics) -> None:
         figures = f"{_figures(metrics)} · ETA {self._pace.remaining(metrics.step)}"
         self._progress.update(self._task, completed=metrics.step, figures=figures)
 
-    def write_validation(self, metrics: ValidationMetrics) -> None:
-        """Leave it to the log, whose lines go above the bar."""
-
+    @override
     def close(self) -> None:
         self._progress.stop()
 
 
-class LogLines:
+class LogLines(Sink):
     """One plain line of the log per reported step; beside a progress bar only the log file gets it."""
 
     def __init__(self, *, resumed_step: int, train_steps: int, log_interval_steps: int) -> None:
@@ -180,17 +188,16 @@ class LogLines:
         self._train_steps = train_steps
         self._interval = log_interval_steps
 
+    @override
     def write_step(self, metrics: StepMetrics) -> None:
         remaining = self._pace.remaining(metrics.step)
         if metrics.step % self._interval == 0 or metrics.step == self._train_steps:
             line = f"step {metrics.step}/{self._train_steps} · {_figures(metrics)} · ETA {remaining}"
             logger.log(self._level, "%s", line)
 
+    @override
     def write_validation(self, metrics: ValidationMetrics) -> None:
         logger.info("%s", _validation_line(metrics))
-
-    def close(self) -> None:
-        """Nothing is held back."""
 
 
 class Pace:
@@ -250,7 +257,7 @@ def _import_wandb() -> ModuleType:
     except ImportError as error:
         raise TrainingError(
             "telemetry.wandb is true, but the package wandb is not installed",
-            hint="pip install 'megatron_7b[wandb]', or leave telemetry.wandb at false: TensorBoard files are written anyway",
+            hint="pip install 'megatron-7b[wandb]', or leave telemetry.wandb at false: TensorBoard files come anyway",
         ) from error
     module: ModuleType = wandb
     return module

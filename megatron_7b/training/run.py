@@ -2,21 +2,15 @@
 
 import dataclasses
 import time
-from typing import TYPE_CHECKING
 
 from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.device import DeviceType
 from megatron_7b.runtime.hardware import peak_memory_bytes
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED, StopReason, StopRequest
-from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.training.agreement import Ranks
-from megatron_7b.training.inputs import Inputs
+from megatron_7b.training.assemble import Trainer
 from megatron_7b.training.metrics import Throughput
 from megatron_7b.training.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from megatron_7b.training.assemble import Trainer
 
 
 @dataclasses.dataclass
@@ -24,10 +18,7 @@ class Run:
     """A run between its start and its end, on one rank.
 
     Attributes:
-        trainer: Model and optimizer.
-        device_type: What they compute on.
-        inputs: Training and validation data.
-        tokenizer: Of the data, where it is known; goes into every checkpoint.
+        trainer: Model, optimizer and data.
         folder: Where the run lives.
         ranks: All ranks, to agree with.
         stop_request: What this process has been asked by signals and clocks.
@@ -38,10 +29,7 @@ class Run:
         validated_step: Newest step of which metrics.jsonl has a validation.
     """
 
-    trainer: "Trainer"
-    device_type: DeviceType
-    inputs: Inputs
-    tokenizer: Tokenizer | None
+    trainer: Trainer
     folder: RunFolder
     ranks: Ranks
     stop_request: StopRequest
@@ -86,7 +74,7 @@ class Run:
 
         Collective: all ranks.
         """
-        stop, memory = self.ranks.maximum(self.stop_request.reason, peak_memory_bytes(self.device_type))
+        stop, memory = self.ranks.maximum(self.stop_request.reason, peak_memory_bytes(self.trainer.device_type))
         self.stop, self.peak_memory_bytes = StopReason(stop), memory
 
 
@@ -98,4 +86,5 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
+        """Seconds so far."""
         return time.perf_counter() - self._start

@@ -26,7 +26,6 @@ from typing import Literal, TextIO
 from megatron_7b.config import config_to_dict, load_config, save_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError, TrainingError
-from megatron_7b.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -48,34 +47,37 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """Effective configuration of the newest start."""
         return self.root / "config.yaml"
 
     @property
     def metrics(self) -> Path:
+        """One line per step, one per validation."""
         return self.root / "metrics.jsonl"
 
     @property
     def status(self) -> Path:
+        """How the run stands."""
         return self.root / "status.json"
 
     @property
     def log(self) -> Path:
+        """What the main rank said."""
         return self.root / "train.log"
 
     @property
     def loss_plot(self) -> Path:
+        """The loss curves."""
         return self.root / "loss.png"
 
     @property
-    def tokenizer(self) -> Path:
-        return self.root / "tokenizer"
-
-    @property
     def tensorboard(self) -> Path:
+        """Event files."""
         return self.root / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
+        """One folder per saved step."""
         return self.root / "checkpoints"
 
     @property
@@ -133,7 +135,7 @@ def opened(folder: RunFolder, config: RunConfig) -> Iterator[None]:
     """
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.root / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until the end)
+        lock = (folder.root / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"the run folder {folder.root} cannot be written to: {error.strerror}",
@@ -181,16 +183,6 @@ def _refuse_unless_same_job(folder: RunFolder, holder_text: str, own_job: str | 
     )
 
 
-def keep_tokenizer(folder: RunFolder, tokenizer: Tokenizer) -> None:
-    """Copy the tokenizer into the run folder, unless it is there already."""
-    if folder.tokenizer.exists():
-        return
-    beside = folder.tokenizer.with_name(f".tokenizer.{os.getpid()}.tmp")
-    beside.mkdir()
-    tokenizer.save(beside)
-    os.replace(beside, folder.tokenizer)
-
-
 def write_status(folder: RunFolder, state: RunState, *, exit_code: int | None, step: int) -> None:
     """Record how the run stands, for scripts and launchers that see no exit code of ours.
 
@@ -206,8 +198,8 @@ def write_status(folder: RunFolder, state: RunState, *, exit_code: int | None, s
 def keep_metrics_until(folder: RunFolder, step: int) -> list[dict[str, object]]:
     """Drop what metrics.jsonl says of later steps, because they are about to be done again, and a torn last line.
 
-    The file is always replaced by a new one, so that a lingering process of an earlier life, which still has the old one
-    open, cannot write into it.
+    The file is always replaced by a new one, so that a lingering process of an earlier life, which still has the old
+    one open, cannot write into it.
 
     Args:
         folder: The run folder.
@@ -218,7 +210,7 @@ def keep_metrics_until(folder: RunFolder, step: int) -> list[dict[str, object]]:
     """
     beside = folder.metrics.with_suffix(".jsonl.tmp")
     validations = []
-    with open(beside, "w", encoding="utf-8") as kept:
+    with beside.open("w", encoding="utf-8") as kept:
         for line, values in read_metrics(folder.metrics):
             line_step = values.get("step")
             if not isinstance(line_step, int) or line_step > step:
@@ -239,7 +231,7 @@ def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     """
     if not path.exists():
         return
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 values = json.loads(line)
@@ -252,7 +244,7 @@ def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file that appears complete or not at all, and survives a power cut once it is there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(beside, "w", encoding="utf-8") as file:
+    with beside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

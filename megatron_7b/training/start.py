@@ -1,14 +1,14 @@
 """How a run begins and ends: opening its folder, finding its place, recording how it stood when it left."""
 
+import contextlib
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel.groups import destroy_model_parallel
-from megatron_7b.runtime.distributed import initialize_process, leave_process_group
+from megatron_7b.runtime.distributed import leave_process_group
 from megatron_7b.runtime.hardware import device_name
 from megatron_7b.runtime.logs import add_log_file, remove_log_file
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
@@ -17,7 +17,6 @@ from megatron_7b.training.assemble import build_trainer
 from megatron_7b.training.batch_schedule import consumed_samples_after
 from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, Validation
-from megatron_7b.training.inputs import complete_config, find_tokenizer, open_inputs
 from megatron_7b.training.metrics import build_throughput, format_count
 from megatron_7b.training.plot import plot_loss
 from megatron_7b.training.report import check_telemetry, open_sinks
@@ -27,7 +26,6 @@ from megatron_7b.training.run_folder import (
     RunState,
     check_run_folder,
     keep_metrics_until,
-    keep_tokenizer,
     opened,
     write_status,
 )
@@ -35,7 +33,7 @@ from megatron_7b.training.run_folder import (
 logger = logging.getLogger(__name__)
 
 
-@contextmanager
+@contextlib.contextmanager
 def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> Iterator[Run]:
     """Check, then build all that a run consists of, for the duration of a with block; nothing is written yet.
 
@@ -46,31 +44,20 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
     """
     check_run_folder(folder, config)
     check_telemetry(config.telemetry)
-    tokenizer = find_tokenizer(config.data)
-    config = complete_config(config, tokenizer)
-    device_type = initialize_process(config.runtime)
-    trainer = build_trainer(config, device_type)
+    trainer = build_trainer(config, folder.root)
     ranks = Ranks(trainer.device)
-    with ExitStack() as held:
-        with ranks.together("opening the data"):
-            eod_id = tokenizer.eod_id if tokenizer is not None else None
-            inputs = held.enter_context(open_inputs(config, trainer.layout, eod_id=eod_id))
-        yield Run(
-            trainer=trainer,
-            device_type=device_type,
-            inputs=inputs,
-            tokenizer=tokenizer,
-            folder=folder,
-            ranks=ranks,
-            stop_request=stop_request,
-            throughput=build_throughput(config, world_size=ranks.world_size, device_type=device_type),
-        )
+    throughput = build_throughput(trainer.config, world_size=ranks.world_size, device_type=trainer.device_type)
+    with contextlib.ExitStack() as loaders:
+        loaders.enter_context(trainer.loader)
+        if trainer.valid_loader is not None:
+            loaders.enter_context(trainer.valid_loader)
+        yield Run(trainer, folder, ranks, stop_request, throughput)
     # Only a run that ended well leaves its groups: after a failure the peers may never come to it.
     destroy_model_parallel()
     leave_process_group()
 
 
-@contextmanager
+@contextlib.contextmanager
 def started(run: Run) -> Iterator[list[Hook]]:
     """Open the run folder, go to where the run left off, and give its hooks, for the duration of a with block.
 
@@ -103,13 +90,13 @@ def resume(run: Run) -> None:
     (run.validated_step,) = run.ranks.maximum(validated_step)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _hooks_built(run: Run) -> Iterator[list[Hook]]:
     """Give the hooks in the order in which they are told of each moment.
 
     Saving stands last: a checkpoint exists only once its step has been reported, guarded and validated.
     """
-    with ExitStack() as held:
+    with contextlib.ExitStack() as held:
         sinks = []
         with run.ranks.together("opening the metrics"):
             if run.ranks.is_main:
@@ -119,19 +106,17 @@ def _hooks_built(run: Run) -> Iterator[list[Hook]]:
         yield [reporting, guard, Validation(reporting), Saving()]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _folder_opened(run: Run) -> Iterator[None]:
-    with ExitStack() as held:
+    with contextlib.ExitStack() as held:
         with run.ranks.together("opening the run folder"):
             if run.ranks.is_main:
                 held.enter_context(opened(run.folder, run.config))
                 held.callback(remove_log_file, add_log_file(run.folder.log))
-                if run.tokenizer is not None:
-                    keep_tokenizer(run.folder, run.tokenizer)
         yield
 
 
-@contextmanager
+@contextlib.contextmanager
 def _status_recorded(run: Run) -> Iterator[None]:
     def record(state: RunState, exit_code: int | None) -> None:
         if run.ranks.is_main:
@@ -152,7 +137,7 @@ def _status_recorded(run: Run) -> Iterator[None]:
     record("finished" if run.exit_code == EXIT_FINISHED else "saved", run.exit_code)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _loss_drawn(run: Run) -> Iterator[None]:
     try:
         yield
@@ -178,11 +163,11 @@ def _say_what_begins(run: Run) -> None:
     tokens = consumed_samples_after(training.train_steps, training) * run.config.data.seq_length
     logger.info(
         "%s parameters on %s (%s), %s: steps %d to %d, %s tokens",
-        format_count(count_parameters(run.config.model)), run.trainer.layout, device_name(run.device_type),
+        format_count(count_parameters(run.config.model)), run.trainer.layout, device_name(run.trainer.device_type),
         run.folder.root, run.step + 1, training.train_steps, format_count(tokens),
     )  # fmt: skip
-    if run.inputs.validation is None:
-        logger.info("there is no validation data: data.valid is empty, and data.split (%s) leaves none", run.config.data.split)
+    if run.trainer.valid_loader is None:
+        logger.info("no validation: data.valid is empty and data.split (%s) leaves none", run.config.data.split)
 
 
 def _say_how_it_ended(run: Run) -> None:

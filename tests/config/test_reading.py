@@ -110,7 +110,7 @@ def test_all_mistakes_are_in_one_message():
 
 def test_a_mistake_is_not_reported_again_by_the_rules_that_read_it():
     mistaken = {"parallel.tensor_model_paralel_size": 2, "parallel.sequence_parallel": True}
-    with pytest.raises(ConfigError, match="^1 problem in"):
+    with pytest.raises(ConfigError, match=r"^1 problem in"):
         load_config(None, mistaken)
 
 
@@ -160,7 +160,7 @@ def test_saved_configurations_of_other_versions_are_refused_whole():
     tree = config_to_dict(RunConfig())
     tree["model"]["num_moe_experts"] = 8
     tree["runtime"]["device"] = "tpu"
-    with pytest.raises(ConfigError, match="^2 problems") as caught:
+    with pytest.raises(ConfigError, match=r"^2 problems") as caught:
         config_from_dict(tree)
     assert "model.num_moe_experts" in str(caught.value)
     assert "runtime.device" in str(caught.value)

@@ -161,7 +161,9 @@ def models(draw: st.DrawFn) -> ModelConfig:
 @given(models())
 def test_there_and_back(model: ModelConfig):
     assert model.vocab_size is not None
-    assert from_hugging_face_config(to_hugging_face_config(model, vocab_size=model.vocab_size, dtype="float32")) == model
+    assert (
+        from_hugging_face_config(to_hugging_face_config(model, vocab_size=model.vocab_size, dtype="float32")) == model
+    )
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)

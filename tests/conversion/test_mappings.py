@@ -83,7 +83,9 @@ def test_vocabulary_padding_never_leaks(vocab_size: int, hidden_size: int, paddi
 
 
 @pytest.mark.parametrize(
-    "mapping", [Direct((4, 3)), Vocabulary(4, 3), GateUp(2, 3), QueryKeyValue(2, 1, 1, 3)], ids=lambda m: type(m).__name__
+    "mapping",
+    [Direct((4, 3)), Vocabulary(4, 3), GateUp(2, 3), QueryKeyValue(2, 1, 1, 3)],
+    ids=lambda m: type(m).__name__,
 )
 def test_wrong_shapes_are_refused(mapping: TensorMapping):
     with pytest.raises(ConversionError, match=r"shape \[3, 3\]"):

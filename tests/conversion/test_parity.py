@@ -31,7 +31,9 @@ def test_the_largest_difference_is_found():
     assert (parity.sample, parity.position, parity.token_id, parity.first_position) == (1, 3, 2, 2)
     assert parity.max_abs_difference == pytest.approx(0.5)
     assert parity.max_rel_difference == pytest.approx(0.5 / REFERENCE.abs().max().item())
-    assert parity.rms_rel_difference == pytest.approx(math.sqrt((0.25 + 0.0625) / 70) / REFERENCE.std().item(), rel=1e-4)
+    assert parity.rms_rel_difference == pytest.approx(
+        math.sqrt((0.25 + 0.0625) / 70) / REFERENCE.std().item(), rel=1e-4
+    )
     with pytest.raises(ConversionError) as caught:
         check_parity(REFERENCE, logits, arithmetic=torch.float32)
     assert "sample 1, position 3, token 2" in str(caught.value)
@@ -84,7 +86,7 @@ def test_transformers_must_load_every_tensor(tmp_path: Path):
     assert hugging_face_logits(tmp_path, random_tokens(199, length=4)).shape == (2, 4, 199)
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
-    with pytest.raises(ConversionError, match="does not load .* cleanly.*missing"):
+    with pytest.raises(ConversionError, match=r"does not load .* cleanly.*missing"):
         hugging_face_logits(tmp_path, random_tokens(199, length=4))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConversionError, match="transformers cannot load"):

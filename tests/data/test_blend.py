@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -47,6 +47,7 @@ def reference_sets(weights: list[int], count: int) -> list[int]:
     return order
 
 
+@settings(max_examples=40)
 @given(weights=weight_lists, block=st.integers(0, 2**30))
 def test_within_one_sample_at_every_prefix(weights: list[int], block: int) -> None:
     """From a block's border far down the stream on, across the next border."""
@@ -104,7 +105,9 @@ def test_parsing() -> None:
     assert [part.weight for part in parse_blend(["a", "b"])] == [1, 1]
 
 
-@pytest.mark.parametrize("entries", [[], [""], ["0.7", "a", "0.3"], ["0.7", "a", "b"], ["0", "a"], ["-1", "a"], ["a", "1"]])
+@pytest.mark.parametrize(
+    "entries", [[], [""], ["0.7", "a", "0.3"], ["0.7", "a", "b"], ["0", "a"], ["-1", "a"], ["a", "1"]]
+)
 def test_malformed_blends_are_refused(entries: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"data\.train"):
         parse_blend(entries)

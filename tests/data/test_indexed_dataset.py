@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_7b.data import IndexedDataset, IndexWriter, token_bytes_for
@@ -46,6 +46,7 @@ def test_strided_ids_are_written_in_their_order(tmp_path: Path) -> None:
     assert read_all(tmp_path / "a") == [list(range(19, -1, -3))]
 
 
+@settings(max_examples=25)
 @given(
     documents=st.lists(st.lists(st.lists(st.integers(0, 65499), max_size=5), max_size=4), max_size=6),
     vocab_size=st.sampled_from([65499, 65500]),

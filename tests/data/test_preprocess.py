@@ -63,8 +63,8 @@ def write_jsonl(file: Path, texts: Sequence[str], key: str = "text") -> Path:
 
 def encode(texts: Sequence[str], eod: bool = True) -> list[list[int]]:
     reference = tokenizers.Tokenizer.from_file(str(asset("gpt2") / "tokenizer.json"))
-    encoded = [reference.encode(text, add_special_tokens=False).ids for text in texts]
-    return [ids + [50256] * eod for ids in encoded if ids]
+    encoded = reference.encode_batch_fast(list(texts), add_special_tokens=False)
+    return [encoding.ids + [50256] * eod for encoding in encoded if encoding.ids]
 
 
 def list_files(folder: Path) -> list[str]:
@@ -81,8 +81,9 @@ def test_sotu_with_gpt2_is_exactly_what_tokenizers_gives(tmp_path: Path, engine:
     prefix = tmp_path / "out" / "sotu_text_document"
     sequences, bounds = read_corpus(prefix)
     assert sequences == encode([*texts, *ADVERSARIAL])
-    assert bounds[: len(texts) + 3] == [*range(len(texts) + 2), len(texts) + 1 + 1][: len(texts) + 3] or len(bounds)
-    assert len(bounds) == len(texts) + len(ADVERSARIAL) + 1
+    # The first and the last adversarial text are empty: documents without a sequence.
+    full = len(texts) + len(ADVERSARIAL) - 2
+    assert bounds == [*range(len(texts) + 1), *range(len(texts), full + 1), full]
     assert "2 empty documents" in result.stdout
     manifest = read_manifest(prefix)
     expected_engine = "fastokens" if engine == "auto" else "tokenizers"
@@ -128,13 +129,23 @@ def test_every_format_gives_the_same_corpus(tmp_path: Path) -> None:
 
 def test_order_is_the_input_order_whatever_the_workers(tmp_path: Path) -> None:
     """Files larger than a block, documents of very different sizes, several files."""
-    texts = [f"{number} " + "word " * (number * 7919 % 20_000) for number in range(120)]
+    texts = [f"{number} " + "word " * (number * 7919 % 8_000) for number in range(120)]
     first, second = write_jsonl(tmp_path / "b.jsonl", texts[:80]), write_jsonl(tmp_path / "a.jsonl", texts[80:])
-    assert first.stat().st_size > 3 << 20
+    assert first.stat().st_size > 1 << 20
     outputs = []
     for workers in (1, 2, 5):
         prefix = tmp_path / f"out{workers}"
-        run_tool("--input", first, second, "--output-prefix", prefix, "--tokenizer-model", asset("gpt2"), "--workers", workers)
+        run_tool(
+            "--input",
+            first,
+            second,
+            "--output-prefix",
+            prefix,
+            "--tokenizer-model",
+            asset("gpt2"),
+            "--workers",
+            workers,
+        )
         outputs.append([Path(f"{prefix}_text_document{suffix}").read_bytes() for suffix in (".bin", ".idx")])
     assert outputs[0] == outputs[1] == outputs[2]
     assert read_corpus(tmp_path / "out1_text_document")[0] == encode(texts, eod=False)
@@ -160,19 +171,26 @@ def test_several_keys_bos_and_int32(tmp_path: Path) -> None:
 
 def test_manifest(tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "c.jsonl", ["a", "", "bb"])
-    run_tool("--input", corpus, "--output-prefix", tmp_path / "o.v1", "--tokenizer-model", asset("gpt2"), "--append-eod")
+    run_tool(
+        "--input", corpus, "--output-prefix", tmp_path / "o.v1", "--tokenizer-model", asset("gpt2"), "--append-eod"
+    )
     prefix = tmp_path / "o.v1_text_document"
     manifest = read_manifest(prefix)
     for name in ("bin", "idx"):
         content = Path(f"{prefix}.{name}").read_bytes()
         assert manifest[name] == {"size": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
-    source = {"path": str(corpus), "size": corpus.stat().st_size, "xxh3_128": xxhash.xxh3_128_hexdigest(corpus.read_bytes())}
+    source = {
+        "path": str(corpus),
+        "size": corpus.stat().st_size,
+        "xxh3_128": xxhash.xxh3_128_hexdigest(corpus.read_bytes()),
+    }
     assert manifest["sources"] == [source]
     assert manifest["tokenizer"]["vocab_size"] == 50257
     assert manifest["tokenizer"]["eod_id"] == 50256
     assert manifest["token_bytes"] == 2
     assert manifest["counts"] == {
-        "documents": 3, "sequences": 2, "tokens": 4, "empty_documents": 1, "bad_records": 0, "min_id": 64, "max_id": 50256,
+        "documents": 3, "sequences": 2, "tokens": 4, "empty_documents": 1, "bad_records": 0,
+        "min_id": 64, "max_id": 50256,
     }  # fmt: skip
 
 
@@ -251,7 +269,15 @@ def test_mistakes_are_reported_together_before_any_work(tmp_path: Path) -> None:
 def test_split_sentences(tmp_path: Path) -> None:
     texts = ["Mr. Adams spoke. The house listened!  Nobody left?", "", "One sentence"]
     corpus = write_jsonl(tmp_path / "c.jsonl", texts)
-    arguments = ["--input", corpus, "--tokenizer-model", "bytes", "--append-eod", "--split-sentences", "--output-prefix"]
+    arguments = [
+        "--input",
+        corpus,
+        "--tokenizer-model",
+        "bytes",
+        "--append-eod",
+        "--split-sentences",
+        "--output-prefix",
+    ]
     for name, environment, origin in (
         ("installed", {"NLTK_DATA": str(asset("nltk_data"))}, "nltk_data's model for english"),
         ("learned", {"NLTK_DATA": str(tmp_path), "HOME": str(tmp_path)}, "learned from the corpus"),
@@ -272,7 +298,14 @@ def test_split_sentences(tmp_path: Path) -> None:
 
 def test_start_up_is_quick_and_without_torch(tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "c.jsonl", ["a b c"])
-    arguments = ["--input", str(corpus), "--output-prefix", str(tmp_path / "o"), "--tokenizer-model", str(asset("gpt2"))]
+    arguments = [
+        "--input",
+        str(corpus),
+        "--output-prefix",
+        str(tmp_path / "o"),
+        "--tokenizer-model",
+        str(asset("gpt2")),
+    ]
     script = (
         "import sys, time; sys.argv[0] = 'x'; start = time.process_time()\n"
         "from megatron_7b.cli.preprocess import main\n"
@@ -285,3 +318,23 @@ def test_start_up_is_quick_and_without_torch(tmp_path: Path) -> None:
     # CPU time, so that a busy machine does not fail it; measured 0.6 s with both engines built.
     assert float(result.stdout.splitlines()[-1]) < 2.0
     assert "usage" in run_tool("--help").stdout
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    line = orjson.dumps({"text": "The Union is strong, and its people are one. " * 500}) + b"\n"
+    peaks = []
+    for size_mb in (8, 96):
+        corpus = tmp_path / f"{size_mb}.jsonl"
+        with corpus.open("wb") as file:
+            for _ in range(size_mb * 1_000_000 // len(line)):
+                file.write(line)
+        arguments = ["--input", str(corpus), "--output-prefix", str(tmp_path / f"o{size_mb}"), "--tokenizer-model"]
+        script = (
+            "import resource\nfrom megatron_7b.cli.preprocess import main\n"
+            f"main({[*arguments, str(asset('gpt2')), '--workers', '2']!r})\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+        peaks.append(int(run.stdout.splitlines()[-1]) / 1024)
+    # What is under way at once is about 20 MiB; the difference between the files is 88 MB.
+    assert peaks[1] - peaks[0] < 50

@@ -72,7 +72,10 @@ def test_several_keys_stay_aligned() -> None:
     texts, numbers, bad = parse(data, "a", "b")
     assert texts == [["1", "6"], ["2", "7"]]
     assert numbers == [1, 4]
-    assert [reason.split(": ", 1)[1] for reason in bad] == ["key 'b' is missing", "key 'b' is a number, expected a string"]
+    assert [reason.split(": ", 1)[1] for reason in bad] == [
+        "key 'b' is missing",
+        "key 'b' is a number, expected a string",
+    ]
 
 
 @given(st.lists(st.text(), max_size=20), st.booleans())
@@ -105,7 +108,9 @@ def test_plain_text_is_cut_as_asked() -> None:
 
 
 @given(st.lists(st.sampled_from(["", "word", "two words", "é" * 30, "\r"])), st.integers(1, 64))
-def test_blocks_of_any_size_give_the_same_documents(tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int) -> None:
+def test_blocks_of_any_size_give_the_same_documents(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], size: int
+) -> None:
     file = tmp_path_factory.getbasetemp() / "blocks.txt"
     file.write_bytes("\n".join(lines).encode())
     source = Source(file)

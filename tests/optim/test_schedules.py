@@ -1,5 +1,6 @@
 """The learning rate as a function of the step."""
 
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_warms_up_then_never_rises_and_stays_between_the_bounds(schedule: tuple[
     assert all(0 < rate <= config.lr for rate in warm_up)
     slack = 1e-12 * config.lr
     assert all(config.min_lr - slack <= rate <= config.lr + slack for rate in rest)
-    assert all(later <= earlier + slack for earlier, later in zip(rest, rest[1:], strict=False))
+    assert all(later <= earlier + slack for earlier, later in itertools.pairwise(rest))
 
 
 @given(schedules())

@@ -146,7 +146,7 @@ MailProg=/bin/true
     # GPUs that can be asked for: as far as Slurm sees, any character device is one.
     (folder / "gres.conf").write_text(f"Name=gpu Count=8 File={folder}/gpu[0-7]\n")
     for index in range(8):
-        os.mknod(folder / f"gpu{index}", stat.S_IFCHR | 0o600, os.stat("/dev/null").st_rdev)
+        os.mknod(folder / f"gpu{index}", stat.S_IFCHR | 0o600, Path("/dev/null").stat().st_rdev)
     # No cgroup plugin is in use, yet slurmd wants to know which one it is not using.
     (folder / "cgroup.conf").write_text(f"CgroupPlugin={'disabled' if slurm_version() >= (23, 11) else 'cgroup/v1'}\n")
     hosts = "".join(f"127.0.1.{index} {name}\n" for index, name in enumerate(node_names, start=1))

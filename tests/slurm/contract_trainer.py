@@ -2,9 +2,15 @@
 
     contract_trainer.py [--steps N] END
 
-Each life goes N steps on from the newest checkpoint of $RUN_DIR, writes a checkpoint, and then ends: `finish` (0),
-`crash` (rank 0 kills itself, resumed before it has made any steps), `hang` (deaf to signals), `quit` (exits with 75), or `wait` for a signal, then one step more, save,
-75. Resumed, a `wait` finishes. Each rank has a child process, as one that writes a checkpoint would be.
+Each life goes N steps on from the newest checkpoint of $RUN_DIR, writes a checkpoint, and then ends by END:
+
+    finish    exits with 0
+    quit      exits with 75
+    wait      on a signal goes one step further, saves, exits with 75; resumed it finishes
+    crash     rank 0 kills itself; resumed it does so before it has made any steps
+    hang      is deaf to signals
+
+Each rank has a child process, as one that writes a checkpoint would be.
 """
 
 import atexit
@@ -42,9 +48,12 @@ def save(step: int) -> None:
 
 
 def leave(state: str, exit_code: int, step: int) -> None:
-    """Say how it ended, in the run folder and by the exit code."""
+    """Say how it ended, in the run folder and by the exit code; nobody leaves before, or srun would end the others."""
+    status = RUN_DIR / "status.json"
     if RANK == 0:
-        write(RUN_DIR / "status.json", json.dumps({"state": state, "exit_code": exit_code, "step": step}))
+        write(status, json.dumps({"state": state, "exit_code": exit_code, "step": step}))
+    while not status.exists():
+        time.sleep(0.05)
     sys.exit(exit_code)
 
 

@@ -78,14 +78,18 @@ class Job:
         return self.cluster.wait_until_ended(self.number, SECONDS)["JobState"]
 
 
-def submit(cluster: Cluster, run_dir: Path, *arguments: str | Path, **environment: str) -> Job:
+def submit(cluster: Cluster, run_dir: Path, *arguments: str, log: str = "log", **environment: str) -> Job:
     """Submit the contract trainer, one process on each of two nodes."""
     run_dir.mkdir(exist_ok=True)
     number = cluster.submit(
-        *(f"--output={run_dir}/log", HERE / "contract.sbatch", HERE / "contract_trainer.py", *arguments),
+        *(f"--output={run_dir}/{log}", HERE / "contract.sbatch", HERE / "contract_trainer.py", *arguments),
         environment={
-            **{"EXAMPLES": str(EXAMPLES), "RUN_DIR": str(run_dir), "PYTHON": sys.executable},
-            **{"LAUNCHER": "srun", "NPROC_PER_NODE": "1", **environment},
+            "EXAMPLES": str(EXAMPLES),
+            "RUN_DIR": str(run_dir),
+            "PYTHON": sys.executable,
+            "LAUNCHER": "srun",
+            "NPROC_PER_NODE": "1",
+            **environment,
         },
     )
     return Job(cluster, number, run_dir)
@@ -127,6 +131,14 @@ def test_processes_that_a_rank_has_spawned_survive_the_signal(jobs: dict[str, Jo
     job = jobs["saves"]
     job.await_text("", "writer")
     assert (job.run_dir / "writer").read_text() == "SIGUSR1 alive"
+
+
+def test_a_second_job_is_refused_the_run_folder_of_one_at_work(cluster: Cluster, jobs: dict[str, Job]) -> None:
+    first = when_waiting(jobs["cancelled"])
+    second = submit(cluster, first.run_dir, "finish", log="second")
+    assert second.end() == "FAILED"
+    assert cluster.job(second.number)["ExitCode"] == "2:0"
+    assert f"job {first.number} trains in {first.run_dir}" in (first.run_dir / "second").read_text()
 
 
 def test_a_cancelled_job_stays_cancelled_though_it_saved(cluster: Cluster, jobs: dict[str, Job]) -> None:

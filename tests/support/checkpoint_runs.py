@@ -55,8 +55,7 @@ def resume_train(config: RunConfig, folder: Path, num_steps: int) -> tuple[list[
     return results, digest_of_weights(trainer)
 
 
-def save_resume_save(config: RunConfig, folder: Path, first: int, last: int) -> str:
-    """Train to `last` in one go and return the digest (the reference of a resumed run)."""
+def digest_after(config: RunConfig, num_steps: int) -> tuple[list[tuple[float, float]], str]:
+    """Train from the start without a break and return (results of the steps, digest)."""
     trainer = build(config)
-    run_steps(trainer, range(last))
-    return digest_of_weights(trainer)
+    return run_steps(trainer, range(num_steps)), digest_of_weights(trainer)

@@ -82,7 +82,7 @@ def test_probes_reject_an_engine_that_misses_a_special_token(tokenizer: Tokenize
 def test_the_sample_rejects_an_engine(tokenizer: Tokenizer) -> None:
     engine = build_broken(tokenizer, lambda text: "wrong" in text)
     engine.encode_checked(["right", "wrong"])  # not sampled
-    with pytest.raises(EngineRejectedError, match="broken 1.0 differs"):
+    with pytest.raises(EngineRejectedError, match=r"broken 1\.0 differs"):
         engine.encode_checked(["right", "wrong"], sample_characters=4096)
 
 

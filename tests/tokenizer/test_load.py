@@ -105,7 +105,7 @@ def test_tiktoken_is_known_by_its_content(tmp_path: Path, name: str) -> None:
 def test_tiktoken_settings_beside_it(tmp_path: Path) -> None:
     file = write_ranks(tmp_path / "ranks.tiktoken")
     settings = {"pattern": r"\S+|\s+", "special_tokens": {"<end>": 300, "<pad>": 301}, "eod_token": "<end>"}
-    (tmp_path / "ranks.json").write_text(json.dumps(settings))
+    (tmp_path / "ranks.tiktoken.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(file)
     ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in file.read_bytes().splitlines()}
     reference = tiktoken.Encoding(
@@ -127,7 +127,7 @@ def test_tiktoken_settings_beside_it(tmp_path: Path) -> None:
 )
 def test_tiktoken_settings_that_cannot_be(tmp_path: Path, settings: str, problem: str) -> None:
     file = write_ranks(tmp_path / "ranks.tiktoken")
-    (tmp_path / "ranks.json").write_text(settings)
+    (tmp_path / "ranks.tiktoken.json").write_text(settings)
     with pytest.raises(DataFormatError, match=problem):
         load_tokenizer(file)
 

@@ -22,7 +22,9 @@ def run_tokenizer(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "tokenizer"
-    result = run_tokenizer("train", "--input", asset("sotu.jsonl"), "--vocab-size", 1024, "--output", folder, "--sample-mb", 2)
+    result = run_tokenizer(
+        "train", "--input", asset("sotu.jsonl"), "--vocab-size", 1024, "--output", folder, "--sample-mb", 2
+    )
     assert result.returncode == 0, result.stderr
     assert "1,024 tokens" in result.stdout
     return folder
@@ -54,7 +56,9 @@ def test_transformers_loads_the_same(trained: Path) -> None:
 
 def test_options(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"body": f"year {1900 + n} 1900 1900"}) + "\n" for n in range(200)) + "broken\n")
+    corpus.write_text(
+        "".join(json.dumps({"body": f"year {1900 + n} 1900 1900"}) + "\n" for n in range(200)) + "broken\n"
+    )
     arguments = ["train", "--input", corpus, "--json-key", "body", "--vocab-size", 300, "--output", tmp_path / "t"]
     special = ["--special-tokens", "</s>", "<s>", "<mask>"]
     result = run_tokenizer(*arguments, "--split-digits", *special, "--model-max-length", 77)

@@ -8,9 +8,10 @@
 // from n alone: among the sets between two integers (m_k n / D not whole), those counted up are chosen so that
 //   (backward) the samples before the border can be scheduled: for all t < n, of the sets counted down at most
 //              sum_k ceil(m_k t / D) - t have released their current sample before t;
-//   (forward)  those after it can: the sets counted up are those of earliest deadline that (backward) allows. The choices
-//              that (backward) allows are a matroid, whose greedy basis is best for every forward condition at once, and
-//              some valid schedule exists, so this one satisfies them.
+//   (forward)  those after it can: the sets counted up are those of earliest deadline that (backward) allows. The
+//   choices
+//              that (backward) allows are a matroid, whose greedy basis is best for every forward condition at once,
+//              and some valid schedule exists, so this one satisfies them.
 // Inside a block earliest-deadline-first then leads from border to border, by Hall's condition for unit jobs.
 // Source: Baruah, Cohen, Plaxton, Varvel, "Proportionate progress: a notion of fairness in resource allocation", 1996.
 #pragma once

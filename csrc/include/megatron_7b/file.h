@@ -1,5 +1,5 @@
-// Files by their descriptor: a read-only map, and a buffered writer. Every failure is a FormatError or std::system_error
-// that names the path.
+// Files by their descriptor: a read-only map, and a buffered writer. Every failure is a FormatError or
+// std::system_error that names the path.
 #pragma once
 
 #include <cstddef>

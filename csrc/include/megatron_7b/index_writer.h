@@ -1,5 +1,5 @@
-// Writes a corpus document by document. Memory does not grow with it: lengths are spooled to PREFIX.idx.tmp as they come,
-// pointers are derived from them at the end. PREFIX.bin and PREFIX.idx appear only complete, the index last.
+// Writes a corpus document by document. Memory does not grow with it: lengths are spooled to PREFIX.idx.tmp as they
+// come, pointers are derived from them at the end. PREFIX.bin and PREFIX.idx appear only complete, the index last.
 #pragma once
 
 #include <cstdint>

@@ -6,8 +6,8 @@
 // i + 1). So each epoch reads every token exactly once as an input, whatever T and s: no remainder is dropped, and the
 // sample at the end of an epoch goes on into the next one. Cuts fall differently in each epoch.
 //
-// The samples that begin in epoch e are N_e = ceil((e + 1) T / s) - ceil(e T / s) in number, and are read in the order of
-// a keyed bijection of [0, N_e). All of it is arithmetic: the millionth epoch costs what the first does.
+// The samples that begin in epoch e are N_e = ceil((e + 1) T / s) - ceil(e T / s) in number, and are read in the order
+// of a keyed bijection of [0, N_e). All of it is arithmetic: the millionth epoch costs what the first does.
 //
 // Not shuffled, the corpus is read once from its first token to its last; what lies behind its end is masked.
 #pragma once

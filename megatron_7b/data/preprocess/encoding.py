@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_7b.data.preprocess.output import TokenIds
+from megatron_7b.data.preprocess.output import TokenDtype, TokenIds
 from megatron_7b.data.preprocess.records import BadRecord, parse_block
 from megatron_7b.data.preprocess.sources import Block
 
@@ -38,7 +38,7 @@ class EncodingOptions:
     """What becomes of a text."""
 
     keys: tuple[str, ...]
-    dtype: np.dtype[np.uint16] | np.dtype[np.int32]
+    dtype: TokenDtype
     eod_id: int | None = None
     """Appended to every document that has tokens; None appends nothing."""
     bos_id: int | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -11,13 +12,15 @@ from megatron_7b.data._index import IndexWriter
 from megatron_7b.data.preprocess.manifest import Counts, FileFacts
 from megatron_7b.errors import DataFormatError
 
-type TokenIds = NDArray[np.uint16] | NDArray[np.int32]
+type TokenIds = NDArray[np.integer[Any]]
+"""uint16 or int32, see `choose_token_dtype`."""
+type TokenDtype = np.dtype[np.integer[Any]]
 
 # **Source:** megatron.core.datasets.indexed_dataset.DType.optimal_dtype, which keeps some room below 2**16.
 _UINT16_VOCAB_LIMIT = 65500
 
 
-def choose_token_dtype(vocab_size: int) -> np.dtype[np.uint16] | np.dtype[np.int32]:
+def choose_token_dtype(vocab_size: int) -> TokenDtype:
     """uint16 where every id fits with Megatron's margin, else int32."""
     return np.dtype(np.uint16) if vocab_size < _UINT16_VOCAB_LIMIT else np.dtype(np.int32)
 

@@ -4,6 +4,7 @@ The main thread reads blocks and writes results; `num_workers` threads parse and
 because decompression, hashing, encoding and writing all release the GIL. At most a few blocks per worker are under way.
 """
 
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -106,9 +107,7 @@ def _find_output_problems(job: PreprocessJob, sources: Sequence[Source]) -> list
     folder = Path(job.output_prefix).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = get_suffixed(job.get_output_prefixes()[0], ".bin.tmp")
-        probe.open("ab").close()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         problems.append(f"output folder {folder} cannot be written: {error.strerror}")
     return problems

@@ -1,0 +1,121 @@
+#include <algorithm>
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include "check.h"
+#include "corpora.h"
+#include "megatron_7b/batcher.h"
+#include "megatron_7b/error.h"
+#include "megatron_7b/permutation.h"
+
+using namespace megatron_7b;
+using test::TemporaryFolder;
+
+TEST(permutations_are_bijections) {
+  for (std::int64_t size = 1; size < 300; ++size) {
+    const Permutation permutation(size, static_cast<std::uint64_t>(size) * 12345);
+    std::vector<bool> seen(static_cast<std::size_t>(size), false);
+    for (std::int64_t i = 0; i < size; ++i) {
+      const auto image = static_cast<std::size_t>(permutation(i));
+      CHECK(image < seen.size() && !seen[image]);
+      seen[image] = true;
+    }
+  }
+  const Permutation huge(std::int64_t{1} << 62, 7);
+  CHECK(huge(std::int64_t{1} << 61) >= 0);
+}
+
+TEST(every_token_once_per_epoch) {
+  const TemporaryFolder folder;
+  test::write_corpus(folder / "a", test::numbered_documents(200), 2);
+  const auto corpus = std::make_shared<const Corpus>(folder / "a", true);
+  for (const std::int64_t seq_length : {1, 5, 64, 1000}) {
+    const TokenStream stream(corpus, 20, 180, seq_length, 99, true);
+    const std::int64_t epochs = 3;
+    const std::int64_t samples = (epochs * stream.num_tokens() + seq_length - 1) / seq_length;
+    std::vector<std::int64_t> ids(static_cast<std::size_t>(seq_length) + 1);
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(corpus->num_tokens()), 0);
+    for (std::int64_t sample = 0; sample < samples; ++sample) {
+      CHECK(stream.read(sample, 0, ids.data()) == seq_length + 1);
+      for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
+        ++counts[static_cast<std::size_t>(ids[i])];
+      }
+    }
+    std::int64_t beyond = 0;
+    const std::int64_t begin = corpus->document_begin(20);
+    for (std::int64_t token = 0; token < corpus->num_tokens(); ++token) {
+      const std::int64_t count = counts[static_cast<std::size_t>(token)];
+      const bool inside = token >= begin && token < begin + stream.num_tokens();
+      CHECK(inside ? count == epochs || count == epochs + 1 : count == 0);
+      beyond += inside ? count - epochs : 0;
+    }
+    CHECK(beyond == samples * seq_length - epochs * stream.num_tokens());
+  }
+}
+
+TEST(streams_far_down_the_epochs) {
+  const TemporaryFolder folder;
+  test::write_corpus(folder / "a", test::numbered_documents(50), 4);
+  const TokenStream stream(std::make_shared<const Corpus>(folder / "a", true), 0, 50, 7, 1, true);
+  std::vector<std::int64_t> ids(8);
+  for (std::int64_t sample = std::int64_t{1} << 50; sample < (std::int64_t{1} << 50) + 500; ++sample) {
+    CHECK(stream.read(sample, 2000, ids.data()) == 8);
+  }
+}
+
+TEST(blends_are_exact_within_one_sample) {
+  std::mt19937_64 random(3);
+  for (int round = 0; round < 6; ++round) {
+    std::vector<std::int64_t> weights(static_cast<std::size_t>(1 + (round * 13) % 40));
+    std::int64_t total = 0;
+    for (auto& weight : weights) {
+      weight = static_cast<std::int64_t>(1 + random() % (round % 2 == 0 ? 5 : 5000));
+      total += weight;
+    }
+    const Blend blend(weights);
+    const std::int64_t begin = blend.block_size() * static_cast<std::int64_t>(random() % 100000) - 200;
+    const std::int64_t start = std::max<std::int64_t>(begin, 0);
+    auto counts = blend.counts(start);
+    for (std::int64_t n = start; n < start + 400; ++n) {
+      const auto pick = blend.pick(n);
+      CHECK(counts[static_cast<std::size_t>(pick.set)]++ == pick.sample);
+      for (std::size_t k = 0; k < weights.size(); ++k) {
+        // Kept below 2^63 by the choice of weights.
+        const std::int64_t lag = counts[k] * total - weights[k] * (n + 1);
+        CHECK(-total < lag && lag < total);
+      }
+    }
+  }
+}
+
+TEST(batches_from_several_threads) {
+  const TemporaryFolder folder;
+  std::vector<TokenStream> streams;
+  for (const char* name : {"a", "b"}) {
+    test::write_corpus(folder / name, test::numbered_documents(100), 2);
+    const auto corpus = std::make_shared<const Corpus>(folder / name, true);
+    streams.emplace_back(corpus, 0, 100, 16, streams.size(), true);
+  }
+  const Batcher batcher(streams, std::vector<std::int64_t>{2, 1}, 16, 5000, 0);
+  BufferPool pool(4);
+  std::atomic<std::int64_t> sum{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (std::int64_t step = 0; step < 100; ++step) {
+        auto buffer = pool.take(Batcher::batch_bytes(2, 16));
+        const BatchView view = batcher.view(buffer.data.get(), 2);
+        const std::int64_t indices[2] = {2 * step, 70000 + 2 * step};
+        batcher.assemble(indices, 2, view);
+        CHECK(view.position_ids[31] == 15 && view.labels[0] == view.tokens[1]);
+        sum += view.tokens[0] + view.labels[31];
+        pool.give_back(std::move(buffer));
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  CHECK(sum > 0 && sum % 4 == 0);
+}

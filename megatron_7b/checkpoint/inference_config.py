@@ -1,0 +1,41 @@
+"""The configuration to compute with a checkpoint rather than to train on: at any layout, whatever wrote it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_7b.checkpoint.manifest import CONFIG, read_manifest
+from megatron_7b.config import ParallelConfig, RunConfig, check_config, load_config
+from megatron_7b.config.problems import Problem
+
+
+def inference_config(
+    folder: Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    requirements: Mapping[str, object] | None = None,
+    problems: Sequence[Problem] = (),
+) -> RunConfig:
+    """Return a checkpoint's configuration with a layout of its own and the true vocabulary size.
+
+    The layout of the training run is forgotten: without `parallel.*` overrides it is one rank per replica.
+
+    Args:
+        folder: A complete checkpoint.
+        overrides: Values by dotted path, as on the command line.
+        requirements: Values that the use of the model imposes; they win over the checkpoint, but not over `overrides`.
+        problems: What was wrong with the command line, to be reported along with all else.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint.
+        ConfigError: an override is unknown or impossible; all of them in one message.
+    """
+    vocab_size = read_manifest(folder).vocab_size
+    one_rank = {f"parallel.{field.name}": field.default for field in dataclasses.fields(ParallelConfig)}
+    settings = {**one_rank, "model.vocab_size": vocab_size, **(requirements or {}), **(overrides or {})}
+    config = load_config(folder / CONFIG, settings, problems=problems)
+    # The run's global batch means nothing here and must not restrict the number of ranks.
+    one_batch = {"global_batch_size": config.training.micro_batch_size, "rampup_batch_size": None}
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **one_batch))
+    check_config(config)
+    return config

@@ -1,0 +1,172 @@
+"""The loss of a model on a corpus: every token but the first predicted exactly once, the same figure at every layout.
+
+Which tokens the model sees. Let t be all tokens of the corpus in the order of the file, documents one after the other
+with whatever separates them there (an end-of-document token, where `--append-eod` was given), N in number, and S the
+sequence length. Window k, from 0 to ceil((N-1)/S) - 1, has the inputs t[kS] … t[kS+S-1] at positions 0 … S-1 and the
+labels t[kS+1] … t[kS+S]; the last window ends with the corpus. So windows do not overlap in what they predict, attention
+crosses the borders of documents as it does in training, nothing is carried from one window to the next, and the context
+of a prediction is 1 to S tokens. The loss is the sum of -ln p(label) over all N-1 labels, divided by N-1.
+
+With transformers the same figure comes from
+
+    for k in range(0, N - 1, S):
+        window = t[k : k + S + 1]
+        total += cross_entropy(model(window[:-1]).logits, window[1:], reduction="sum")
+    loss = total / (N - 1)
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from megatron_7b.checkpoint.open_model import OpenModel
+from megatron_7b.data import Dataset
+from megatron_7b.errors import ConfigError
+from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
+
+_MICROBATCHES_PER_STAGE = 4
+"""Microbatches of one round of a pipeline: of p stages, a share of (p-1) / (4p + p-1) of the time is spent filling it."""
+
+
+@dataclass(frozen=True)
+class CorpusLoss:
+    """How well a model predicts a corpus.
+
+    Attributes:
+        loss: Mean over all predicted tokens [nats per token].
+        tokens: Predicted tokens.
+    """
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """e^loss, infinite beyond a float."""
+        return math.exp(self.loss) if self.loss < math.log(np.finfo(np.float64).max) else math.inf
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """How far an evaluation is.
+
+    Attributes:
+        windows: Windows done.
+        total_windows: Windows to do.
+        so_far: Loss on the windows done.
+    """
+
+    windows: int
+    total_windows: int
+    so_far: CorpusLoss
+
+
+@torch.inference_mode()
+def measure_loss(
+    model: OpenModel,
+    dataset: Dataset,
+    *,
+    max_samples: int | None = None,
+    report: Callable[[EvaluationProgress], None] | None = None,
+) -> CorpusLoss:
+    """Measure the loss on a corpus read in order; the module's docstring says on which tokens exactly.
+
+    The result does not depend on the microbatch size and the layout, except for FP32 rounding within the model.
+
+    Args:
+        model: A loaded model; `training.micro_batch_size` windows go through it at a time.
+        dataset: From `data.open_sequential`, with the model's sequence length.
+        max_samples: Stop after this many windows; None reads all.
+        report: Called from time to time, on every rank.
+
+    Returns:
+        The same on all ranks.
+
+    Collective: all ranks.
+
+    Raises:
+        ConfigError: there is nothing to read.
+        DataFormatError: a token id lies outside of the vocabulary.
+    """
+    num_windows = dataset.num_samples if max_samples is None else min(max_samples, dataset.num_samples)
+    if num_windows < 1:
+        raise ConfigError(f"max_samples is {max_samples}, expected at least 1")
+    totals = torch.zeros(2, dtype=torch.float64, device=model.device)
+    result = CorpusLoss(math.nan, 0)
+    for end, rows in _rounds(model, num_windows):
+        totals += _run_round(model, [_load(dataset, indices, num_windows, model.device) for indices in rows])
+        loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals.clone())).tolist()
+        result = CorpusLoss(loss_sum / num_tokens, round(num_tokens))
+        if report is not None:
+            report(EvaluationProgress(min(end, num_windows), num_windows, result))
+    return result
+
+
+def _rounds(model: OpenModel, num_windows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (end, this rank's windows [microbatches, b]) of each round; the last may reach beyond the corpus.
+
+    All ranks do the same number of equal microbatches, as pipeline schedules and collectives need it.
+    """
+    layout, micro_batch_size = model.layout, model.config.training.micro_batch_size
+    num_microbatches = 1 if layout.pp_size == 1 else _MICROBATCHES_PER_STAGE * layout.pp_size
+    # A corpus shorter than a round takes no more microbatches than it fills; interleaving wants a multiple of the stages.
+    filled = -(-num_windows // (micro_batch_size * layout.dp_size))
+    num_microbatches = min(num_microbatches, -(-filled // layout.pp_size) * layout.pp_size)
+    shape = (num_microbatches, layout.dp_size, micro_batch_size)
+    size = math.prod(shape)
+    for first in range(0, num_windows, size):
+        windows = np.arange(first, first + size, dtype=np.int64).reshape(shape)
+        yield first + size, windows[:, layout.dp_rank]
+
+
+def _load(dataset: Dataset, windows: np.ndarray, num_windows: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the arrays [b, s] of windows; those beyond the end count nothing."""
+    batch = dataset.batch(windows)
+    arrays = {name: torch.from_numpy(getattr(batch, name)) for name in ("tokens", "labels", "loss_mask", "position_ids")}
+    on_device = {name: array.to(device, copy=True) for name, array in arrays.items()}
+    on_device["loss_mask"][torch.from_numpy(windows >= num_windows).to(device)] = 0.0
+    return on_device
+
+
+def _forward_step(batches: Iterator[dict[str, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
+    batch = next(batches)
+    token_losses = chunk(
+        input_ids=batch["tokens"],
+        position_ids=batch["position_ids"],
+        attention_mask=None,
+        labels=batch["labels"],
+    )
+
+    def sum_losses(token_losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Summed in FP64: the order of the sums, which the layout decides, then changes nothing that is printed.
+        mask = batch["loss_mask"].double()
+        totals = torch.stack(((token_losses.double() * mask).sum(), mask.sum()))
+        # megatron-core scales the first of the three in place.
+        return totals[0].clone(), totals[1].to(torch.int), totals
+
+    return token_losses, sum_losses
+
+
+def _run_round(model: OpenModel, batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Run microbatches through all stages; returns FP64 (loss sum, tokens) on the last stage, zeros on the others."""
+    chunks = model.chunks
+    iterators = [iter(batches) for _ in chunks]
+    outputs: list[Tensor] = get_forward_backward_func()(
+        forward_step_func=_forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=chunks if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(batches),
+        seq_length=model.config.data.seq_length,
+        micro_batch_size=model.config.training.micro_batch_size,
+        forward_only=True,
+    )
+    totals = torch.zeros(2, dtype=torch.float64, device=model.device)
+    for output in outputs:
+        totals += output
+    return totals

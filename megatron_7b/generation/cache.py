@@ -1,0 +1,206 @@
+"""A key-value cache whose rows stand at positions of their own, under megatron-core's stock attention layers.
+
+megatron-core 0.19's own contexts do not fit: the static one holds all rows at one position and rotates every cached key
+again for each token, the dynamic one needs FlashAttention. Here keys are stored rotated, in the core attention: the part
+of SelfAttention that a layer spec may choose.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from megatron.core.transformer.attention import SelfAttention
+from torch import Tensor, nn
+
+_GROWTH = 1.5
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the tokens of one forward pass stand.
+
+    Attributes:
+        first_row: The pass is over rows [first_row, first_row + b) of the cache.
+        starts: Position of the first token of each row, on the host.
+        positions: The position of every token, int64 [b, s].
+    """
+
+    first_row: int
+    starts: tuple[int, ...]
+    positions: Tensor
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the cache."""
+        return slice(self.first_row, self.first_row + len(self.starts))
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that the keys reach to, s_k."""
+        return max(self.starts) + self.positions.shape[1]
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether all rows stand at the same position."""
+        return min(self.starts) == max(self.starts)
+
+
+def place(first_row: int, starts: Sequence[int], num_tokens: int, device: torch.device) -> Placement:
+    """Return the placement of `num_tokens` tokens per row from the given positions on."""
+    offsets = torch.arange(num_tokens, device=device)
+    positions = torch.tensor(list(starts), device=device)[:, None] + offsets
+    return Placement(first_row, tuple(starts), positions)
+
+
+def visible_keys(placement: Placement) -> Tensor | None:
+    """Return which keys each query may see, or None where the causal rule says it all.
+
+    A query sees its own position and all before it. What lies behind it in the cache is of a longer row, or left over.
+
+    Returns:
+        Boolean [b, 1, s, s_k], or None: either nothing precedes the queries, or a single one per row sees all keys.
+    """
+    s = placement.positions.shape[1]
+    if placement.is_aligned and (s == 1 or placement.starts[0] == 0):
+        return None
+    if max(placement.starts) == 0:
+        return None
+    keys = torch.arange(placement.num_positions, device=placement.positions.device)
+    return keys <= placement.positions[:, None, :, None]
+
+
+class KeyValueCache:
+    """Keys and values of this rank's attention layers; grows with what is reserved.
+
+    Args:
+        num_layers: Attention layers of this rank.
+        num_query_groups: Key-value heads of this rank, g/tp.
+        head_width: Channels d of one head.
+        dtype: Of keys and values.
+        device: Where they lie.
+    """
+
+    def __init__(
+        self, num_layers: int, num_query_groups: int, head_width: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        # Zeros, not empty memory: a masked key of NaN would still make its whole row NaN.
+        self._keys = [torch.zeros(0, num_query_groups, 0, head_width, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._values = [torch.zeros_like(keys) for keys in self._keys]
+        self._num_rows = self._num_positions = 0
+        self._placement: Placement | None = None
+        self.mask: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that is held."""
+        return sum(block.nbytes for block in (*self._keys, *self._values))
+
+    def reserve(self, num_rows: int, num_positions: int) -> None:
+        """Make room for rows and positions, keeping what is there."""
+        if num_rows <= self._num_rows and num_positions <= self._num_positions:
+            return
+        rows = max(num_rows, self._num_rows)
+        positions = self._num_positions
+        if num_positions > positions:
+            positions = max(num_positions, int(positions * _GROWTH))
+        for blocks in (self._keys, self._values):
+            for layer, old in enumerate(blocks):
+                new = old.new_zeros(rows, old.shape[1], positions, old.shape[3])
+                new[: self._num_rows, :, : self._num_positions] = old
+                blocks[layer] = new
+        self._num_rows, self._num_positions = rows, positions
+
+    def begin(self, placement: Placement) -> None:
+        """Announce where the tokens of the next forward pass stand; the room for them is reserved."""
+        assert placement.rows.stop <= self._num_rows, "rows were not reserved"
+        assert placement.num_positions <= self._num_positions, "positions were not reserved"
+        self._placement = placement
+        self.mask = visible_keys(placement)
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the keys and values of one layer and return all that its queries may see.
+
+        Args:
+            layer: Attention layer of this rank, from 0.
+            key: [s, b, g/tp, d], rotated.
+            value: [s, b, g/tp, d].
+
+        Returns:
+            Keys and values [b, g/tp, s_k, d], views of the cache.
+        """
+        placement = self._placement
+        assert placement is not None, "a forward pass has begun"
+        seen = []
+        for block, new in ((self._keys[layer], key), (self._values[layer], value)):
+            rows = block[placement.rows]
+            if placement.is_aligned:
+                start = placement.starts[0]
+                rows[:, :, start : start + new.shape[0]] = new.permute(1, 2, 0, 3)
+            else:
+                row_numbers = torch.arange(len(placement.starts), device=new.device)
+                rows[row_numbers[:, None], :, placement.positions] = new.transpose(0, 1)
+            seen.append(rows[:, :, : placement.num_positions])
+        return seen[0], seen[1]
+
+    def copy_row(self, source: int, target: int, num_positions: int) -> None:
+        """Copy the first positions of one row to another, in all layers."""
+        for block in (*self._keys, *self._values):
+            block[target, :, :num_positions] = block[source, :, :num_positions]
+
+
+class CachedAttention(nn.Module):
+    """Core attention over the cache: appends its keys and values, then attends to all that a query may see.
+
+    Args:
+        cache: Shared by the layers.
+        layer: Attention layer of this rank, from 0.
+        softmax_scale: Factor of the scores; None means 1/sqrt(d).
+    """
+
+    def __init__(self, cache: KeyValueCache, layer: int, softmax_scale: float | None) -> None:
+        super().__init__()
+        self._cache = cache
+        self._layer = layer
+        self._softmax_scale = softmax_scale
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_unused: Any
+    ) -> Tensor:
+        """Attend causally.
+
+        Args:
+            query: [s, b, n/tp, d], rotated.
+            key: [s, b, g/tp, d], rotated.
+            value: [s, b, g/tp, d].
+            attention_mask: Must be None: what is visible follows from the positions.
+
+        Returns:
+            [s, b, n/tp × d].
+        """
+        assert attention_mask is None
+        s, b, n, d = query.shape
+        keys, values = self._cache.append(self._layer, key, value)
+        mask = self._cache.mask
+        if s == 1:
+            # The queries of a group share their keys: they take the place of the sequence, and no key is repeated.
+            q = query.reshape(b, keys.shape[1], n // keys.shape[1], d)
+            context = functional.scaled_dot_product_attention(q, keys, values, mask, scale=self._softmax_scale)
+            return context.reshape(1, b, n * d)
+        context = functional.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            keys,
+            values,
+            mask,
+            is_causal=mask is None,
+            scale=self._softmax_scale,
+            enable_gqa=n != keys.shape[1],
+        )
+        return context.permute(2, 0, 1, 3).reshape(s, b, n * d)
+
+
+def attention_layers(layers: Iterable[nn.Module]) -> list[SelfAttention]:
+    """Return the attention layers of a stack, in order."""
+    attentions = (getattr(layer, "self_attention", None) for layer in layers)
+    return [attention for attention in attentions if isinstance(attention, SelfAttention)]

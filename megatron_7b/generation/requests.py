@@ -1,0 +1,54 @@
+"""What is asked of the engine, and what it answers."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megatron_7b.errors import ConfigError
+from megatron_7b.generation.sampling import SamplingOptions
+
+FinishReason = Literal["eod", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """One text to be continued.
+
+    Attributes:
+        prompt_ids: At least one token.
+        max_new_tokens: The text ends here at the latest.
+        sampling: How tokens are chosen.
+        sample_index: Tells samples of one prompt and seed apart.
+        ignore_eod: Go on after an end-of-document token.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    sample_index: int = 0
+    ignore_eod: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: the prompt is empty, or no token is asked for.
+        """
+        if not self.prompt_ids:
+            raise ConfigError("the prompt has no tokens", hint="begin with the tokenizer's bos or end-of-document token")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One new token.
+
+    Attributes:
+        request: Number that `GenerationEngine.submit` gave.
+        token_id: The token; an end-of-document token is reported too.
+        finish_reason: Why the text ends with this token; None where it goes on.
+    """
+
+    request: int
+    token_id: int
+    finish_reason: FinishReason | None

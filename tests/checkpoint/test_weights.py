@@ -1,0 +1,58 @@
+"""Whole tensors out of a sharded checkpoint, and into one, without a model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_7b.checkpoint import resolve_checkpoint
+from megatron_7b.checkpoint.weights import CheckpointWeights, write_weights
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import CheckpointError
+from megatron_7b.model.names import parameter_shapes
+from tests.support.checkpoint_runs import train_save
+from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import VOCAB_SIZE, build, run_steps, tiny_config
+
+
+def train_from(config: RunConfig, folder: Path, num_steps: int) -> list[tuple[float, float]]:
+    """Entry point of a rank: start from the weights of a checkpoint."""
+    from megatron_7b.checkpoint.load import load_weights
+
+    trainer = build(config)
+    load_weights(resolve_checkpoint(folder), trainer.model)
+    trainer.optimizer.core.reload_model_params()
+    return run_steps(trainer, range(num_steps))
+
+
+@pytest.mark.parametrize("model", [{}, {"add_qkv_bias": True, "qk_layernorm": True}, {"share_embeddings_and_output_weights": True}])
+def test_weights_survive_the_way_through_whole_tensors(model: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(model=model)
+    four = tiny_config(model=model, parallel={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2})
+    run_ranks(4, train_save, four, tmp_path / "a", 2)
+    weights = CheckpointWeights(resolve_checkpoint(tmp_path / "a"))
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == dict(
+        parameter_shapes(config.model, VOCAB_SIZE)
+    )
+    write_weights(tmp_path / "b", weights.items(), config)
+    copied = CheckpointWeights(resolve_checkpoint(tmp_path / "b"))
+    for name, tensor in weights.items():
+        assert torch.equal(copied[name], tensor)
+    (one,) = run_ranks(1, train_from, config, tmp_path / "a", 3)
+    assert run_ranks(1, train_from, config, tmp_path / "b", 3) == [one]
+    for results in run_ranks(4, train_from, four, tmp_path / "b", 3):
+        assert [loss for loss, _ in results] == pytest.approx([loss for loss, _ in one], rel=1e-5)
+
+
+def test_incomplete_or_foreign_weights_are_refused(tmp_path: Path) -> None:
+    config = tiny_config()
+    shapes = dict(parameter_shapes(config.model, VOCAB_SIZE))
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    with pytest.raises(CheckpointError, match="missing: decoder.final_norm.weight"):
+        write_weights(tmp_path, [(n, t) for n, t in tensors.items() if n != "decoder.final_norm.weight"], config)
+    with pytest.raises(CheckpointError, match="no such parameter"):
+        write_weights(tmp_path, [*tensors.items(), ("decoder.extra.weight", torch.zeros(1))], config)
+    with pytest.raises(CheckpointError, match=r"shape \(3,\)"):
+        write_weights(tmp_path, [*tensors.items(), ("decoder.final_norm.weight", torch.zeros(3))], config)
+    assert not list(tmp_path.iterdir())

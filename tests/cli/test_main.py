@@ -1,0 +1,96 @@
+"""The dispatcher as users meet it: real processes for what is promised about time, streams and exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megatron_7b.cli import main as cli
+from megatron_7b.cli.main import main
+from megatron_7b.errors import CheckpointError, ConfigError
+from tests.support.assets import REPOSITORY
+
+COMMANDS = [
+    name for names in cli.COMMANDS.values() for name in names if (REPOSITORY / f"megatron_7b/cli/{name}.py").exists()
+]
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "megatron_7b", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120, **options)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
+def test_the_overview_lists_every_command_with_its_summary(capsys, arguments):
+    assert main(arguments) == 0
+    overview = capsys.readouterr().out
+    for command in COMMANDS:
+        line = next(line for line in overview.splitlines() if line.startswith(f"  {command} "))
+        assert len(line.split(maxsplit=1)[1]) > 10, f"{command} has no SUMMARY"
+    assert overview.index("preprocess") < overview.index("pretrain")
+
+
+def test_unknown_commands_get_a_suggestion(capsys):
+    assert main(["pretrian"]) == 2
+    assert "unknown command 'pretrian'; did you mean pretrain?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(ConfigError("a", hint="b"), 2), (CheckpointError("a", hint="b"), 1)])
+def test_what_a_user_can_mend_has_no_traceback(capsys, monkeypatch, error, code):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("megatron_7b.cli.config.main", fail)
+    assert main(["config"]) == code
+    assert capsys.readouterr().err == "error: a\nhint: b\n"
+
+
+def test_defects_keep_their_traceback(monkeypatch):
+    def fail(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("megatron_7b.cli.config.main", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["config"])
+
+
+def test_interruption(capsys, monkeypatch):
+    def fail(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("megatron_7b.cli.config.main", fail)
+    assert main(["config"]) == 130
+
+
+def test_errors_go_to_stderr_and_decide_the_exit_code():
+    result = run("config", "show", "tiny_gpu")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: unknown preset 'tiny_gpu'; did you mean tiny_cpu?")
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    command = f"{sys.executable} -m megatron_7b config show llama2_7b | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert result.stderr == ""
+    assert result.stdout.startswith("# 6,738,415,616 parameters")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_answers_at_once_without_torch(command):
+    """Under a second of processor time: what a loaded machine adds in waiting is not the command's."""
+    program = (
+        "import sys, time\nfrom megatron_7b.cli.main import main\n"
+        f"try:\n    code = main([{command!r}, '--help'])\nexcept SystemExit as exit:\n    code = exit.code\n"
+        "assert code in (0, None), code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'imported for a help text'\n"
+        "print(time.process_time(), file=sys.stderr)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "usage: megatron-7b" in result.stdout
+    assert float(result.stderr.split()[-1]) < 1.0
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("megatron-7b 0.")

@@ -1,0 +1,110 @@
+"""`megatron-7b data show`, as a user runs it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_7b.cli import data
+from megatron_7b.data import IndexWriter
+from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.tokenizer import load_tokenizer
+from tests.data.corpora import write_corpus
+from tests.support.assets import asset
+
+TEXTS = ["The state of the Union is strong.", "Zwölf Boxkämpfer jagen Viktor.", "第三篇文章。"]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    """Three documents written with GPT-2's tokenizer, without a manifest."""
+    tokenizer = load_tokenizer(asset("gpt2"))
+    writer = IndexWriter(str(tmp_path / "a_text_document"), 2)
+    for text in TEXTS:
+        writer.add_document(np.array([*tokenizer.encode(text), tokenizer.eod_id], dtype=np.int64))
+    writer.finish()
+    return str(tmp_path / "a")
+
+
+def name_tokenizer(corpus: str, path: str, identity: str | None = None) -> None:
+    """Write what of a manifest matters here."""
+    content = {"tokenizer": {"path": path, "identity": identity}}
+    Path(f"{corpus}_text_document.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_text_and_statistics(corpus: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name_tokenizer(corpus, str(asset("gpt2")), load_tokenizer(asset("gpt2")).identity)
+    assert data.main(["show", corpus]) == 0
+    output = capsys.readouterr()
+    for text in TEXTS:
+        assert text in output.out
+    assert "documents       3 (0 of them empty)" in output.out
+    assert "50,256" in output.out
+    assert output.err == ""
+
+
+def test_json(corpus: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = load_tokenizer(asset("gpt2"))
+    flags = ["--first", "1", "--documents", "5", "--tokenizer", str(asset("gpt2"))]
+    assert data.main(["show", corpus, "--json", *flags]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    lengths = [len(tokenizer.encode(text)) + 1 for text in TEXTS]
+    assert [document["ids"][:-1] for document in shown["shown"]] == [tokenizer.encode(text) for text in TEXTS[1:]]
+    assert shown["documents"] == 3
+    assert shown["tokens"] == sum(lengths)
+    assert (shown["min_length"], shown["median_length"], shown["max_length"]) == (
+        min(lengths),
+        sorted(lengths)[1],
+        max(lengths),
+    )
+    assert shown["dtype"] == "uint16"
+    assert shown["bin_bytes"] == 2 * sum(lengths)
+    assert shown["max_id"] == tokenizer.eod_id
+
+
+def test_ids_where_no_tokenizer_is_known(corpus: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert data.main(["show", corpus]) == 0
+    output = capsys.readouterr()
+    assert " 50256" in output.out
+    assert "--tokenizer" in output.err
+    name_tokenizer(corpus, "/absent/tokenizer")
+    assert data.main(["show", corpus]) == 0
+    assert "/absent/tokenizer" in capsys.readouterr().err
+
+
+def test_another_tokenizer_is_noted(corpus: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name_tokenizer(corpus, str(asset("gpt2")), "another")
+    assert data.main(["show", corpus]) == 0
+    assert "not the tokenizer that wrote" in capsys.readouterr().err
+    assert data.main(["show", corpus, "--tokenizer", "bytes"]) == 0
+    assert "largest id is 50256" in capsys.readouterr().err
+
+
+def test_mistakes(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--documents is -1"):
+        data.main(["show", corpus, "--documents", "-1"])
+    with pytest.raises(DataFormatError, match="absent"):
+        data.main(["show", str(tmp_path / "absent")])
+    Path(f"{corpus}_text_document.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(DataFormatError, match="not a manifest"):
+        data.main(["show", corpus])
+
+
+def test_an_empty_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert data.main(["show", write_corpus(tmp_path / "a", [])]) == 0
+    assert "min -, median -, max -" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_the_command_fails_cleanly() -> None:
+    run = [sys.executable, "-m", "megatron_7b", "data", "show"]
+    started = time.perf_counter()
+    assert subprocess.run([*run, "--help"], capture_output=True, check=False).returncode == 0
+    assert time.perf_counter() - started < 5  # Under one second on an idle machine.
+    failed = subprocess.run([*run, "/absent/corpus"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert "error: no corpus at /absent/corpus" in failed.stderr
+    assert "Traceback" not in failed.stderr
