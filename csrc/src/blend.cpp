@@ -20,6 +20,9 @@ constexpr std::int64_t kMaxTotal = std::int64_t{1} << 40;
 
 std::int64_t mul_div(std::int64_t a, std::int64_t b, std::int64_t divisor, bool up) {
   const Wide product = static_cast<Wide>(a) * static_cast<Wide>(b);
+  if ((product >> 62) == 0) {  // Several times faster than the division of 128 bits, and the rule in shorter runs.
+    return (static_cast<std::int64_t>(product) + (up ? divisor - 1 : 0)) / divisor;
+  }
   return static_cast<std::int64_t>((product + static_cast<Wide>(up ? divisor - 1 : 0)) / static_cast<Wide>(divisor));
 }
 

@@ -24,8 +24,8 @@ read_allocation() {
     RUN_DIR=$(absolute "$RUN_DIR")
     LAUNCHER=${LAUNCHER:-torchrun}
     case $LAUNCHER in
-        torchrun | srun) ;;
-        *) usage_error "LAUNCHER=$LAUNCHER is neither torchrun nor srun" ;;
+        torchrun | srun | megatron-7b) ;;
+        *) usage_error "LAUNCHER=$LAUNCHER is not one of torchrun, srun, megatron-7b" ;;
     esac
     if [[ -n ${SLURM_JOB_ID:-} ]]; then
         mapfile -t HOSTS < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -56,6 +56,9 @@ read_processes_per_node() { # sets DEVICE and NPROC_PER_NODE
         usage_error "Slurm gave this job no GPUs" \
             "ask for them (sbatch --gpus-per-node=8), or set NPROC_PER_NODE for processes on CPUs"
     fi
+    local cores=${SLURM_CPUS_ON_NODE:-$NPROC_PER_NODE}
+    ((cores >= NPROC_PER_NODE)) || usage_error "$NPROC_PER_NODE processes per node and only $cores cores of it" \
+        "ask for whole nodes (sbatch --exclusive) or for more cores (sbatch --cpus-per-task=$NPROC_PER_NODE)"
 }
 
 choose_container() { # sets CONTAINER and the words that go before (Apptainer) or into (Pyxis) the task

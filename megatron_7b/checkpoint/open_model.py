@@ -68,7 +68,9 @@ def opened_model(folder: Path, config: RunConfig, *, fp32_on_cpu: bool = True) -
     started = time.perf_counter()
     device_type = initialize_process(config.runtime)
     if device_type == "cpu" and fp32_on_cpu:
-        config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, params_dtype="fp32", fp8="none"))
+        config = dataclasses.replace(
+            config, precision=dataclasses.replace(config.precision, params_dtype="fp32", fp8="none")
+        )
     model = _build(folder, config, device_type)
     if model.layout.is_main:
         logger.info("loaded %s at %s in %.1f s", folder, model.layout, time.perf_counter() - started)

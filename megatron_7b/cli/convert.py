@@ -112,8 +112,8 @@ def _to_hugging_face(flags: argparse.Namespace) -> None:
             max_shard_bytes=int(flags.max_shard_gib * 2**30),
         )
         _write_companions(tokenizer_path(checkpoint), staging, model, manifest.vocab_size, dtype)
-        parity = _ParityCheck(staging, model, manifest.vocab_size, dtype, _torch_dtype(flags.parity_dtype))
-        parity.check(checkpoint)
+        parity = _ParityCheck(staging, model, manifest.vocab_size, _torch_dtype(flags.parity_dtype))
+        parity.check(checkpoint, round_to=dtype)
     _say_written(flags.output, num_bytes, dtype, started)
 
 
@@ -140,7 +140,8 @@ def _from_hugging_face(flags: argparse.Namespace) -> None:
     check_config(config)
     _say("reading", f"{folder.path}: {_describe(model, model.vocab_size)}")
     tensors = ((name, tensor.to(dtype)) for name, tensor in from_hugging_face(folder, model, model.vocab_size))
-    parity = _ParityCheck(folder.path, model, model.vocab_size, dtype, _torch_dtype(flags.parity_dtype))
+    arithmetic = _torch_dtype(flags.parity_dtype)
+    parity = _ParityCheck(folder.path, model, model.vocab_size, arithmetic, round_to=dtype)
     with staged_folder(flags.output) as staging, tempfile.TemporaryDirectory() as temporary:
         tokenizer = _carried_tokenizer(folder, Path(temporary) / "tokenizer", model.vocab_size)
         with process_of_one_rank():
@@ -264,24 +265,30 @@ class _ParityCheck:
     """
 
     def __init__(
-        self, folder: Path, model: "ModelConfig", vocab_size: int, stored: "torch.dtype", arithmetic: "torch.dtype"
+        self,
+        folder: Path,
+        model: "ModelConfig",
+        vocab_size: int,
+        arithmetic: "torch.dtype",
+        *,
+        round_to: "torch.dtype | None" = None,
     ) -> None:
         from megatron_7b.conversion import hugging_face_logits, random_tokens
         from megatron_7b.runtime.device import resolve_device
 
-        self._stored, self._arithmetic = stored, arithmetic
+        self._arithmetic = arithmetic
         length = min(_PARITY_LENGTH, model.max_position_embeddings)
         self._tokens = random_tokens(vocab_size, num_samples=_PARITY_SAMPLES, length=length)
         self._reference = hugging_face_logits(
-            folder, self._tokens, stored_dtype=stored, arithmetic=arithmetic, device=resolve_device("auto")
+            folder, self._tokens, round_to=round_to, arithmetic=arithmetic, device=resolve_device("auto")
         )
 
-    def check(self, checkpoint: Path) -> None:
+    def check(self, checkpoint: Path, *, round_to: "torch.dtype | None" = None) -> None:
         """Print the comparison; raise a ConversionError where the models differ."""
         from megatron_7b.cli.checkpoint_logits import checkpoint_logits
         from megatron_7b.conversion import check_parity
 
-        logits = checkpoint_logits(checkpoint, self._tokens, stored_dtype=self._stored, arithmetic=self._arithmetic)
+        logits = checkpoint_logits(checkpoint, self._tokens, round_to=round_to, arithmetic=self._arithmetic)
         parity = check_parity(self._reference, logits, arithmetic=self._arithmetic)
         _say("parity", f"{parity.describe()}; tolerated: {parity.tolerance(self._arithmetic)}")
 

@@ -46,9 +46,7 @@ def _add_show(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     show.set_defaults(run=_show)
-    show.add_argument(
-        "prefix", metavar="PREFIX", help="the files' path without extension; _text_document may be left out"
-    )
+    show.add_argument("prefix", metavar="PREFIX", help="path of both files, without extension or _text_document")
     show.add_argument("--documents", type=int, default=3, metavar="N", help="documents to print")
     show.add_argument("--first", type=int, default=0, metavar="D", help="number of the first one")
     show.add_argument("--characters", type=int, default=800, metavar="N", help="of each document's text; 0 for all")
@@ -69,9 +67,8 @@ def _show(arguments: argparse.Namespace) -> int:
     statistics = corpus_statistics(dataset)
     tokenizer = _find_tokenizer(dataset.prefix, arguments.tokenizer)
     if tokenizer is not None and statistics.max_id is not None and statistics.max_id >= tokenizer.vocab_size:
-        _note(
-            f"the largest id is {statistics.max_id}, but the {tokenizer.kind} tokenizer has {tokenizer.vocab_size} tokens"
-        )
+        size = f"{tokenizer.vocab_size} tokens of the {tokenizer.kind} tokenizer"
+        _note(f"the largest id is {statistics.max_id}, beyond the {size}, so ids are shown")
         tokenizer = None
     last = min(dataset.num_documents, arguments.first + arguments.documents)
     numbers = range(arguments.first, last)

@@ -75,8 +75,8 @@ def _run(modules: list[str], timeout_seconds: float) -> tuple[dict[str, Outcome]
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_seconds)
         output, ending = result.stdout, f"ended the process with code {result.returncode}"
     except subprocess.TimeoutExpired as expired:
-        raw = expired.stdout or b""
-        output = raw.decode() if isinstance(raw, bytes) else raw
+        raw: object = expired.stdout  # Bytes, whatever text= says, or None.
+        output = raw.decode() if isinstance(raw, bytes) else ""
         ending = f"took more than {timeout_seconds:g} seconds"
     answers: dict[str, Outcome] = {}
     for line in output.splitlines():

@@ -103,7 +103,7 @@ def hugging_face_logits(
     folder: Path,
     tokens: Tensor,
     *,
-    stored_dtype: torch.dtype | None = None,
+    round_to: torch.dtype | None = None,
     arithmetic: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Tensor:
@@ -112,7 +112,7 @@ def hugging_face_logits(
     Args:
         folder: Hugging Face model folder; nothing is fetched from anywhere.
         tokens: int64 `[b, s]`.
-        stored_dtype: Number format that weights are rounded to beforehand; None leaves them as they are.
+        round_to: Number format that weights are rounded to beforehand; None leaves them as they are.
         arithmetic: Number format to compute in.
         device: Where to compute.
 
@@ -141,8 +141,8 @@ def hugging_face_logits(
     if problems:
         raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
     model = model.to(device).eval()
-    if stored_dtype is not None:
-        round_parameters(model, stored_dtype)
+    if round_to is not None:
+        round_parameters(model, round_to)
     with torch.inference_mode():
         # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
         logits = [model(input_ids=sample[None].to(device)).logits[0].float().cpu() for sample in tokens]
@@ -152,8 +152,9 @@ def hugging_face_logits(
 @torch.no_grad()
 def round_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
     """Round every parameter in place to what a number format can hold."""
-    for parameter in module.parameters():
-        parameter.copy_(parameter.to(dtype))
+    if dtype != torch.float32:  # nothing is wider
+        for parameter in module.parameters():
+            parameter.copy_(parameter.to(dtype))
 
 
 def compare_logits(reference: Tensor, logits: Tensor) -> Parity:

@@ -1,8 +1,8 @@
 """The loss of a model on a corpus: every token but the first predicted exactly once, the same figure at every layout.
 
-Which tokens the model sees. Let t be all tokens of the corpus in the order of the file, documents one after the other
-with whatever separates them there (an end-of-document token, where `--append-eod` was given), N in number, and S the
-sequence length. Window k, from 0 to ceil((N-1)/S) - 1, has the inputs t[kS] … t[kS+S-1] at positions 0 … S-1 and the
+Which tokens the model sees. Let t be all tokens of the corpus in the order of the file, documents one after the
+other with whatever separates them there (an end-of-document token, where `--append-eod` was given), N in number, and
+S the sequence length. Window k, from 0 to ceil((N-1)/S) - 1, has the inputs t[kS] … t[kS+S-1] at positions 0 … S-1 and the
 labels t[kS+1] … t[kS+S]; the last window ends with the corpus. So windows do not overlap in what they predict, attention
 crosses the borders of documents as it does in training, nothing is carried from one window to the next, and the context
 of a prediction is 1 to S tokens. The loss is the sum of -ln p(label) over all N-1 labels, divided by N-1.
@@ -31,7 +31,7 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
 
 _MICROBATCHES_PER_STAGE = 4
-"""Microbatches of one round of a pipeline: of p stages, a share of (p-1) / (4p + p-1) of the time is spent filling it."""
+"""Microbatches of a round of p stages, in multiples of p: filling the pipeline takes (p-1) / (4p + p-1) of the time."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class CorpusLoss:
     @property
     def perplexity(self) -> float:
         """e^loss, infinite beyond a float."""
-        return math.exp(self.loss) if self.loss < math.log(np.finfo(np.float64).max) else math.inf
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def _rounds(model: OpenModel, num_windows: int) -> Iterator[tuple[int, np.ndarra
     """
     layout, micro_batch_size = model.layout, model.config.training.micro_batch_size
     num_microbatches = 1 if layout.pp_size == 1 else _MICROBATCHES_PER_STAGE * layout.pp_size
-    # A corpus shorter than a round takes no more microbatches than it fills; interleaving wants a multiple of the stages.
+    # A corpus shorter than a round takes no more microbatches than it fills; interleaving wants multiples of p.
     filled = -(-num_windows // (micro_batch_size * layout.dp_size))
     num_microbatches = min(num_microbatches, -(-filled // layout.pp_size) * layout.pp_size)
     shape = (num_microbatches, layout.dp_size, micro_batch_size)
@@ -128,7 +131,9 @@ def _rounds(model: OpenModel, num_windows: int) -> Iterator[tuple[int, np.ndarra
 def _load(dataset: Dataset, windows: np.ndarray, num_windows: int, device: torch.device) -> dict[str, Tensor]:
     """Return the arrays [b, s] of windows; those beyond the end count nothing."""
     batch = dataset.batch(windows)
-    arrays = {name: torch.from_numpy(getattr(batch, name)) for name in ("tokens", "labels", "loss_mask", "position_ids")}
+    arrays = {
+        name: torch.from_numpy(getattr(batch, name)) for name in ("tokens", "labels", "loss_mask", "position_ids")
+    }
     on_device = {name: array.to(device, copy=True) for name, array in arrays.items()}
     on_device["loss_mask"][torch.from_numpy(windows >= num_windows).to(device)] = 0.0
     return on_device
@@ -136,21 +141,19 @@ def _load(dataset: Dataset, windows: np.ndarray, num_windows: int, device: torch
 
 def _forward_step(batches: Iterator[dict[str, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
     batch = next(batches)
-    token_losses = chunk(
+    output = chunk(
         input_ids=batch["tokens"],
         position_ids=batch["position_ids"],
-        attention_mask=None,
         labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
     )
 
-    def sum_losses(token_losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Summed in FP64: the order of the sums, which the layout decides, then changes nothing that is printed.
-        mask = batch["loss_mask"].double()
-        totals = torch.stack(((token_losses.double() * mask).sum(), mask.sum()))
-        # megatron-core scales the first of the three in place.
-        return totals[0].clone(), totals[1].to(torch.int), totals
+    def count_tokens(loss_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        num_tokens = batch["loss_mask"].sum()
+        # What is reported must be a copy: megatron-core scales the first of the three in place.
+        return loss_sum, num_tokens.to(torch.int), torch.stack((loss_sum.double(), num_tokens.double()))
 
-    return token_losses, sum_losses
+    return output, count_tokens
 
 
 def _run_round(model: OpenModel, batches: Sequence[dict[str, Tensor]]) -> Tensor:

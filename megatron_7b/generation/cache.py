@@ -1,8 +1,8 @@
 """A key-value cache whose rows stand at positions of their own, under megatron-core's stock attention layers.
 
-megatron-core 0.19's own contexts do not fit: the static one holds all rows at one position and rotates every cached key
-again for each token, the dynamic one needs FlashAttention. Here keys are stored rotated, in the core attention: the part
-of SelfAttention that a layer spec may choose.
+megatron-core 0.19's own contexts do not fit: the static one holds all rows at one position and rotates every cached
+key again for each token, the dynamic one needs FlashAttention. Here keys are stored rotated, in the core attention: the
+part of SelfAttention that a layer spec may choose.
 """
 
 from collections.abc import Iterable, Sequence
@@ -86,7 +86,9 @@ class KeyValueCache:
         self, num_layers: int, num_query_groups: int, head_width: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         # Zeros, not empty memory: a masked key of NaN would still make its whole row NaN.
-        self._keys = [torch.zeros(0, num_query_groups, 0, head_width, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._keys = [
+            torch.zeros(0, num_query_groups, 0, head_width, dtype=dtype, device=device) for _ in range(num_layers)
+        ]
         self._values = [torch.zeros_like(keys) for keys in self._keys]
         self._num_rows = self._num_positions = 0
         self._placement: Placement | None = None

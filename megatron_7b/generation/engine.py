@@ -48,8 +48,8 @@ class GenerationEngine:
     While it is open, the model's attention works on the engine's cache, so the model cannot be trained; closing puts
     everything back.
 
-    **Collective:** on several ranks each builds its own engine over its part of the model, and all of them make the same
-    calls in the same order; all get the same answers.
+    **Collective:** on several ranks each builds its own engine over its part of the model, and all of them make the
+    same calls in the same order; all get the same answers.
 
     Args:
         model: This rank's only chunk, with torch-native layers and without sequence parallelism.
@@ -120,8 +120,8 @@ class GenerationEngine:
         length = len(request.prompt_ids) + request.max_new_tokens
         if length > self.max_length:
             raise ConfigError(
-                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones make {length}, but "
-                f"the model's context is {self.max_length} tokens",
+                f"a prompt of {len(request.prompt_ids)} tokens and {request.max_new_tokens} new ones make {length}, "
+                f"but the model's context is {self.max_length} tokens",
                 hint="shorten the prompt, or ask for fewer tokens",
             )
         vocab_size = self._model.true_vocab_size

@@ -34,7 +34,9 @@ class GenerationRequest:
             ConfigError: the prompt is empty, or no token is asked for.
         """
         if not self.prompt_ids:
-            raise ConfigError("the prompt has no tokens", hint="begin with the tokenizer's bos or end-of-document token")
+            raise ConfigError(
+                "the prompt has no tokens", hint="begin with the tokenizer's bos or end-of-document token"
+            )
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
 

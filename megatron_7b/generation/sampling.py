@@ -1,7 +1,7 @@
 """From logits to a token, as pure functions: temperature, top-k, top-p, and a draw from one uniform number.
 
-Everything is computed in FP64 on the CPU, one uniform number per token and request, so the text of a seed depends neither
-on the device nor on what else is in the batch.
+Everything is computed in FP64 on the CPU from one uniform number per token, so the text of a seed depends neither on
+the device nor on what else is in the batch.
 """
 
 import hashlib

@@ -12,9 +12,9 @@ _CONTEXT = 8
 class TextStream:
     """Turns tokens into pieces of text whose concatenation is the text of all tokens.
 
-    A tokenizer decodes a token differently at the start of a text than within it (SentencePiece drops a space there), and
-    a character may be spread over several tokens. So each piece is the difference between the texts of a short window of
-    tokens without and with the new ones, and it is held back while it ends within a character.
+    A tokenizer decodes a token differently at the start of a text than within it (SentencePiece drops a space there),
+    and a character may be spread over several tokens. So each piece is the difference between the texts of a short
+    window of tokens without and with the new ones, and it is held back while it ends within a character.
 
     Args:
         tokenizer: What decodes.

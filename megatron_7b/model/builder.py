@@ -10,9 +10,11 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.hybrid import hybrid_block
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
+from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.core_config import build_transformer_config, hybrid_layer_pattern
 from megatron_7b.model.initialization import initial_shard
 from megatron_7b.model.layer_specs import build_stack_spec, resolve_transformer_impl
@@ -26,15 +28,75 @@ logger = logging.getLogger(__name__)
 
 
 class LanguageModel(HybridModel):
-    """megatron-core's HybridModel that knows its true vocabulary.
+    """megatron-core's HybridModel that knows its true vocabulary, and gives the sum of the masked token losses.
 
     Attributes:
         true_vocab_size: Rows of the embedding that stand for tokens; the rest is padding and gets no probability.
+        fuse_loss: Compute output layer and loss chunk by chunk, without ever holding all logits.
     """
 
-    def __init__(self, *, true_vocab_size: int, **kwargs: Any) -> None:
+    def __init__(self, *, true_vocab_size: int, fuse_loss: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.true_vocab_size = true_vocab_size
+        self.fuse_loss = fuse_loss
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run this chunk.
+
+        Args:
+            input_ids: [b, s].
+            position_ids: [b, s].
+            attention_mask: None: attention is causal.
+            labels: [b, s]; None asks for logits.
+            loss_mask: [b, s]; needed with labels.
+            kwargs: As megatron-core's HybridModel takes them.
+
+        Returns:
+            On a chunk that is not the last: hidden states [s, b, h]. On the last: FP32 sum of the token losses that the
+            mask keeps, or without labels the logits [b, s, v/tp].
+
+        Collective: the tensor-parallel group.
+        """
+        if labels is None:
+            logits: Tensor = super().forward(input_ids, position_ids, attention_mask, **kwargs)
+            return logits
+        assert loss_mask is not None
+        if not self.fuse_loss:
+            output: Tensor = super().forward(input_ids, position_ids, attention_mask, labels=labels, **kwargs)
+            return (output.float() * loss_mask).sum() if self.post_process else output
+        embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
+        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, None)
+        hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=self.rotary_pos_emb(length), **kwargs)
+        return self._fused_loss(hidden, labels, loss_mask) if self.post_process else hidden
+
+    def _fused_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
+        """Return the masked sum of losses from the last hidden states, [s, b, h] or [s/tp, b, h]."""
+        group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        first_token = group.rank() * weight.shape[0]
+        return linear_cross_entropy(
+            hidden.flatten(0, 1),
+            weight,
+            labels.t().flatten(),
+            loss_mask.t().flatten(),
+            first_token=first_token,
+            num_true=self.true_vocab_size - first_token,
+            group=group if group.size() > 1 else None,
+        )
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the cross entropy of each token over the true vocabulary.
@@ -111,6 +173,7 @@ def build_model(
         with _final_norm(RMSNorm if impl == "local" else None):
             chunk = LanguageModel(
                 true_vocab_size=vocab_size,
+                fuse_loss=impl == "local",
                 config=core_config,
                 hybrid_stack_spec=build_stack_spec(impl, qk_layernorm=config.model.qk_layernorm),
                 vocab_size=padded,

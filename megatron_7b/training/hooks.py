@@ -132,7 +132,7 @@ class Validation(Hook):
 
 
 class Saving(Hook):
-    """Saves at an interval, at the end and before leaving early; never a model whose last loss was not finite."""
+    """Saves at an interval, at the end and before leaving early, but only after a step that was not skipped."""
 
     def __init__(self) -> None:
         self._is_overdue = False
@@ -142,22 +142,22 @@ class Saving(Hook):
         """Save if it is time to.
 
         Raises:
-            TrainingError: This was the last step, and its loss was not finite: there is nothing worth keeping.
+            TrainingError: This was the last step, and it was skipped: the state cannot be trusted.
         """
         interval = run.config.checkpoint.save_interval_steps
         is_leaving = run.is_complete or run.stop is not StopReason.NONE
         is_due = self._is_overdue or is_leaving or (interval > 0 and run.step % interval == 0)
         if not is_due:
             return
-        # Weights that once overflowed give a loss that is not finite from then on. Saving them would in time push every
-        # good checkpoint out of the folder, so the save waits for the next step that shows that they are sound.
-        self._is_overdue = not math.isfinite(metrics.loss)
+        # Weights that an update has driven out of range make every later step a skipped one. Saving them would in time
+        # push every good checkpoint out of the folder, so a save waits for the next step that shows they are sound.
+        self._is_overdue = metrics.skipped
         if not self._is_overdue:
             save(run)
         elif run.is_complete:
             raise TrainingError(
-                f"the loss of the last step, {run.step}, was not finite: its state was not saved",
-                hint="start again: the run resumes from its last checkpoint",
+                f"the last step, {run.step}, was skipped, so nothing shows that the weights are sound: not saved",
+                hint="raise training.train_steps by a few and start again: the run resumes from its last checkpoint",
             )
         elif is_leaving and run.ranks.is_main:
-            logger.error("leaving without saving, because the loss of step %d was not finite", run.step)
+            logger.error("leaving without saving, because step %d was skipped", run.step)

@@ -12,6 +12,7 @@ from megatron_7b.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
 
 MAX_POINTS = 4000
 """Points of the raw curve that are drawn; more only make the file larger and the line thicker."""
@@ -149,10 +150,14 @@ def _add_token_axis(axes: "Axes", curves: LossCurves) -> None:
     # As far again as the run has come, at its last pace, so that the margin on the right has a scale too.
     pace = (tokens[-1] - tokens[-2]) / (steps[-1] - steps[-2])
     steps, tokens = np.append(steps, 2 * steps[-1]), np.append(tokens, tokens[-1] + pace * steps[-1])
-    top = axes.secondary_xaxis(
-        "top",
-        functions=(lambda step: np.interp(step, steps, tokens), lambda token: np.interp(token, tokens, steps)),
-    )
+
+    def to_tokens(step: "ArrayLike") -> "ArrayLike":
+        return np.interp(np.asarray(step), steps, tokens)
+
+    def to_steps(token: "ArrayLike") -> "ArrayLike":
+        return np.interp(np.asarray(token), tokens, steps)
+
+    top = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
     top.set_xlabel("tokens", color=_QUIET)
     top.xaxis.set_major_locator(MaxNLocator(nbins=8))
     top.xaxis.set_major_formatter(lambda tokens, _: format_count(tokens))

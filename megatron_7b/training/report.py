@@ -5,9 +5,14 @@ TensorBoard and Weights & Biases write in threads of their own.
 """
 
 import logging
+import netrc
 import os
+import queue
+import threading
 import time
-from collections.abc import Iterator
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, override
@@ -23,6 +28,9 @@ from megatron_7b.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
+CLOSING_SECONDS = 60.0
+"""How long the end of a run waits for a service to take what is left."""
+
 
 class Sink:
     """Something that metrics are written to; what it does not override, it ignores."""
@@ -35,6 +43,44 @@ class Sink:
 
     def close(self) -> None:
         """Write what is still held back, and end."""
+
+
+class InBackground(Sink):
+    """Feeds a sink from a thread of its own, and leaves it out for the rest of the run once it fails.
+
+    For services that draw curves: a full disk, a lost connection or a slow server ends no training and delays none.
+    metrics.jsonl is not fed like this: a run whose steps go unrecorded must not go on.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._name = type(sink).__name__
+        self._actions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._sink = sink
+        self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        self._thread.start()
+
+    @override
+    def write_step(self, metrics: StepMetrics) -> None:
+        self._actions.put(lambda: self._sink.write_step(metrics))
+
+    @override
+    def write_validation(self, metrics: ValidationMetrics) -> None:
+        self._actions.put(lambda: self._sink.write_validation(metrics))
+
+    @override
+    def close(self) -> None:
+        self._actions.put(self._sink.close)
+        self._actions.put(None)
+        self._thread.join(CLOSING_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("%s did not end within %g s and is left behind", self._name, CLOSING_SECONDS)
+
+    def _work(self) -> None:
+        try:
+            while (action := self._actions.get()) is not None:
+                action()
+        except Exception as error:  # noqa: BLE001 (whatever a service throws)
+            logger.warning("%s failed and gets nothing more in this run: %s", self._name, error)
 
 
 class MetricsFile(Sink):
@@ -84,7 +130,7 @@ class TensorBoard(Sink):
 
         self._interval = log_interval_steps
         # purge_step hides what an earlier start wrote of steps that are about to be done again.
-        self._writer: Any = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
 
     @override
     def write_step(self, metrics: StepMetrics) -> None:
@@ -112,11 +158,11 @@ class WeightsAndBiases(Sink):
         self._run: Any = wandb.init(
             project=config.telemetry.wandb_project,
             name=folder.root.resolve().name,
-            id=_wandb_id(wandb, folder),
+            id=_wandb_id(folder),
             resume="allow",
             dir=str(folder.root),
             config=config_to_dict(config),
-            mode=_wandb_mode(wandb),
+            mode=_wandb_mode(),
             settings=wandb.Settings(silent=True),
         )
         if self._run.offline:
@@ -136,20 +182,30 @@ class WeightsAndBiases(Sink):
         self._run.finish()
 
 
-def _wandb_id(wandb: ModuleType, folder: RunFolder) -> str:
+def _wandb_id(folder: RunFolder) -> str:
     """Return the identity under which the service knows this run folder, chosen at its first start."""
     path = folder.root / "wandb_id"
     if not path.exists():
-        path.write_text(wandb.util.generate_id(), encoding="utf-8")
+        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
 
 
-def _wandb_mode(wandb: ModuleType) -> str:
+def _wandb_mode() -> str:
     """Return what the environment asks for, else `online` where there is a key and `offline` where there is none.
 
     Without this, a run on a machine without a key would stop and ask for one.
     """
-    return os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+    return os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(str(host)) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class ProgressLine(Sink):
@@ -275,10 +331,7 @@ def open_sinks(folder: RunFolder, config: RunConfig, *, resumed_step: int) -> It
     telemetry, train_steps = config.telemetry, config.training.train_steps
     sinks: list[Sink] = [MetricsFile(folder)]
     try:
-        if telemetry.tensorboard:
-            _add_tensorboard(sinks, folder, resumed_step, telemetry.log_interval_steps)
-        if telemetry.wandb:
-            sinks.append(WeightsAndBiases(_import_wandb(), folder, config))
+        sinks += [InBackground(service) for service in _services(folder, config, resumed_step)]
         if console.is_terminal:
             sinks.append(ProgressLine(resumed_step=resumed_step, train_steps=train_steps))
         sinks.append(
@@ -292,8 +345,17 @@ def open_sinks(folder: RunFolder, config: RunConfig, *, resumed_step: int) -> It
             sink.close()
 
 
-def _add_tensorboard(sinks: list[Sink], folder: RunFolder, resumed_step: int, interval: int) -> None:
-    try:
-        sinks.append(TensorBoard(folder, resumed_step=resumed_step, log_interval_steps=interval))
-    except ImportError as error:
-        logger.warning("no TensorBoard files are written: %s (pip install tensorboard)", error)
+def _services(folder: RunFolder, config: RunConfig, resumed_step: int) -> Iterator[Sink]:
+    """Yield TensorBoard and Weights & Biases where they are wanted; one that cannot be opened is done without."""
+    telemetry = config.telemetry
+    if telemetry.tensorboard:
+        try:
+            yield TensorBoard(folder, resumed_step=resumed_step, log_interval_steps=telemetry.log_interval_steps)
+        except (ImportError, OSError) as error:
+            logger.warning("no TensorBoard files are written: %s", error)
+    if telemetry.wandb:
+        wandb = _import_wandb()
+        try:
+            yield WeightsAndBiases(wandb, folder, config)
+        except (wandb.Error, OSError) as error:
+            logger.warning("Weights & Biases gets nothing in this run: %s", error)

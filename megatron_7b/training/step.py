@@ -34,21 +34,19 @@ class StepResult:
 
 def _forward_step(batches: Iterator[dict[str, Tensor]], model: Any) -> tuple[Tensor, Any]:
     batch = next(batches)
-    token_losses = model(
+    output = model(
         input_ids=batch["tokens"],
         position_ids=batch["position_ids"],
-        attention_mask=None,
         labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
     )
 
-    def sum_losses(token_losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        mask = batch["loss_mask"]
-        loss_sum = (token_losses.float() * mask).sum()
-        num_tokens = mask.sum().to(torch.int)
+    def count_tokens(loss_sum: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        num_tokens = batch["loss_mask"].sum().to(torch.int)
         # megatron-core scales the first of the three in place; what is reported must be its own copy.
         return loss_sum, num_tokens, {"loss_sum": loss_sum.detach().clone(), "num_tokens": num_tokens.clone()}
 
-    return token_losses, sum_losses
+    return output, count_tokens
 
 
 def _to_device(batches: "Sequence[Batch]", device: torch.device) -> list[dict[str, Tensor]]:

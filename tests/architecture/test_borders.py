@@ -36,8 +36,6 @@ BORDERS = [
         "one reader of megatron-core's global process groups",
     ),
     Border("megatron.training", frozenset(), "its argument parser and globals are what this project does without"),
-    Border("tyro", frozenset({"cli", "config"}), "the command line's library is replaceable"),
-    Border("pydantic", frozenset({"config", "serving"}), "the YAML reader's library is replaceable"),
     Border("wandb", frozenset({"training"}), "an optional sink of metrics"),
     Border("tensorboard", frozenset({"training"}), "a sink of metrics"),
     Border("matplotlib", frozenset({"training", "evaluation", "planning"}), "pictures of a run"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,12 +12,12 @@ import pytest
 
 from tests.support.assets import REPOSITORY
 
-TINY = (
-    "--model.num-layers 2 --model.hidden-size 32 --model.ffn-hidden-size 64 --model.num-attention-heads 2 "
-    "--data.seq-length 32 --data.split 1 --training.micro-batch-size 1 --training.global-batch-size 2 "
-    "--precision.params-dtype fp32 --parallel.tensor-model-parallel-size 2 --telemetry.tensorboard False "
-    "--telemetry.plot False"
-).split()
+TINY = shlex.split("""
+    --model.num-layers 2 --model.hidden-size 32 --model.ffn-hidden-size 64 --model.num-attention-heads 2
+    --data.seq-length 32 --data.split 1 --training.micro-batch-size 1 --training.global-batch-size 2
+    --precision.params-dtype fp32 --parallel.tensor-model-parallel-size 2 --telemetry.tensorboard False
+    --telemetry.plot False
+""")
 
 
 def start(*arguments, **options):
@@ -38,7 +39,8 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     lines = [json.dumps({"text": f"Line {number} of a small corpus. " * 20}) for number in range(50)]
     (folder / "c.jsonl").write_text("\n".join(lines))
-    process = start("preprocess", "--input", folder / "c.jsonl", "--output-prefix", folder / "c", "--tokenizer-model", "bytes", "--append-eod")  # fmt: skip
+    flags = ["--output-prefix", folder / "c", "--tokenizer-model", "bytes", "--append-eod"]
+    process = start("preprocess", "--input", folder / "c.jsonl", *flags)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     return folder / "c_text_document"

@@ -48,6 +48,8 @@ def test_cycles_are_refused(write):
 def test_a_group_set_as_a_whole_and_its_fields_replace_each_other(write):
     stretched = write("stretched.yaml", "model: {rope_scaling: {factor: 4}}\n")
     assert load_config([stretched], {"model.rope_scaling": "none"}).model.rope_scaling is None
+    mistaken = write("mistaken.yaml", "model: {rope_scaling: {factor: much}}\n")
+    assert load_config([mistaken], {"model.rope_scaling": "none"}).model.rope_scaling is None
     plain = write("plain.yaml", "extends: stretched.yaml\nmodel: {rope_scaling: null}\n")
     assert load_config(plain).model.rope_scaling is None
     assert load_config(plain, {"model.rope_scaling.factor": 2}).model.rope_scaling.factor == 2

@@ -53,7 +53,7 @@ def permute(index: int, size: int, key: int) -> int:
 
 
 class ReferenceStream:
-    """The order of one corpus by building what the native code never builds: the endless stream, and every epoch's table."""
+    """The order of one corpus by building what the native code never builds: the endless stream and every table."""
 
     def __init__(self, documents: Sequence[Sequence[int]], seq_length: int, key: int) -> None:
         self.ids = np.concatenate([np.array(document, dtype=np.int64) for document in documents])

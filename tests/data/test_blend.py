@@ -18,7 +18,7 @@ weight_lists = st.lists(st.integers(1, 1000), min_size=1, max_size=12)
 
 
 def check_prefixes(weights: list[int], sets: NDArray[np.int64], samples: NDArray[np.int64], begin: int) -> None:
-    """Each set's count is within one of its share at every prefix, and its samples come in their order, none missing."""
+    """Each set's count is within one of its share at every prefix; its samples come in their order, none missing."""
     total = sum(weights)
     numbers = np.arange(begin + 1, begin + len(sets) + 1)
     for k, weight in enumerate(weights):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megatron_7b.config.schema import DataConfig
-from megatron_7b.data import IndexedDataset, has_split, open_sequential, open_split
+from megatron_7b.data import IndexedDataset, Split, has_split, open_sequential, open_split
+from megatron_7b.data.split import SPLITS
 from megatron_7b.errors import ConfigError, DataFormatError
 from tests.data.corpora import random_documents, write_corpus
 
@@ -23,7 +24,8 @@ def test_splits_share_no_token(tmp_path: Path) -> None:
     prefix = write_numbered(tmp_path / "a", 0, 100)
     config = DataConfig(train=(prefix,), split="80,15,5", seq_length=8)
     seen = {}
-    for split, num_documents in (("train", 80), ("valid", 15), ("test", 5)):
+    sizes: dict[Split, int] = {"train": 80, "valid": 15, "test": 5}
+    for split, num_documents in sizes.items():
         dataset = open_split(config, split, seed=1)
         assert dataset.num_tokens == num_documents * 10
         seen[split] = set(dataset.batch(range(dataset.num_samples)).tokens.ravel().tolist())
@@ -43,7 +45,7 @@ def test_a_validation_corpus_leaves_the_split_to_training(tmp_path: Path) -> Non
 def test_has_split(tmp_path: Path) -> None:
     prefix = write_numbered(tmp_path / "a", 0, 100)
     config = DataConfig(train=(prefix,), split="98,2,0", seq_length=8)
-    assert [has_split(config, split) for split in ("train", "valid", "test")] == [True, True, False]
+    assert [has_split(config, split) for split in SPLITS] == [True, True, False]
     longer = DataConfig(train=(prefix,), split="98,2,0", seq_length=20)
     assert not has_split(longer, "valid")
     with pytest.raises(DataFormatError, match=r"data\.split"):

@@ -93,7 +93,7 @@ def test_lengths_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="length"):
             writer.add_documents(np.arange(3, dtype=np.uint16), np.array(lengths, dtype=np.int64))
     with pytest.raises(TypeError, match="float"):
-        writer.add_document(np.ones(3))
+        writer.add_document(np.ones(3))  # type: ignore[arg-type]
 
 
 def test_an_unfinished_writer_leaves_nothing(tmp_path: Path) -> None:
@@ -138,10 +138,12 @@ def test_a_changed_index_never_crashes(tmp_path_factory: pytest.TempPathFactory,
         size = data.draw(st.integers(1, 8))
         content[at : at + size] = data.draw(st.binary(min_size=size, max_size=size))
     (folder / "a.idx").write_bytes(bytes(content))
+    outcome: object = None
     try:
-        read_all(folder / "a")
+        outcome = read_all(folder / "a")
     except DataFormatError as error:
-        assert str(folder) in str(error)
+        outcome = str(error)
+    assert isinstance(outcome, list) or str(folder) in str(outcome)
 
 
 @given(content=st.binary(max_size=200), magic=st.booleans())
@@ -149,7 +151,7 @@ def test_foreign_files_never_crash(tmp_path_factory: pytest.TempPathFactory, con
     folder = tmp_path_factory.mktemp("foreign")
     (folder / "a.idx").write_bytes((b"MMIDIDX\0\0\1\0\0\0\0\0\0\0\4" if magic else b"") + content)
     (folder / "a.bin").write_bytes(content)
-    with pytest.raises(DataFormatError, match="a.idx"):
+    with pytest.raises(DataFormatError, match=r"a\.idx"):
         IndexedDataset(folder / "a")
 
 

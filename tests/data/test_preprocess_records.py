@@ -115,7 +115,9 @@ def test_blocks_of_any_size_give_the_same_documents(
     file.write_bytes("\n".join(lines).encode())
     source = Source(file)
     for kind in ("line", "paragraph"):
-        whole = parse_block(Block(kind, file, 1, file.read_bytes()), ("text",)).texts[0]  # type: ignore[arg-type]
+        whole = parse_block(Block(kind, file, 1, file.read_bytes()), ("text",))  # type: ignore[arg-type]
         blocks = list(source.read_blocks(("text",), kind, size))  # type: ignore[arg-type]
-        assert [text for block in blocks for text in parse_block(block, ("text",)).texts[0]] == whole
+        parts = [parse_block(block, ("text",)) for block in blocks]
+        assert [text for part in parts for text in part.texts[0]] == whole.texts[0]
+        assert [number for part in parts for number in part.numbers] == whole.numbers
         assert b"".join(block.data for block in blocks) == file.read_bytes()

@@ -1,5 +1,6 @@
 """The order of one corpus: every token exactly once per epoch, and the same as a reference that builds its tables."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_every_token_exactly_once_per_epoch(
     """All ids differ, so that counting ids counts positions."""
     ids = list(range(num_tokens))
     cuts = [0, num_tokens // 3, num_tokens // 2, num_tokens]
-    documents = [ids[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    documents = [ids[a:b] for a, b in pairwise(cuts)]
     dataset = IndexedDataset(write_corpus(tmp_path_factory.mktemp("c") / "a", documents))
     stream = open_stream(dataset, seq_length=seq_length, key=key)
     num_samples = -(-epochs * num_tokens // seq_length)

@@ -1,5 +1,7 @@
 """Shares of documents for training, validation and test."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def test_ranges_cover_all_documents_in_order(shares: tuple[float, float, float],
     ranges = [document_range(num_documents, normalised, split) for split in SPLITS]
     assert ranges[0][0] == 0
     assert ranges[-1][1] == num_documents
-    assert all(before[1] == after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(ranges))
     for (first, end), share in zip(ranges, normalised, strict=True):
         assert abs(end - first - share * num_documents) <= 1 + 1e-9 * num_documents
         assert share > 0 or end == first

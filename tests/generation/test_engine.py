@@ -33,9 +33,7 @@ PROMPTS = [tuple(int(i) for i in RANDOM.integers(0, VOCAB_SIZE, size=length)) fo
 
 def build(config: RunConfig) -> LanguageModel:
     layout = initialize_model_parallel(config.parallel, seed=config.training.seed)
-    (model,) = build_model(
-        config, vocab_size=VOCAB_SIZE, layout=layout, groups=process_groups(), device_type="cpu"
-    )
+    (model,) = build_model(config, vocab_size=VOCAB_SIZE, layout=layout, groups=process_groups(), device_type="cpu")
     return model.eval()
 
 
@@ -43,7 +41,9 @@ def full_logits(config: RunConfig, rows: Sequence[Sequence[int]]) -> list[np.nda
     """Logits [s, v] of every row by the model's own forward pass, without cache or padding."""
     model = build(config)
     with torch.no_grad():
-        return [model(torch.tensor([row]), torch.arange(len(row))[None], None)[0, :, :VOCAB_SIZE].numpy() for row in rows]
+        return [
+            model(torch.tensor([row]), torch.arange(len(row))[None], None)[0, :, :VOCAB_SIZE].numpy() for row in rows
+        ]
 
 
 def cached_logits(config: RunConfig, rows: Sequence[Sequence[int]], num_prefilled: Sequence[int]) -> np.ndarray | None:

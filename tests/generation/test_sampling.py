@@ -19,7 +19,9 @@ from megatron_7b.generation.sampling import (
 )
 
 # Few distinct values, so that ties are common.
-LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=12).map(lambda values: torch.tensor(values, dtype=torch.float64))
+LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=12).map(
+    lambda values: torch.tensor(values, dtype=torch.float64)
+)
 
 
 def ranked(logits: torch.Tensor) -> list[int]:

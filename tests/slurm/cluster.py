@@ -64,20 +64,6 @@ class Cluster:
         shown = self.run("scontrol", "--oneliner", "show", "job", str(job_id))
         return dict(field.split("=", 1) for field in shown.split() if "=" in field)
 
-    def wait_for(self, job_id: int, condition: Callable[[dict[str, str]], bool], seconds: float) -> dict[str, str]:
-        """Return the job's fields once they satisfy `condition`; AssertionError with them after `seconds`."""
-        deadline = time.monotonic() + seconds
-        while not condition(job := self.job(job_id)):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"job {job_id} did not get there in {seconds} s: {job}")
-            time.sleep(0.1)
-        return job
-
-    def wait_until_ended(self, job_id: int, seconds: float) -> dict[str, str]:
-        """Return the job's fields once it is over: completed, failed, cancelled or timed out."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        return self.wait_for(job_id, lambda job: job["JobState"] in over, seconds)
-
 
 def free_ports(count: int) -> list[int]:
     """Return TCP ports that nothing listens on at this moment."""
@@ -121,7 +107,7 @@ SlurmdLogFile={folder}/slurmd.%n.log
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=5
+AuthInfo=socket={folder}/munge/socket,cred_expire=3
 FirstJobId={1 + controller_port % 10000}
 MpiDefault=none
 ProctrackType=proctrack/linuxproc

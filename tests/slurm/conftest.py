@@ -10,6 +10,13 @@ import pytest
 from tests.slurm.cluster import Cluster, reason_to_skip, running_cluster
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the cluster."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("slurm")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of a private Slurm, or a skip that says what is missing."""

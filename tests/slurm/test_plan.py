@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,6 +65,15 @@ def test_one_task_per_gpu_gets_its_rank_from_slurm() -> None:
     assert [command[:6] for command in shown.nodes] == [ranks.format(rank).split() for rank in (0, 8)]
 
 
+def test_its_own_launcher_gets_the_same_rendezvous() -> None:
+    shown = plan(LAUNCHER="megatron-7b", PYTHON="python3.13")
+    assert "--ntasks-per-node=1" in shown.srun
+    for rank, command in enumerate(shown.nodes):
+        assert command[:4] == ["python3.13", "-m", "megatron_7b", "pretrain"]
+        rendezvous = f"--nnodes 2 --nproc 8 --node-rank {rank} --master-addr node-1 --master-port 20000"
+        assert " ".join(command).endswith(rendezvous)
+
+
 def test_processes_on_cpus_are_asked_for_by_number_and_get_no_gpu_settings() -> None:
     shown = plan(NPROC_PER_NODE="3", OMP_NUM_THREADS="2")
     assert "= 6 ranks on cpu" in shown.headline
@@ -121,7 +131,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     ("arguments", "environment", "message"),
     [
         ((), {}, "no Slurm allocation here"),
-        (("--dry-run",), {"LAUNCHER": "mpirun"}, "LAUNCHER=mpirun is neither torchrun nor srun"),
+        (("--dry-run",), {"LAUNCHER": "mpirun"}, "LAUNCHER=mpirun is not one of torchrun, srun, megatron-7b"),
         (("--dry-run",), {"CONTAINER": "docker"}, "CONTAINER=docker is not one of none, pyxis, apptainer"),
         (("--dry-run",), {"CONTAINER": "pyxis"}, "CONTAINER=pyxis without CONTAINER_IMAGE"),
         (("--dry-run",), {"GPUS_PER_NODE": "0"}, "no GPUs"),
@@ -141,3 +151,39 @@ def test_help_is_the_head_of_the_script() -> None:
     assert shown.returncode == 0
     assert shown.stdout.startswith("Pre-train on a Slurm cluster")
     assert "set -euo" not in shown.stdout
+
+
+def run_task(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run what srun starts, as the second of two processes, with Python code for the trainer."""
+    slurm = {
+        "SLURM_NODEID": "1",
+        "SLURM_PROCID": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_LOCALID": "0",
+        "SLURMD_NODENAME": "n2",
+    }
+    settings = {"LAUNCHER": "srun", "NPROC_PER_NODE": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "20001"}
+    return subprocess.run(
+        ["bash", str(REPOSITORY / "examples" / "slurm" / "task.sh"), "-c", code],
+        env={"PATH": os.environ["PATH"], "PYTHON": sys.executable, **slurm, **settings, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_task_is_deaf_to_the_stop_signal_until_the_trainer_listens(tmp_path: Path) -> None:
+    shown = run_task("import os, signal; os.kill(os.getpid(), signal.SIGUSR1); print('alive')", RUN_DIR=str(tmp_path))
+    assert shown.stdout == "alive\n"
+
+
+def test_a_task_knows_its_rank(tmp_path: Path) -> None:
+    names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    shown = run_task(f"import os; print(*(os.environ[name] for name in '{names}'.split()))", RUN_DIR=str(tmp_path))
+    assert shown.stdout.split() == ["1", "2", "0", "1", "n1", "20001"]
+
+
+def test_a_run_folder_that_a_node_does_not_see_is_named(tmp_path: Path) -> None:
+    shown = run_task("print('never')", RUN_DIR=str(tmp_path / "absent"))
+    assert shown.returncode == 2
+    assert f"run folder {tmp_path / 'absent'} is not there on node n2" in shown.stderr
+    assert shown.stdout == ""

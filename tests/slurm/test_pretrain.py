@@ -2,8 +2,7 @@
 
 import json
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -11,55 +10,20 @@ import pytest
 
 from megatron_7b.cli.main import main as megatron_7b
 from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import Job
 from tests.support.assets import asset
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_7b.sh"
-SECONDS = 240.0  # of a busy machine; a quiet one needs a quarter
+PATIENCE = 240.0  # of a busy machine; a quiet one needs a tenth
 STEPS = 3
 
 # So small that a step takes a few hundredths of a second; the time goes into starting the processes.
 MODEL = "--model.num-layers 2 --model.hidden-size 64 --model.ffn-hidden-size 128 --data.seq-length 64"
 BATCH = "--training.micro-batch-size 2 --training.global-batch-size 4 --training.eval-steps 1 --data.num-workers 0"
 OUTPUTS = "--telemetry.tensorboard False --telemetry.plot False --precision.params-dtype fp32"
+TP2 = ("--parallel.tensor-model-parallel-size", "2")
 
-
-@dataclass(frozen=True)
-class Job:
-    """A submitted training job and its run folder."""
-
-    cluster: Cluster
-    number: int
-    run_dir: Path
-    config: Path
-
-    def log(self) -> str:
-        """Return what the job printed in all its lives."""
-        log = self.run_dir.with_suffix(".log")
-        return log.read_text() if log.exists() else ""
-
-    def status(self) -> dict[str, object]:
-        """Return what the trainer wrote about its end."""
-        return json.loads((self.run_dir / "status.json").read_text())
-
-    def lives(self) -> list[tuple[str, ...]]:
-        """Return (first step, last step, exit code, verdict) of each life."""
-        rows = (self.run_dir / "slurm" / "lives.tsv").read_text().splitlines()[1:]
-        return [tuple(row.split("\t")[3:]) for row in rows]
-
-    def trained_steps(self) -> list[int]:
-        """Return the steps of metrics.jsonl, in its order."""
-        path = self.run_dir / "metrics.jsonl"
-        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-        return [line["step"] for line in lines if "loss" in line]
-
-    def end(self) -> str:
-        """Wait for the job's end; return its state."""
-        return self.cluster.wait_until_ended(self.number, SECONDS)["JobState"]
-
-
-def write_steps(config: Path, steps: int) -> None:
-    """Say how long a run is, in a file that later lives read again."""
-    config.write_text(f"training: {{train_steps: {steps}}}\n")
+Submit = Callable[..., Job]
 
 
 @pytest.fixture(scope="module")
@@ -73,67 +37,80 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "few_text_document"
 
 
-@pytest.fixture(scope="module")
-def jobs(cluster: Cluster, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    """The jobs of this file, in the queue together: while one waits for its time limit, the others use the cores."""
-    folder = tmp_path_factory.mktemp("runs")
-    environment = {"OVERRIDES": f"{MODEL} {BATCH} {OUTPUTS}", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+@pytest.fixture
+def submit(cluster: Cluster, corpus: Path, tmp_path: Path) -> Submit:
+    """A function that submits the batch script for two nodes without GPUs."""
 
-    def start(name: str, steps: int, *overrides: str, launcher: str, processes: int) -> Job:
-        config, run_dir = folder / f"{name}.yaml", folder / name
+    def submit(*overrides: str, steps: int, launcher: str, processes: int) -> Job:
+        config, run_dir, log = tmp_path / "steps.yaml", tmp_path / "run", tmp_path / "log"
         write_steps(config, steps)
         number = cluster.submit(
-            *("--nodes=2", "--gpus-per-node=0", "--oversubscribe", f"--output={run_dir}.log"),
-            *("--time=60", "--signal=B:USR1@240", SCRIPT, "--config", "tiny_cpu", config, "--run-dir", run_dir),
-            *("--data.train", corpus, *overrides),
-            environment={**environment, "LAUNCHER": launcher, "NPROC_PER_NODE": str(processes)},
+            *("--nodes=2", "--gpus-per-node=0", "--time=60", "--signal=B:USR1@240", f"--output={log}", SCRIPT),
+            *("--config", "tiny_cpu", config, "--run-dir", run_dir, "--data.train", corpus, *overrides),
+            environment={
+                "OVERRIDES": f"{MODEL} {BATCH} {OUTPUTS}",
+                "OMP_NUM_THREADS": "1",
+                "PYTHON": sys.executable,
+                "LAUNCHER": launcher,
+                "NPROC_PER_NODE": str(processes),
+            },
         )
-        return Job(cluster, number, run_dir, config)
+        return Job(cluster, number, run_dir, log, PATIENCE)
 
-    tp2 = ("--parallel.tensor-model-parallel-size", "2")
-    return {
-        "stopped": start("stopped", 1_000_000, *tp2, launcher="torchrun", processes=1),
-        "one task per process": start("tasks", STEPS, *tp2, launcher="srun", processes=2),
-        "mistaken": start("mistaken", STEPS, "--model.num-attention-heads", "7", launcher="torchrun", processes=1),
-    }
+    return submit
 
 
-def test_before_its_time_limit_a_run_saves_comes_back_and_finishes(cluster: Cluster, jobs: dict[str, Job]) -> None:
-    job = jobs["stopped"]
-    deadline = time.monotonic() + SECONDS
-    while not job.trained_steps():
-        assert time.monotonic() < deadline, job.log()
-        time.sleep(0.1)
+def write_steps(config: Path, steps: int) -> None:
+    """Say how long a run is, in a file that each life reads again."""
+    config.write_text(f"training: {{train_steps: {steps}}}\n")
+
+
+def read_status(job: Job) -> tuple[str, int, int]:
+    """Return what the trainer wrote about its end: state, exit code, step."""
+    status = json.loads((job.run_dir / "status.json").read_text())
+    return status["state"], status["exit_code"], status["step"]
+
+
+def read_trained_steps(job: Job) -> list[int]:
+    """Return the steps of metrics.jsonl, in its order."""
+    path = job.run_dir / "metrics.jsonl"
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return [line["step"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * PATIENCE)
+def test_before_its_time_limit_a_run_saves_comes_back_and_finishes(submit: Submit) -> None:
+    job = submit(*TP2, steps=1_000_000, launcher="torchrun", processes=1)
+    job.wait_until(lambda: len(read_trained_steps(job)) > 0, "the first step")
     # Bring the end so near that Slurm announces it the next time it looks, which it does every 30 seconds.
-    minutes = 1 + int(cluster.job(job.number)["RunTime"].split(":")[1])
-    cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes + 3}")
-    cluster.wait_for(job.number, lambda fields: fields["Restarts"] == "1", SECONDS)
+    minutes = int(job.fields["RunTime"].split(":")[1])
+    job.update(f"TimeLimit={minutes + 4}")
+    job.wait_until(lambda: job.fields["Restarts"] == "1", "the requeue")
 
-    status = job.status()
-    assert (status["state"], status["exit_code"]) == ("saved", 75), job.log()
-    saved_step = int(str(status["step"]))
-    write_steps(job.config, saved_step + STEPS)
-    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
-    assert job.end() == "COMPLETED", job.log()
+    state, exit_code, saved_step = read_status(job)
+    assert (state, exit_code) == ("saved", 75), job.log
+    write_steps(job.run_dir.with_name("steps.yaml"), saved_step + STEPS)
+    job.update("TimeLimit=60")
+    assert job.end() == "COMPLETED", job.log
 
-    assert job.lives() == [
-        ("-1", str(saved_step), "75", "requeue"),
-        (str(saved_step), str(saved_step + STEPS), "0", "done"),
-    ]
-    assert job.status() == {"state": "finished", "exit_code": 0, "step": saved_step + STEPS}
-    assert job.trained_steps() == list(range(1, saved_step + STEPS + 1))
+    last_step = saved_step + STEPS
+    assert job.lives == [("-1", str(saved_step), "75", "requeue"), (str(saved_step), str(last_step), "0", "done")]
+    assert read_status(job) == ("finished", 0, last_step)
+    assert read_trained_steps(job) == list(range(1, last_step + 1))
 
 
-def test_one_task_per_process_trains_to_the_end(jobs: dict[str, Job]) -> None:
-    job = jobs["one task per process"]
-    assert job.end() == "COMPLETED", job.log()
-    assert job.trained_steps() == list(range(1, STEPS + 1))
-    assert job.lives() == [("-1", str(STEPS), "0", "done")]
+@pytest.mark.slow
+def test_one_task_per_process_trains_to_the_end(submit: Submit) -> None:
+    job = submit(*TP2, steps=STEPS, launcher="srun", processes=2)
+    assert job.end() == "COMPLETED", job.log
+    assert read_trained_steps(job) == list(range(1, STEPS + 1))
+    assert job.lives == [("-1", str(STEPS), "0", "done")]
 
 
-def test_a_mistake_in_the_configuration_is_told_once(cluster: Cluster, jobs: dict[str, Job]) -> None:
-    job = jobs["mistaken"]
-    assert job.end() == "FAILED", job.log()
-    assert "num_attention_heads" in job.log()
-    assert cluster.job(job.number)["Restarts"] == "0"
-    assert [life[-1] for life in job.lives()] == ["fail"]
+def test_a_mistake_in_the_configuration_is_told_once(submit: Submit) -> None:
+    job = submit("--model.num-attention-heads", "7", steps=STEPS, launcher="megatron-7b", processes=1)
+    assert job.end() == "FAILED", job.log
+    assert "num_attention_heads" in job.log
+    assert job.fields["Restarts"] == "0"
+    assert job.lives == [("-1", "-1", "2", "fail")]

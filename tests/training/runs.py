@@ -28,7 +28,7 @@ NUM_DOCUMENTS = 60
 
 
 def write_corpus(folder: Path, *, bad_id: int | None = None) -> str:
-    """Write documents of a noisy ramp, which are quickly learnt; `bad_id` stands once in the middle. Returns the prefix."""
+    """Write documents of a noisy ramp, which are quickly learnt, and return the prefix; `bad_id` is in the middle."""
     from megatron_7b.data import IndexWriter
 
     prefix = str(folder / "corpus_text_document")

@@ -109,7 +109,7 @@ install() {
 import_once() {
     local output
     output=$(env -u PYTHONDONTWRITEBYTECODE $VENV/bin/python -W ignore - 2>&1 <<'PYTHON'
-import matplotlib.pyplot, orjson, psutil, pyarrow.parquet, pydantic, rich.progress, tokenizers, tyro, yaml
+import fastokens, isal, matplotlib.pyplot, nltk, orjson, psutil, pyarrow.parquet, rich.progress, tokenizers, xxhash, yaml
 import torch.distributed.checkpoint, torch.distributed.run, torch.utils.tensorboard
 import megatron.core.dist_checkpointing, megatron.core.distributed, megatron.core.optimizer
 import megatron.core.models.hybrid.hybrid_model, megatron.core.pipeline_parallel

@@ -155,17 +155,18 @@ class _Run:
 
     def execute(self) -> PreprocessReport:
         """All blocks through the workers, results written in order, then published."""
-        pending: deque[Future[EncodedBlock]] = deque()
+        # With each block how far reading had come: progress is what has been written, not what was read ahead.
+        pending: deque[tuple[Future[EncodedBlock], int]] = deque()
+        limit = _BLOCKS_PER_WORKER * self._job.num_workers
         with ThreadPoolExecutor(self._job.num_workers, "encode") as pool:
             try:
                 for block, sample in self._plan_samples(self._read_all()):
-                    pending.append(pool.submit(encode_block, block, self._encoder, self._options, sample))
-                    while pending[0].done() or len(pending) > _BLOCKS_PER_WORKER * self._job.num_workers:
-                        self._write(pending.popleft().result())
-                        if not pending:
-                            break
+                    future = pool.submit(encode_block, block, self._encoder, self._options, sample)
+                    pending.append((future, sum(source.bytes_read for source in self._sources)))
+                    while pending and (pending[0][0].done() or len(pending) > limit):
+                        self._write(*pending.popleft())
                 while pending:
-                    self._write(pending.popleft().result())
+                    self._write(*pending.popleft())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -188,8 +189,8 @@ class _Run:
             owed -= sample
             yield block, sample
 
-    def _write(self, block: EncodedBlock) -> None:
-        report = self._report
+    def _write(self, encoding: Future[EncodedBlock], bytes_read: int) -> None:
+        report, block = self._report, encoding.result()
         for bad in block.bad:
             if self._job.strict:
                 raise DataFormatError(f"{bad}", hint="without --strict such records are counted and left out")
@@ -204,7 +205,7 @@ class _Run:
         report.num_differences += len(block.differences)
         report.documents += block.num_records
         report.tokens = sum(output.num_tokens for output in self._outputs)
-        self._progress.update(sum(source.bytes_read for source in self._sources), report.documents, report.tokens)
+        self._progress.update(bytes_read, report.documents, report.tokens)
 
     def _check_result(self) -> None:
         for output in self._outputs:

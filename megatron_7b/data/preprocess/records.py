@@ -158,8 +158,9 @@ def _cut_documents(block: Block) -> Iterator[tuple[int, bytes]]:
     borders = [match.span() for match in separator.finditer(block.data)]
     number, start = block.first_record, 0
     for end, next_start in [*borders, (len(block.data), len(block.data))]:
-        document = block.data[start:end].strip(b"\r\n")
+        piece = block.data[start:end]
+        document = piece.lstrip(b"\r\n")
         if document.strip():
-            yield number, document
+            yield number + piece.count(b"\n", 0, len(piece) - len(document)), document.rstrip(b"\r\n")
         number += block.data.count(b"\n", start, next_start)
         start = next_start

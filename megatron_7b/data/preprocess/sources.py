@@ -185,7 +185,7 @@ def _decompress(raw: _Tap, compression: str) -> Iterator[IO[bytes]]:
         case ".gz":
             from isal import igzip
 
-            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:  # type: ignore[no-untyped-call]
+            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:  # type: ignore[no-untyped-call,unused-ignore]
                 yield cast(IO[bytes], stream)
         case ".zst":
             with _open_zstd(raw) as stream:

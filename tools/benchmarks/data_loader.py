@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Batches per second: megatron_7b's loader beside megatron-core's GPTDataset, on the same files in one run.
+
+    tools/benchmarks/data_loader.py [--documents N] [--seq-length S]
+
+Both read the same corpus of random documents, in shuffled order, one thread each. GPTDataset is timed twice: by
+`__getitem__` alone (which shares one mask and one position tensor among all samples), and with the stacking into
+microbatches that a training step needs; ours always gives whole microbatches, ids checked against the vocabulary. The
+rounds alternate and the best of each is compared, by the wall clock and by the processor time of all threads; the
+latter is the fairer one on a busy machine.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from megatron_7b.config.schema import DataConfig
+from megatron_7b.data import BatchLoader, IndexWriter, open_split
+from megatron_7b.data._index import Blend
+
+VOCAB_SIZE = 50_000
+
+
+def write_corpus(prefix: Path, num_documents: int, mean_length: int) -> int:
+    """Random documents with lengths like a web corpus's (log-normal); returns the number of tokens."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(np.log(mean_length) - 0.5, 1.0, num_documents), 1, 100_000).astype(np.int64)
+    writer = IndexWriter(str(prefix), 2)
+    for begin in range(0, num_documents, 10_000):
+        part = lengths[begin : begin + 10_000]
+        writer.add_documents(rng.integers(0, VOCAB_SIZE, int(part.sum()), dtype=np.uint16), part)
+    writer.finish()
+    return int(lengths.sum())
+
+
+def open_stock(prefix: Path, seq_length: int, num_samples: int, cache: Path) -> tuple[object, float]:
+    """megatron-core's GPTDataset, and the seconds to build it."""
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
+
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=seq_length,
+        blend=([str(prefix)], None),
+        split="100,0,0",
+        path_to_cache=str(cache),
+        tokenizer=NullTokenizer(VOCAB_SIZE),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    started = time.perf_counter()
+    train, _, _ = BlendedMegatronDatasetBuilder(GPTDataset, [num_samples, 0, 0], lambda: True, config).build()
+    return train, time.perf_counter() - started
+
+
+def time_reader(
+    read: Callable[[int], None], tokens_per_call: int, begin: int, seconds: float
+) -> tuple[float, float, int]:
+    """Call `read` with `begin`, `begin + 1`, … for some time: tokens per second, per processor second, next number."""
+    started, processor_started = time.perf_counter(), time.process_time()
+    number = begin
+    while (elapsed := time.perf_counter() - started) < seconds:
+        for _ in range(16):
+            read(number)
+            number += 1
+    tokens = (number - begin) * tokens_per_call
+    return tokens / elapsed, tokens / (time.process_time() - processor_started), number
+
+
+def time_blend(num_sets: int, num_samples: int) -> dict[str, float]:
+    """Processor seconds to find one's place far down a blend, and to go on from there."""
+    weights = np.random.default_rng(0).integers(1, 1000, num_sets).tolist()
+    started = time.process_time()
+    blend = Blend(weights)
+    blend.picks(10**9, 1)
+    placed = time.process_time()
+    blend.picks(10**9, num_samples)
+    return {
+        "first_pick_at_1e9_ms": (placed - started) * 1e3,
+        "picks_per_second": num_samples / (time.process_time() - placed),
+    }
+
+
+def main() -> None:
+    """Print one line per measurement, then everything as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=200_000)
+    parser.add_argument("--mean-length", type=int, default=500)
+    parser.add_argument("--seq-length", type=int, default=2048)
+    parser.add_argument("--micro-batch-size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="per round and reader")
+    arguments = parser.parse_args()
+    s, b = arguments.seq_length, arguments.micro_batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = Path(folder) / "corpus"
+        num_tokens = write_corpus(prefix, arguments.documents, arguments.mean_length)
+
+        started = time.perf_counter()
+        dataset = open_split(
+            DataConfig(train=(str(prefix),), split="1", seq_length=s), "train", seed=1, vocab_size=VOCAB_SIZE
+        )
+        dataset.batch(range(b))
+        first_batch = time.perf_counter() - started
+        own_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        import torch
+
+        torch.set_num_threads(1)
+        stock, stock_build = open_stock(prefix, s, 2 * num_tokens // s, Path(folder) / "cache")
+        size = len(stock)  # type: ignore[arg-type]
+        inline = BatchLoader(dataset, micro_batch_size=b, num_workers=0)
+        threaded = BatchLoader(dataset, micro_batch_size=b, num_workers=1)
+
+        def item(number: int) -> None:
+            stock[number % size]  # type: ignore[index]
+
+        def stacked(number: int) -> None:
+            samples = [stock[(number * b + i) % size] for i in range(b)]  # type: ignore[index]
+            for key in ("tokens", "labels", "loss_mask", "position_ids"):
+                torch.stack([sample[key] for sample in samples])
+
+        readers: dict[str, tuple[Callable[[int], None], int]] = {
+            "GPTDataset.__getitem__": (item, s),
+            "GPTDataset, stacked microbatches": (stacked, s * b),
+            "BatchLoader, in line": (lambda number: void(inline.batches(number * b, b)), s * b),
+            "BatchLoader, one thread ahead": (lambda number: void(threaded.batches(number * b, b)), s * b),
+        }
+        wall = dict.fromkeys(readers, 0.0)
+        processor = dict.fromkeys(readers, 0.0)
+        position = dict.fromkeys(readers, 0)
+        for _ in range(arguments.rounds):
+            for name, (read, tokens) in readers.items():
+                rate, per_processor, position[name] = time_reader(read, tokens, position[name], arguments.seconds)
+                wall[name] = max(wall[name], rate)
+                processor[name] = max(processor[name], per_processor)
+        threaded.close()
+
+    print(f"{arguments.documents:,} documents, {num_tokens:,} tokens, s {s}, microbatches of {b}")
+    print(f"time to the first batch: ours {first_batch * 1e3:.1f} ms, GPTDataset's index {stock_build * 1e3:.0f} ms")
+    print(f"resident after our first batch: {own_memory:.0f} MiB")
+    reference = "GPTDataset.__getitem__"
+    print(f"{'M tokens per second':<34}{'wall clock':>18}{'processor':>20}")
+    for name in readers:
+        columns = [f"{rates[name] / 1e6:10.1f} {rates[name] / rates[reference]:6.1f}x" for rates in (wall, processor)]
+        print(f"{name:<34}" + "  ".join(columns))
+    blend = time_blend(5000, 1_000_000)
+    print(
+        f"blend of 5,000 sets: sample 10^9 found in {blend['first_pick_at_1e9_ms']:.1f} ms, "
+        f"then {blend['picks_per_second'] / 1e6:.2f} M samples/s"
+    )
+    measured = {"tokens_per_second": wall, "tokens_per_processor_second": processor}
+    print(json.dumps({**measured, "first_batch_seconds": first_batch, **blend}))
+
+
+def void(value: object) -> None:
+    """Drop a value: what is timed is the making of it, and that its buffer can be used again."""
+    del value
+
+
+if __name__ == "__main__":
+    main()
