@@ -14,7 +14,6 @@ LLAMA3_SCALING = {
 }
 
 _SHAPE: dict[str, Any] = {
-    "vocab_size": 199,
     "hidden_size": 48,
     "intermediate_size": 80,
     "num_hidden_layers": 3,
@@ -37,17 +36,27 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 """Name of the case, model_type, and what differs from the common shape."""
 
 
-def save_tiny_model(case: str, folder: Path, **save_options: Any) -> torch.nn.Module:
+def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199) -> torch.nn.Module:
     """Make a model whose every parameter, norms and biases included, is random; save it and return it in FP32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type, changes = TINY[case]
-    config = AutoConfig.for_model(model_type, **{**_SHAPE, **changes})
+    config = AutoConfig.for_model(model_type, **{**_SHAPE, **changes, "vocab_size": vocab_size})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.2 * noise)
-    model.save_pretrained(folder, **save_options)
+    model.save_pretrained(folder)
     return model.eval()
+
+
+def save_tiny_tokenizer(folder: Path, *, vocab_size: int = 300) -> None:
+    """Train a byte-level BPE that cuts words where none of the families would, and save it with a chat template."""
+    from megatron_7b.tokenizer.train import BpeOptions, save_hugging_face_folder, train_bpe
+
+    options = BpeOptions(vocab_size=vocab_size, special_tokens=("<|end|>", "<|pad|>"), split_digits=True)
+    texts = ["the cat sat on the mat, the cat's 12 o'clock 123 nap  "] * 20
+    save_hugging_face_folder(train_bpe(iter([texts]), options), options, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
