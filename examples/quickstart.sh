@@ -11,6 +11,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -x .venv/bin/python ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 
+# Libraries' notes on what is not installed, and their progress bars, would hide the commands.
+export PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_OFFLINE=1
+
 OUT=${1:-quickstart_run}
 STEPS=${QUICKSTART_STEPS:-200}
 STOP_AT=$((STEPS / 2))
@@ -31,12 +34,12 @@ show() {
     printf '%s$%s%s\n' "$BLUE" "$line" "$PLAIN"
 }
 
-# Show a command, run it, and note how long it took: run NAME COMMAND …
+# Show a command, run it, and note how long it took: run NAME COMMAND …; KEEP=FILE keeps what it prints.
 run() {
     local name=$1 before=$SECONDS
     shift
     show "$@"
-    "$@"
+    if [ -n "${KEEP:-}" ]; then "$@" | tee "$KEEP"; else "$@"; fi
     timings+=("$name=$((SECONDS - before))")
 }
 
@@ -98,10 +101,13 @@ title "To Hugging Face; refused unless both models give the same logits"
 run "convert" megatron-7b convert to-hf --checkpoint "$OUT/run/checkpoints/latest" --output "$OUT/hf"
 
 title "Text from both: ours from the training checkpoint, transformers from the converted folder"
-run "generate, ours" megatron-7b generate --checkpoint "$OUT/run/checkpoints/latest" --prompt "$PROMPT" \
+KEEP=$OUT/ours.txt run "generate, ours" megatron-7b generate --checkpoint "$OUT/run/checkpoints/latest" --prompt "$PROMPT" \
     --max-new-tokens 24 --greedy
-run "generate, transformers" python -c "from transformers import pipeline; \
+KEEP=$OUT/transformers.txt run "generate, transformers" python -c "from transformers import pipeline; \
 print(pipeline('text-generation', '$OUT/hf')('$PROMPT', max_new_tokens=24, do_sample=False)[0]['generated_text'])"
+
+cmp -s "$OUT/ours.txt" "$OUT/transformers.txt" || fail "the two texts differ"
+echo "the same text, token for token"
 
 title "Result"
 run "compare" examples/quickstart_summary.py "$OUT" --entropy "$ENTROPY" --stopped-at "$stopped_at"

@@ -34,8 +34,9 @@ def inference_config(
     one_rank = {f"parallel.{field.name}": field.default for field in dataclasses.fields(ParallelConfig)}
     settings = {**one_rank, "model.vocab_size": vocab_size, **(requirements or {}), **(overrides or {})}
     config = load_config(folder / CONFIG, settings, problems=problems)
-    # The run's global batch means nothing here and must not restrict the number of ranks.
-    one_batch = {"global_batch_size": config.training.micro_batch_size, "rampup_batch_size": None}
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **one_batch))
+    # The run's global batch means nothing here and must not restrict the layout: one microbatch per stage.
+    one_round = config.training.micro_batch_size * config.parallel.pipeline_model_parallel_size
+    training = dataclasses.replace(config.training, global_batch_size=one_round, rampup_batch_size=None)
+    config = dataclasses.replace(config, training=training)
     check_config(config)
     return config

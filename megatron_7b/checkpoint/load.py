@@ -83,9 +83,7 @@ def load_checkpoint(
     if same_layout:
         restore_random_state(loaded["random"])
     if layout.is_main:
-        logger.info(
-            "loaded %s (written at %s) in %.1f s", folder, manifest.layout, time.perf_counter() - started
-        )
+        logger.info("loaded %s (written at %s) in %.1f s", folder, manifest.layout, time.perf_counter() - started)
     return manifest.counters
 
 

@@ -66,7 +66,9 @@ def save_checkpoint(
         drop_main_copies(tensors["optimizer"], model)
     staging = _agree_on_staging_folder(checkpoints, counters.step, _bytes_of_this_rank(tensors), layout)
     try:
-        dist_checkpointing.save(tensors, str(staging), save_strategy(data_parallel_group() if layout.dp_size > 1 else None))
+        dist_checkpointing.save(
+            tensors, str(staging), save_strategy(data_parallel_group() if layout.dp_size > 1 else None)
+        )
     except Exception as error:
         if layout.is_main:
             shutil.rmtree(staging, ignore_errors=True)
@@ -92,7 +94,7 @@ def save_strategy(replicas: dist.ProcessGroup | None = None) -> Any:
     """Return how megatron-core writes: in this process, the work shared among the replicas of a shard."""
     # megatron-core starts a manager process for the results of its writers, which re-imports the program (and hangs in
     # one without a __main__ guard). We save in this process, where a plain queue does.
-    filesystem_async._results_queue = queue.Queue()  # noqa: SLF001
+    filesystem_async._results_queue = queue.Queue()
     strategy = TorchDistSaveShardedStrategy()
     return strategy if replicas is None else FullyParallelSaveStrategyWrapper(strategy, replicas)
 

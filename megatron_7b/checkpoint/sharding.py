@@ -21,7 +21,7 @@ from megatron_7b.optim.optimizer import Optimizer
 
 _PREFIX = "optimizer.state"
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
-Sharded = ShardedTensor | ShardedTensorFactory
+type Sharded = ShardedTensor | ShardedTensorFactory
 
 
 def _parts(optimizer: Optimizer) -> list[MegatronOptimizer]:
@@ -36,7 +36,7 @@ def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     """
     state = {}
     for index, chunk in enumerate(chunks):
-        module = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
+        module: Any = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
         for name, value in module.sharded_state_dict(metadata=dict(_METADATA)).items():
             if isinstance(value, ShardedTensor | ShardedTensorFactory):
                 state[f"chunk{index}.{name}"] = value
@@ -130,7 +130,7 @@ def restore_optimizer(optimizer: Optimizer, loaded: dict[str, Any], *, num_updat
                 state.pop("step", None)
             part.load_parameter_state_from_fully_reshardable(rows)
             if not part.config.use_precision_aware_optimizer:
-                part._copy_main_params_to_model_params()  # noqa: SLF001
+                part._copy_main_params_to_model_params()
         else:
             for (main, working), row in zip(_main_and_working(part), rows, strict=True):
                 moments = part.optimizer.state[main]

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from megatron_7b.checkpoint.folders import check_free_space, new_staging_folder
 from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, verify_files
@@ -54,7 +55,7 @@ class CheckpointWeights(Mapping[str, Tensor]):
         tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            dcp.load({name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
+            load({name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
         return tensor[: self._vocab_size] if parameter_kind(name).padded else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -121,7 +122,7 @@ def _process_group_of_one() -> Iterator[None]:
     if dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
         yield
     finally:

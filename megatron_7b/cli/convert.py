@@ -179,19 +179,17 @@ def _write_companions(
     from megatron_7b.conversion.folder_reader import CONFIG_FILE, GENERATION_CONFIG_FILE, read_json
     from megatron_7b.conversion.folder_writer import write_json
 
-    generation: dict[str, Any] = to_generation_config(_special_tokens(tokenizer))
     if tokenizer is None:
         _warn("the checkpoint carries no tokenizer, so the folder has none")
     else:
         _copy_files(tokenizer, staging)
         hf_tokenizer.name_tokenizer_class(staging)
-        if (staging / GENERATION_CONFIG_FILE).is_file():  # that of the folder that the model came from
-            generation = read_json(staging / GENERATION_CONFIG_FILE)
-    special_tokens = _special_tokens_of(generation)
+    if not (staging / GENERATION_CONFIG_FILE).is_file():  # else it is that of the folder that the model came from
+        write_json(staging / GENERATION_CONFIG_FILE, to_generation_config(_special_tokens(tokenizer)))
+    special_tokens = _special_tokens_of(read_json(staging / GENERATION_CONFIG_FILE))
     spelled = str(dtype).removeprefix("torch.")
     config = to_hugging_face_config(model, vocab_size=vocab_size, dtype=spelled, special_tokens=special_tokens)
     write_json(staging / CONFIG_FILE, config)
-    write_json(staging / GENERATION_CONFIG_FILE, generation)
     if tokenizer is not None:
         _check_tokenizer(tokenizer, staging, vocab_size)
 
@@ -208,17 +206,18 @@ def _copy_files(source: Path, target: Path) -> None:
 def _carried_tokenizer(folder: "HuggingFaceFolder", target: Path, vocab_size: int) -> Path | None:
     """Gather what a checkpoint carries along: the tokenizer, and the ids that generation starts and ends with."""
     from megatron_7b.conversion import hf_tokenizer, to_generation_config
-    from megatron_7b.conversion.folder_reader import GENERATION_CONFIG_FILE, read_json
+    from megatron_7b.conversion.folder_reader import GENERATION_CONFIG_FILE
     from megatron_7b.conversion.folder_writer import write_json
 
     target.mkdir()
     if not hf_tokenizer.copy_tokenizer(folder.path, target):
         _warn(f"{folder.path} has no tokenizer, so the checkpoint carries none")
         return None
-    file = folder.path / GENERATION_CONFIG_FILE
-    generation = read_json(file) if file.is_file() else to_generation_config(_special_tokens_of(folder.config))
     _check_tokenizer(target, folder.path, vocab_size)
-    write_json(target / GENERATION_CONFIG_FILE, generation)
+    if (folder.path / GENERATION_CONFIG_FILE).is_file():
+        shutil.copyfile(folder.path / GENERATION_CONFIG_FILE, target / GENERATION_CONFIG_FILE)
+    else:
+        write_json(target / GENERATION_CONFIG_FILE, to_generation_config(_special_tokens_of(folder.config)))
     return target
 
 

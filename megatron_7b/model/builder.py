@@ -14,8 +14,8 @@ from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, 
 from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
-from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.core_config import build_transformer_config, hybrid_layer_pattern
+from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.initialization import initial_shard
 from megatron_7b.model.layer_specs import build_stack_spec, resolve_transformer_impl
 from megatron_7b.model.local_layers import RMSNorm
@@ -109,7 +109,8 @@ class LanguageModel(HybridModel):
             [b, s].
         """
         self.mask_vocabulary_padding(logits, vocab_dim_start=self.pg_collection.tp.rank() * logits.shape[-1])
-        return super().compute_language_model_loss(labels, logits)
+        losses: Tensor = super().compute_language_model_loss(labels, logits)
+        return losses
 
     def mask_vocabulary_padding(self, logits: Tensor, *, vocab_dim_start: int = 0) -> None:
         """Set the logits of padded rows so low, in place, that they get no probability.
@@ -198,7 +199,7 @@ def build_model(
 
 def _stretch_rotary_embedding(rotary: RotaryEmbedding, scaling: RopeScalingConfig) -> None:
     """Apply Llama 3.1's scaling; HybridModel's constructor does not hand it on."""
-    rotary.inv_freq = rotary._apply_scaling(  # noqa: SLF001
+    rotary.inv_freq = rotary._apply_scaling(
         rotary.inv_freq,
         factor=scaling.factor,
         low_freq_factor=scaling.low_freq_factor,

@@ -1,5 +1,7 @@
 """Translation of a run's configuration into megatron-core's TransformerConfig."""
 
+import importlib.util
+
 import torch
 import torch.nn.functional as functional
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -79,11 +81,7 @@ def _has_fused_weight_gradient(impl: TransformerImpl) -> bool:
     """Return whether weight gradients can be accumulated inside the matrix product (Transformer Engine, or apex)."""
     if impl == "transformer_engine":
         return True
-    try:
-        import fused_weight_gradient_mlp_cuda  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def hybrid_layer_pattern(model: ModelConfig, num_segments: int) -> str:

@@ -30,7 +30,7 @@ def _why_no_transformer_engine() -> str | None:
         return "it is not installed"
     try:
         import transformer_engine.pytorch  # noqa: F401
-    except Exception as error:  # its import compiles, loads libraries and asks the driver: anything may fail
+    except Exception as error:  # noqa: BLE001 - its import compiles, loads libraries and asks the driver: anything may fail
         return f"its import failed: {error}"
     return None
 
@@ -70,7 +70,8 @@ def build_stack_spec(impl: TransformerImpl, *, qk_layernorm: bool) -> ModuleSpec
         ),
     )
     mlp = functools.partial(
-        MLP.as_mlp_submodule, submodules=MLPSubmodules(linear_fc1=kernels["norm_linear"], linear_fc2=kernels["row_linear"])
+        MLP.as_mlp_submodule,
+        submodules=MLPSubmodules(linear_fc1=kernels["norm_linear"], linear_fc2=kernels["row_linear"]),
     )
     # Transformer Engine's linear layers contain the norm before them; the torch-native ones do not.
     norm = IdentityOp if impl == "transformer_engine" else kernels["norm"]

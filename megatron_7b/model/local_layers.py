@@ -38,11 +38,11 @@ class ScaledDotProductAttention(MegatronModule):
         config: TransformerConfig,
         layer_number: int,
         attn_mask_type: AttnMaskType,
-        attention_type: str,
+        attention_type: str,  # noqa: ARG002 - this and the next are part of megatron-core's interface
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: ProcessGroupCollection | None = None,
+        cp_comm_type: str | None = None,  # noqa: ARG002
+        pg_collection: ProcessGroupCollection | None = None,  # noqa: ARG002
         **_unused: Any,
     ) -> None:
         super().__init__(config=config)
@@ -62,8 +62,8 @@ class ScaledDotProductAttention(MegatronModule):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
+        attention_mask: Tensor | None,  # noqa: ARG002
+        attn_mask_type: AttnMaskType | None = None,  # noqa: ARG002
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:

@@ -1,7 +1,8 @@
 """Canonical parameter names: what a parameter is called, whatever rank, stage or layer spec holds it.
 
-A transformer layer i is two symbols of megatron-core's hybrid pattern, so its attention lies under `decoder.layers.{2i}`
-and its MLP under `decoder.layers.{2i+1}`. Checkpoints, conversion and initialisation all speak these names.
+A transformer layer i is two symbols of megatron-core's hybrid pattern, so its attention lies under
+`decoder.layers.{2i}` and its MLP under `decoder.layers.{2i+1}`. Checkpoints, conversion and initialisation all speak
+these names.
 """
 
 import re

@@ -56,7 +56,7 @@ def wrap_data_parallel(
         )
         for index, chunk in enumerate(chunks)
     ]
-    core_config = chunks[0].config
+    core_config: Any = chunks[0].config
     core_config.finalize_model_grads_func = finalize_model_grads
     if parallel.overlap_grad_reduce:
         _single_or_list(core_config, "no_sync_func", [chunk.no_sync for chunk in wrapped])

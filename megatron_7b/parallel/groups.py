@@ -39,12 +39,15 @@ def process_groups() -> ProcessGroupCollection:
 
 
 def tensor_parallel_group() -> dist.ProcessGroup:
-    return parallel_state.get_tensor_model_parallel_group()
+    """Return the ranks that share this rank's layers."""
+    group: dist.ProcessGroup = parallel_state.get_tensor_model_parallel_group()
+    return group
 
 
 def data_parallel_group() -> dist.ProcessGroup:
     """Return the replicas of this rank's part of the model, context-parallel ranks included."""
-    return parallel_state.get_data_parallel_group(with_context_parallel=True)
+    group: dist.ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
 
 
 def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:

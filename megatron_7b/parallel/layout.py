@@ -28,18 +28,22 @@ class ParallelLayout:
 
     @property
     def tp_rank(self) -> int:
+        """Index on the tensor-parallel axis."""
         return self.rank % self.tp_size
 
     @property
     def cp_rank(self) -> int:
+        """Index on the context-parallel axis."""
         return self.rank // self.tp_size % self.cp_size
 
     @property
     def dp_rank(self) -> int:
+        """Index on the data-parallel axis."""
         return self.rank // (self.tp_size * self.cp_size) % self.dp_size
 
     @property
     def pp_rank(self) -> int:
+        """Index on the pipeline axis."""
         return self.rank // (self.tp_size * self.cp_size * self.dp_size)
 
     @property

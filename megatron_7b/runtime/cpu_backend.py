@@ -1,8 +1,8 @@
 """Stock megatron-core on a CPU over gloo.
 
-megatron-core names CUDA in a few dozen places. Each name that our paths reach is replaced, listed in `REPLACED` with its
-reason, and put back by `uninstall()`. Calls that do not name a CUDA device go to the untouched function, so other
-libraries see no difference. Where torch has a GPU the backend refuses: there the real thing runs.
+megatron-core names CUDA in a few dozen places. Each name that our paths reach is replaced, listed by `replacements()`
+with its reason, and put back by `uninstall()`. Calls that do not name a CUDA device go to the untouched function, so
+other libraries see no difference. Where torch has a GPU the backend refuses: there the real thing runs.
 
 Source: measured against megatron-core 0.19.2; `tests/runtime/test_cpu_backend.py` notices a name that is missing here.
 """
@@ -37,31 +37,40 @@ class Replacement:
 class CpuStream:
     """Stands for `torch.cuda.Stream`: work on a CPU is in order already, so there is nothing to wait for."""
 
-    def __init__(self, *_args: object, **_kwargs: object) -> None:
-        self.cuda_stream = 0
+    cuda_stream = 0
 
-    def wait_stream(self, _stream: object) -> None: ...
+    def __init__(self, *_args: object, **_kwargs: object) -> None: ...
 
-    def wait_event(self, _event: object) -> None: ...
+    def wait_stream(self, _stream: object) -> None:
+        """Do nothing."""
 
-    def synchronize(self) -> None: ...
+    def wait_event(self, _event: object) -> None:
+        """Do nothing."""
+
+    def synchronize(self) -> None:
+        """Do nothing."""
 
     def record_event(self, event: object = None) -> object:
+        """Return the event, or a new one."""
         return event if event is not None else CpuEvent()
 
 
 class CpuEvent:
-    """Stands for `torch.cuda.Event`."""
+    """Stands for `torch.cuda.Event`: it has always happened."""
 
     def __init__(self, *_args: object, **_kwargs: object) -> None: ...
 
-    def record(self, _stream: object = None) -> None: ...
+    def record(self, _stream: object = None) -> None:
+        """Do nothing."""
 
-    def wait(self, _stream: object = None) -> None: ...
+    def wait(self, _stream: object = None) -> None:
+        """Do nothing."""
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Do nothing."""
 
     def query(self) -> bool:
+        """Return True."""
         return True
 
 
@@ -148,7 +157,10 @@ def replacements() -> tuple[Replacement, ...]:
         Replacement(torch.Tensor, "cuda", _same, "moves of batches, counters and tied weights"),
         Replacement(torch.Tensor, "to", _tensor_to(torch.Tensor.to), "moves by device name"),
         Replacement(
-            torch.Tensor, "type", _tensor_type(torch.Tensor.type), "optimizer and clipping compare 'torch.cuda.FloatTensor'"
+            torch.Tensor,
+            "type",
+            _tensor_type(torch.Tensor.type),
+            "optimizer and clipping compare 'torch.cuda.FloatTensor'",
         ),
         Replacement(torch.nn.Module, "cuda", _same, "moves of whole modules"),
         Replacement(cuda, "current_device", lambda: _CPU, "handed on as the device of buffers"),
@@ -201,14 +213,14 @@ def install() -> None:
             "the CPU backend of megatron-core was asked for on a machine where torch sees a GPU",
             hint="set runtime.device to 'auto', or hide the GPU with CUDA_VISIBLE_DEVICES=''",
         )
-    # `with torch.device(…)` keeps a set of the factories that it redirects, made when first asked for: with our wrappers
-    # in it, transformers would build models half on the CPU and half on the meta device.
-    torch.utils._device._device_constructors()  # noqa: SLF001
+    # `with torch.device(…)` keeps a set of the factories that it redirects, made when first asked for: with our
+    # wrappers in it, transformers would build models half on the CPU and half on the meta device.
+    torch.utils._device._device_constructors()
     for item in replacements():
         _replace(item)
     for item in _core_replacements():
         _replace(item)
-    # megatron-core wraps a dozen element-wise functions in torch.compile: on a CPU compiling takes longer than it saves.
+    # megatron-core wraps a dozen element-wise functions in torch.compile: on a CPU that takes longer than it saves.
     torch.compiler.set_stance("force_eager")
 
 

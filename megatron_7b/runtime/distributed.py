@@ -1,14 +1,16 @@
 """Start and end of a process's part in a run: device, threads, default process group."""
 
-import datetime
+import datetime as dt
 import os
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from megatron_7b.config.schema import RuntimeConfig
 from megatron_7b.runtime import cpu_backend
 from megatron_7b.runtime.device import DeviceType, local_rank, resolve_device, torch_device
+from megatron_7b.runtime.device_facts import threads_per_rank
 
 
 def initialize_process(runtime: RuntimeConfig) -> DeviceType:
@@ -26,27 +28,23 @@ def initialize_process(runtime: RuntimeConfig) -> DeviceType:
     if device_type == "cpu":
         cpu_backend.install()
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(runtime.num_threads or max(1, _available_cores() // local_world_size))
+        torch.set_num_threads(runtime.num_threads or threads_per_rank(local_world_size))
     else:
+        # Kernels then start in the order of their launch: communication issued first overlaps with what follows.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         torch.cuda.set_device(local_rank())
     if not dist.is_initialized():
-        _join(device_type, datetime.timedelta(minutes=runtime.distributed_timeout_minutes))
+        _join(device_type, dt.timedelta(minutes=runtime.distributed_timeout_minutes))
     return device_type
 
 
-def _available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def _join(device_type: DeviceType, timeout: datetime.timedelta) -> None:
+def _join(device_type: DeviceType, timeout: dt.timedelta) -> None:
     backend = "nccl" if device_type == "cuda" else "gloo"
     device_id = torch_device(device_type) if device_type == "cuda" else None
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout, device_id=device_id)
     else:
-        dist.init_process_group(
-            backend, timeout=timeout, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id
-        )
+        dist.init_process_group(backend, timeout=timeout, store=HashStore(), rank=0, world_size=1, device_id=device_id)
 
 
 def leave_process_group() -> None:

@@ -8,6 +8,7 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
 
 if TYPE_CHECKING:
@@ -49,14 +50,27 @@ def _forward_step(batches: Iterator[dict[str, Tensor]], model: Any) -> tuple[Ten
     return output, count_tokens
 
 
-def _to_device(batches: "Sequence[Batch]", device: torch.device) -> list[dict[str, Tensor]]:
+def _to_device(batches: "Sequence[Batch]", core: "Core") -> list[dict[str, Tensor]]:
     return [
         {
-            name: torch.from_numpy(getattr(batch, name)).to(device, non_blocking=True)
+            name: _context_parallel_share(
+                torch.from_numpy(getattr(batch, name)).to(core.device, non_blocking=True), core.layout
+            )
             for name in ("tokens", "labels", "loss_mask", "position_ids")
         }
         for batch in batches
     ]
+
+
+def _context_parallel_share(rows: Tensor, layout: ParallelLayout) -> Tensor:
+    """Return this context-parallel rank's positions of [b, s]: one early and one late piece, [b, s/cp].
+
+    Source: Transformer Engine's causal load balance: of 2 × cp pieces, rank r holds piece r and piece 2 × cp - 1 - r.
+    """
+    if layout.cp_size == 1:
+        return rows
+    pieces = rows.chunk(2 * layout.cp_size, dim=1)
+    return torch.cat((pieces[layout.cp_rank], pieces[-1 - layout.cp_rank]), dim=1)
 
 
 def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: bool) -> tuple[float, int]:
@@ -64,7 +78,7 @@ def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: 
 
     Collective: all ranks.
     """
-    on_device = _to_device(batches, trainer.device)
+    on_device = _to_device(batches, trainer)
     iterators = [iter(on_device) for _ in trainer.model]
     outputs = get_forward_backward_func()(
         forward_step_func=_forward_step,

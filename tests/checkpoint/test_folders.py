@@ -90,7 +90,7 @@ def test_every_damage_is_found_and_named(fault: str, tmp_path: Path) -> None:
         shard.unlink()
     else:
         shard.write_bytes(content)
-    with pytest.raises(CheckpointError, match="__0_0.distcp"):
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp"):
         verify_files(folder, read_manifest(folder))
 
 
@@ -115,5 +115,5 @@ def test_retention_keeps_the_newest_and_leftovers_go(tmp_path: Path) -> None:
 
 def test_a_save_that_cannot_fit_is_refused(tmp_path: Path) -> None:
     check_free_space(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="has .* GB left"):
+    with pytest.raises(CheckpointError, match=r"has .* GB left"):
         check_free_space(tmp_path, 1 << 60)

@@ -26,7 +26,9 @@ def train_from(config: RunConfig, folder: Path, num_steps: int) -> list[tuple[fl
     return run_steps(trainer, range(num_steps))
 
 
-@pytest.mark.parametrize("model", [{}, {"add_qkv_bias": True, "qk_layernorm": True}, {"share_embeddings_and_output_weights": True}])
+@pytest.mark.parametrize(
+    "model", [{}, {"add_qkv_bias": True, "qk_layernorm": True}, {"share_embeddings_and_output_weights": True}]
+)
 def test_weights_survive_the_way_through_whole_tensors(model: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(model=model)
     four = tiny_config(model=model, parallel={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2})
@@ -49,7 +51,7 @@ def test_incomplete_or_foreign_weights_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     shapes = dict(parameter_shapes(config.model, VOCAB_SIZE))
     tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    with pytest.raises(CheckpointError, match="missing: decoder.final_norm.weight"):
+    with pytest.raises(CheckpointError, match=r"missing: decoder\.final_norm\.weight"):
         write_weights(tmp_path, [(n, t) for n, t in tensors.items() if n != "decoder.final_norm.weight"], config)
     with pytest.raises(CheckpointError, match="no such parameter"):
         write_weights(tmp_path, [*tensors.items(), ("decoder.extra.weight", torch.zeros(1))], config)

@@ -36,3 +36,10 @@ def test_ranges_cover_all_documents_in_order(shares: tuple[float, float, float],
     for (first, end), share in zip(ranges, normalised, strict=True):
         assert abs(end - first - share * num_documents) <= 1 + 1e-9 * num_documents
         assert share > 0 or end == first
+
+
+def test_bounds_are_rounded_to_the_nearest_document() -> None:
+    """As Megatron does: of ten documents, 2 % is none."""
+    shares = parse_split("98,2,0")
+    assert [document_range(10, shares, split) for split in SPLITS] == [(0, 10), (10, 10), (10, 10)]
+    assert [document_range(30, shares, split) for split in SPLITS] == [(0, 29), (29, 30), (30, 30)]

@@ -1,4 +1,4 @@
-"""What the README and the guides tell people to type: it exists, its options exist, and the README's road really runs."""
+"""What the README and the guides tell people to type: it exists, its options exist, and the README's road runs."""
 
 import itertools
 import json

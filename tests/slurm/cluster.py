@@ -91,7 +91,7 @@ def write_configuration(folder: Path, node_names: list[str], cpus: int) -> None:
         for index, (name, port) in enumerate(zip(node_names, node_ports, strict=True), start=1)
     ]
     # Job numbers start anywhere, so that two clusters on one machine get different rendezvous ports.
-    # cred_expire: how long a requeued job is held back; two minutes by default. Slurm looks at time limits and thus at
+    # cred_expire: how long a requeued job is held back; two minutes by default, five seconds at least. Slurm looks at time limits and thus at
     # --signal only every 30 seconds; nothing shortens that.
     (folder / "slurm.conf").write_text(
         f"""\
@@ -107,7 +107,7 @@ SlurmdLogFile={folder}/slurmd.%n.log
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=3
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 FirstJobId={1 + controller_port % 10000}
 MpiDefault=none
 ProctrackType=proctrack/linuxproc

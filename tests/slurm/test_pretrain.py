@@ -113,4 +113,5 @@ def test_a_mistake_in_the_configuration_is_told_once(submit: Submit) -> None:
     assert job.end() == "FAILED", job.log
     assert "num_attention_heads" in job.log
     assert job.fields["Restarts"] == "0"
-    assert job.lives == [("-1", "-1", "2", "fail")]
+    assert "Traceback" not in job.log
+    assert [life[-1] for life in job.lives] == ["fail"]

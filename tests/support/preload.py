@@ -1,9 +1,5 @@
 """Imported once by the fork server of `ranks`: everything that a rank would otherwise import again."""
 
-import megatron.core.distributed
-import megatron.core.models.hybrid.hybrid_model
-import megatron.core.optimizer
-import megatron.core.pipeline_parallel
 import torch  # noqa: F401
 
 import megatron_7b.model.builder

@@ -4,10 +4,11 @@ The processes are forked from a server that has torch, the CPU backend and megat
 the imports, later ones take a fraction of a second. The function must be importable; its results come back by rank.
 """
 
-import datetime
+import datetime as dt
 import multiprocessing
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -16,11 +17,13 @@ from typing import Any
 PRELOAD = "tests.support.preload"
 
 
-class RankFailed(AssertionError):
+class RankFailedError(AssertionError):
     """A rank raised; the message is its traceback."""
 
 
-def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection, function: Callable[..., Any], args: Any) -> None:
+def _serve(
+    rank: int, world_size: int, rendezvous: str, pipe: Connection, function: Callable[..., Any], args: Any
+) -> None:
     import torch
     import torch.distributed as dist
 
@@ -35,7 +38,7 @@ def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection, functi
             init_method=f"file://{rendezvous}",
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(seconds=120),
+            timeout=dt.timedelta(seconds=120),
         )
         pipe.send((True, function(*args)))
     except BaseException:
@@ -59,7 +62,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
         The results, by rank.
 
     Raises:
-        RankFailed: a rank raised (the others are ended at once), died or took too long.
+        RankFailedError: a rank raised (the others are ended at once), died or took too long.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOAD])
@@ -85,20 +88,20 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
 
 def _collect(pipes: list[Connection], timeout: float) -> list[Any]:
     results: dict[int, Any] = {}
-    deadline = datetime.datetime.now() + datetime.timedelta(seconds=timeout)
+    deadline = time.monotonic() + timeout
     waiting: dict[Connection, int] = {pipe: rank for rank, pipe in enumerate(pipes)}
     while waiting:
-        ready = wait(list(waiting), timeout=(deadline - datetime.datetime.now()).total_seconds())
+        ready = wait(list(waiting), timeout=deadline - time.monotonic())
         if not ready:
-            raise RankFailed(f"ranks {sorted(waiting.values())} gave no answer within {timeout} s")
+            raise RankFailedError(f"ranks {sorted(waiting.values())} gave no answer within {timeout} s")
         for pipe in ready:
             assert isinstance(pipe, Connection)
             rank = waiting.pop(pipe)
             try:
                 ok, value = pipe.recv()
             except EOFError:
-                raise RankFailed(f"rank {rank} died without a word") from None
+                raise RankFailedError(f"rank {rank} died without a word") from None
             if not ok:
-                raise RankFailed(f"rank {rank} of {len(pipes)}:\n{value}")
+                raise RankFailedError(f"rank {rank} of {len(pipes)}:\n{value}")
             results[rank] = value
     return [results[rank] for rank in range(len(pipes))]

@@ -4,14 +4,14 @@
     python tools/benchmarks/train_step.py                 # prints the table
     python tools/benchmarks/train_step.py --write docs/benchmarks/train_step.md
 
-`mini_cpu` (52 M parameters) against LlamaForCausalLM of the same shape with torch's AdamW, under BF16 autocast, which is
-how one would train it with transformers on a CPU. Each contender runs in a process of its own, in turn, several times;
-what counts is the median, and the ratio of neighbours. The machine's own matrix-product rates are measured in the same
-run: they say what a step could take at best.
+`mini_cpu` (52 M parameters) against LlamaForCausalLM of the same shape with torch's AdamW, under BF16 autocast, which
+is how one would train it with transformers on a CPU. Each contender runs in a process of its own, in turn, several
+times; what counts is the median, and the ratio of neighbours. The machine's own matrix-product rates are measured in
+the same run: they say what a step could take at best.
 """
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -53,6 +53,7 @@ def matrix_product_rates() -> dict[str, float]:
 
 
 def random_tokens(shape: tuple[int, int], vocab_size: int, seed: int) -> Any:
+    """Return token ids of a shape, the same for the same seed."""
     import numpy as np
 
     return np.random.default_rng(seed).integers(0, vocab_size, size=shape)
@@ -157,6 +158,7 @@ def run_worker(kind: str, dtype: str, steps: int) -> dict[str, float]:
 
 
 def start_worker(kind: str, dtype: str, steps: int) -> dict[str, float]:
+    """Run `run_worker` in a process of its own."""
     result = subprocess.run(
         [sys.executable, __file__, "--worker", kind, dtype, "--steps", str(steps)],
         capture_output=True,
@@ -181,18 +183,21 @@ def compare(contenders: list[str], repeats: int, steps: int) -> str:
     for repeat in range(repeats):
         for name in contenders:
             runs[name].append(start_worker(*CONTENDERS[name], steps))
-            print(f"run {repeat + 1} of {repeats}: {name}: {runs[name][-1]['tokens_per_second']:.0f} tokens/s", flush=True)
-    lines = [
+            print(
+                f"run {repeat + 1} of {repeats}: {name}: {runs[name][-1]['tokens_per_second']:.0f} tokens/s", flush=True
+            )
+    training = config.training
+    machine = (
         f"Machine: {cpu_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}; "
-        f"matrix product 2048³: {rates['fp32']:.0f} GFLOP/s in FP32, {rates['bf16']:.0f} in BF16.",
-        "",
-        f"Model: `{PRESET}`, {count_parameters(config.model) / 1e6:.1f} M parameters, {flops / 1e6:.0f} MFLOP per token "
-        f"(causal), {config.training.global_batch_size} sequences of {config.data.seq_length} per step in microbatches of "
-        f"{config.training.micro_batch_size}. Median of {repeats} processes, {steps} steps each.",
-        "",
-        "| contender | tokens/s | GFLOP/s | share of the FP32 / BF16 product rate | ratio to the baseline (min–max) | GB |",
-        "|---|---|---|---|---|---|",
-    ]
+        f"matrix product 2048³: {rates['fp32']:.0f} GFLOP/s in FP32, {rates['bf16']:.0f} in BF16."
+    )
+    model = (
+        f"Model: `{PRESET}`, {count_parameters(config.model) / 1e6:.1f} M parameters, {flops / 1e6:.0f} MFLOP/token "
+        f"(causal), {training.global_batch_size} sequences of {config.data.seq_length} per step in microbatches "
+        f"of {training.micro_batch_size}. Median of {repeats} processes, {steps} steps each."
+    )
+    header = "| contender | tokens/s | GFLOP/s | of the FP32 / BF16 rate | ratio to the baseline (min–max) | GB |"
+    lines = [machine, "", model, "", header, "|---|---|---|---|---|---|"]
     for name in contenders:
         speeds = [run["tokens_per_second"] for run in runs[name]]
         speed = statistics.median(speeds)
@@ -210,6 +215,7 @@ def compare(contenders: list[str], repeats: int, steps: int) -> str:
 
 
 def cpu_name() -> str:
+    """Return the processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -217,6 +223,7 @@ def cpu_name() -> str:
 
 
 def main() -> None:
+    """Parse the command line and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="processes per contender (default 3)")
     parser.add_argument("--steps", type=int, default=4, help="timed steps per process (default 4)")
@@ -232,7 +239,7 @@ def main() -> None:
     if arguments.write:
         arguments.write.parent.mkdir(parents=True, exist_ok=True)
         command = "python tools/benchmarks/train_step.py"
-        heading = f"# Training step on a CPU\n\n{datetime.date.today()}, `{command}`\n\n"
+        heading = f"# Training step on a CPU\n\n{dt.datetime.now(tz=dt.UTC).date()}, `{command}`\n\n"
         arguments.write.write_text(heading + table, encoding="utf-8")
 
 

@@ -67,7 +67,7 @@ find_python() {
     [ -z "${PYTHON:-}" ] || fail "PYTHON=$PYTHON ${answer:-is not there}; needed: Python >= 3.$MIN_MINOR with venv and headers"
     [ -z "$near" ] || fail "$near: $(advice "python3-venv python3-dev" python3-devel python@3.12)"
     fail "no Python >= 3.$MIN_MINOR (tried ${candidates[*]:0:4}, pyenv, uv): \
-$(advice "python3.12 python3.12-venv python3.12-dev" python3.12-devel python@3.12), or set PYTHON=/path/to/python3.12"
+$(advice "python3.12 python3.12-venv python3.12-dev" python3.12-devel python@3.12), or pyenv install 3.12, or PYTHON=/path/to/one"
 }
 
 # Export a compiler that really compiles C++17.
