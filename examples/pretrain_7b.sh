@@ -21,7 +21,7 @@
 # Options: --config NAME|FILE …, --run-dir DIR, --dry-run; all others go to `megatron-7b pretrain`.
 # The same by environment: CONFIG, RUN_DIR, OVERRIDES ("--training.train-steps 10 --training.seed 7"); options win.
 # Settings by environment, each explained in docs/slurm.md:
-#   LAUNCHER=torchrun            one torchrun on each node; or =srun, one task per GPU; or =megatron-7b, its own launcher
+#   LAUNCHER=torchrun            one torchrun on each node; =srun: one task per GPU; =megatron-7b: its own launcher
 #   VENV=DIR                     virtual environment; default: .venv of this checkout, where there is one
 #   CONTAINER_IMAGE=…            run in this image, by CONTAINER=pyxis (default) or CONTAINER=apptainer
 #   CONTAINER_MOUNTS=A,B:C       what else the image must see, such as the data

@@ -15,7 +15,7 @@ if [ -x .venv/bin/python ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 export PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_OFFLINE=1
 
 OUT=${1:-quickstart_run}
-STEPS=${QUICKSTART_STEPS:-200}
+STEPS=${QUICKSTART_STEPS:-160}
 STOP_AT=$((STEPS / 2))
 PROMPT="My fellow citizens of the"
 

@@ -11,7 +11,13 @@
 readonly SAVED=75 OVERDUE=124
 MAX_STALLED_LIVES=${MAX_STALLED_LIVES:-2}
 
+STOP_REPEAT_SECONDS=${STOP_REPEAT_SECONDS:-10}
+
 say() { echo "$(date '+%F %T') job $SLURM_JOB_ID life ${SLURM_RESTART_COUNT:-0}: $*"; }
+
+job_field() { # NAME: what Slurm says about this job; nothing where it does not answer
+    { scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null || true; } | sed -n "s/.* $1=\\([^ ]*\\) .*/\\1/p"
+}
 
 latest_step() { # the step of the newest complete checkpoint; -1 where there is none
     local latest=$RUN_DIR/checkpoints/latest name=
@@ -77,24 +83,40 @@ rank_zero_pid() { # rank 0 runs on this node; its own children inherit its envir
     return 1
 }
 
-stop_trainer() { # the trap on SIGUSR1, which Slurm sends to this script alone
-    local pid end now
-    end=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* EndTime=\([^ ]*\) .*/\1/p')
-    say "told to stop; the time limit is at $end"
+ask_to_stop() { # ATTEMPT
+    local pid
     # To rank 0 only: the ranks agree among themselves. Slurm would signal every process of the step, and those that a
-    # rank has spawned to write a checkpoint, without a handler of their own, would die of it in the middle of the write.
-    if pid=$(rank_zero_pid); then kill -USR1 "$pid"; else kill -USR1 "$SRUN_PID"; fi
-    # A trainer that hangs must not run into the limit: there Slurm would end the job for good.
-    now=$(date +%s)
-    if [[ -z $ALARM_PID ]] && end=$(date -d "$end" +%s 2>/dev/null) && ((end > now)); then
-        (sleep $(((end - now) * 4 / 5)) && kill -ALRM $$) &
-        ALARM_PID=$!
+    # rank has spawned to write a checkpoint, with no handler of their own, would die of it in the middle of the write.
+    if pid=$(rank_zero_pid); then
+        kill -USR1 "$pid" || true # gone in the meantime
+    elif (($1 >= 3)); then
+        kill -USR1 "$SRUN_PID" || true # it is there by now, and hidden from us: then to all
     fi
+}
+
+stop_trainer() { # the trap on SIGUSR1, which Slurm sends to this script alone
+    local end now deadline attempt
+    end=$(job_field EndTime)
+    say "told to stop; the time limit is at $end"
+    if [[ -n $STOPPER_PID ]]; then return 0; fi
+    now=$(date +%s)
+    end=$(date -d "$end" +%s 2>/dev/null) || end=$((now + 1000000000)) # no limit
+    deadline=$((now + (end - now) * 4 / 5))
+    (
+        # Again and again: a trainer that is still importing is deaf, and one that has heard does not mind.
+        for ((attempt = 0; $(date +%s) < deadline; attempt++)); do
+            ask_to_stop "$attempt"
+            sleep "$STOP_REPEAT_SECONDS"
+        done
+        # A trainer that hangs must not run into the limit: there Slurm would end the job for good.
+        kill -ALRM $$
+    ) &
+    STOPPER_PID=$!
 }
 
 wait_for_trainer() { # sets CODE
     local interrupted=yes code
-    CODE='' ALARM_PID=''
+    CODE='' STOPPER_PID=''
     trap 'interrupted=yes; stop_trainer' USR1
     trap 'interrupted=yes; CODE=$OVERDUE; say "did not save in time"' ALRM
     # scancel, preemption, requeue: the tasks get it too, and may still save.
@@ -105,7 +127,7 @@ wait_for_trainer() { # sets CODE
         wait "$SRUN_PID" || code=$?
     done
     trap '' USR1 ALRM
-    if [[ -n $ALARM_PID ]]; then kill "$ALARM_PID" 2>/dev/null || true; fi
+    if [[ -n $STOPPER_PID ]]; then kill "$STOPPER_PID" 2>/dev/null || true; fi
     CODE=${CODE:-$(trainer_exit_code "$code")}
 }
 
@@ -120,7 +142,11 @@ run_life() { # ARGS…: the whole of a batch script; exits
     wait_for_trainer
     last=$(latest_step)
     # No verdict of ours on what Slurm is already ending: a cancelled job would rise from the dead.
-    state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+    state=$(job_field JobState)
+    while [[ -z $state ]]; do # Slurm's controller is being restarted; the job lives on meanwhile
+        sleep 10
+        state=$(job_field JobState)
+    done
     if [[ $state == RUNNING ]]; then
         outcome=$(verdict "$CODE" "$first" "$last" "$(stalled_lives)")
     else

@@ -3,8 +3,8 @@
 # where there is one. launch.sh exports the settings; the arguments are those of Python. DRY_RUN=yes prints the command.
 set -euo pipefail
 
-# Only the trainer knows what SIGUSR1 means, and it installs its own handler. To torchrun, and to a trainer that is still
-# importing, it would be death. An ignored signal stays ignored across exec.
+# Only the trainer knows what SIGUSR1 means, and it installs its own handler. To torchrun, and to a trainer that is
+# still importing, it would be death. An ignored signal stays ignored across exec.
 trap '' USR1
 
 if [[ -n ${VENV:-} ]]; then export PATH=$VENV/bin:$PATH; fi

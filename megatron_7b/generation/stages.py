@@ -22,14 +22,15 @@ class StageRunner:
         self._model = model
         self._cache = cache
         self._groups = model.pg_collection
-        self._is_first, self._is_last = model.pre_process, model.post_process
+        self._is_first = bool(model.pre_process)
+        self._is_last = bool(model.post_process)
         self._parameter = next(model.parameters())
         self._angles = torch.empty(0)
 
     @property
     def draws_tokens(self) -> bool:
         """Whether this is the one rank of the model that draws: the first tensor rank of the last stage."""
-        return self._is_last and self._groups.tp.rank() == 0
+        return self._is_last and int(self._groups.tp.rank()) == 0
 
     def forward(
         self, tokens: Sequence[Sequence[int]], first_row: int, starts: Sequence[int], *, last: Sequence[int]
@@ -71,7 +72,7 @@ class StageRunner:
         model = self._model
         tied = model.share_embeddings_and_output_weights
         weight = model.shared_embedding_or_output_weight() if tied else None
-        logits, _ = model.output_layer(hidden, weight=weight, runtime_gather_output=True)
+        logits: Tensor = model.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
         model.mask_vocabulary_padding(logits)
         return logits
 

@@ -32,10 +32,20 @@ def initialize_process(runtime: RuntimeConfig) -> DeviceType:
     else:
         # Kernels then start in the order of their launch: communication issued first overlaps with what follows.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        if runtime.deterministic:
+            _choose_deterministic_kernels()
         torch.cuda.set_device(local_rank())
     if not dist.is_initialized():
         _join(device_type, dt.timedelta(minutes=runtime.distributed_timeout_minutes))
     return device_type
+
+
+def _choose_deterministic_kernels() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # Transformer Engine's attention
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every buffer, and hides nothing here
 
 
 def _join(device_type: DeviceType, timeout: dt.timedelta) -> None:

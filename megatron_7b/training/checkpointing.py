@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_7b.checkpoint.folders import latest_checkpoint, remove_leftovers, resolve_checkpoint, step_folder
 from megatron_7b.checkpoint.load import load_checkpoint, load_weights
 from megatron_7b.checkpoint.save import save_checkpoint
+from megatron_7b.runtime.signals import StopReason
 from megatron_7b.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -44,10 +45,12 @@ def save(run: Run) -> None:
         CheckpointError: It could not be written; the earlier ones are as they were.
     """
     trainer = run.trainer
+    # A run that leaves early promises to go on, which takes the optimizer's state whatever the configuration says.
+    with_optimizer = run.config.checkpoint.save_optimizer or run.stop is not StopReason.NONE
     save_checkpoint(
         run.folder.checkpoints,
         chunks=trainer.model,
-        optimizer=trainer.optimizer if run.config.checkpoint.save_optimizer else None,
+        optimizer=trainer.optimizer if with_optimizer else None,
         counters=run.counters,
         config=run.config,
         layout=trainer.layout,

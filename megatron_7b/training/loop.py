@@ -22,7 +22,7 @@ def pretrain(config: RunConfig, run_dir: Path) -> int:
 
     Args:
         config: The run, checked.
-        run_dir: The run folder; created where it is absent.
+        run_dir: The run folder, which `check_run_folder` has passed; created where it is absent.
 
     Returns:
         0 when all steps are done, 75 when the run stopped early and the same command goes on with it.

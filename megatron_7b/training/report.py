@@ -217,8 +217,8 @@ class ProgressLine(Sink):
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
             console=console,
             refresh_per_second=4,
         )
@@ -281,12 +281,16 @@ def _figures(metrics: StepMetrics) -> str:
         f"grad {metrics.grad_norm:.2f}",
         f"{metrics.step_seconds:.3g} s",
         f"{format_count(metrics.tokens_per_second)} tok/s",
-        f"{metrics.tflops_per_device:.3g} TFLOP/s",
+        _speed(metrics.tflops_per_device),
         f"{metrics.memory_bytes / 1e9:.2f} GB",
     ]
     if metrics.mfu is not None:
         figures.insert(-1, f"MFU {metrics.mfu:.1%}")
     return " · ".join(figures)
+
+
+def _speed(tflops: float) -> str:
+    return f"{tflops:.3g} TFLOP/s" if tflops >= 1 else f"{tflops * 1e3:.3g} GFLOP/s"
 
 
 def _validation_line(metrics: ValidationMetrics) -> str:

@@ -24,7 +24,6 @@ from megatron_7b.training.run import Run
 from megatron_7b.training.run_folder import (
     RunFolder,
     RunState,
-    check_run_folder,
     keep_metrics_until,
     opened,
     write_status,
@@ -42,7 +41,6 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
     Raises:
         MegatronError: The run is impossible; what is known without building anything is checked before.
     """
-    check_run_folder(folder, config)
     check_telemetry(config.telemetry)
     trainer = build_trainer(config, folder.root)
     ranks = Ranks(trainer.device)

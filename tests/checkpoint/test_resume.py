@@ -1,5 +1,6 @@
 """Saving, resuming and resharding on real ranks: bit for bit at the same layout, within FP32 rounding at any other."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import tiny_config
 
 SAVED_AT, END = 4, 8
+TABLE = f"table: saved at step {SAVED_AT}, resumed to step {END}"
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP1": (1, {}),
@@ -40,7 +42,9 @@ def reference() -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("name", ["TP1", "TP2xPP2", "DP2+distributed optimizer"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name: str, dtype: str, tmp_path: Path) -> None:
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    name: str, dtype: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     world_size, parallel = LAYOUTS[name]
     config = tiny_config(parallel=parallel, precision={"params_dtype": dtype})
     uninterrupted = run_ranks(world_size, digest_after, config, END)
@@ -48,11 +52,15 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name: str, dtype: 
     resumed = run_ranks(world_size, resume_train, config, tmp_path, END)
     assert [digest for _, digest in resumed] == [digest for _, digest in uninterrupted]
     assert resumed[0][0] == uninterrupted[0][0][SAVED_AT:]
+    record_property(TABLE, f"{name:30} -> itself, {dtype}: weights and optimizer state equal bit for bit")
 
 
 @pytest.mark.parametrize("target", LAYOUTS)
-def test_every_layout_resumes_from_tp2_pp2(target: str, shared_checkpoint: Path, reference: Any) -> None:
-    _check_continuation(target, shared_checkpoint, reference)
+def test_every_layout_resumes_from_tp2_pp2(
+    target: str, shared_checkpoint: Path, reference: Any, record_property: Callable[[str, object], None]
+) -> None:
+    difference = _check_continuation(target, shared_checkpoint, reference)
+    record_property(TABLE, f"{'TP2xPP2':30} -> {target:30} largest relative difference of a loss {difference:.1e}")
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +72,25 @@ def shared_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("source", [name for name in LAYOUTS if name != "TP2xPP2"])
-def test_one_rank_resumes_from_every_layout(source: str, tmp_path: Path, reference: Any) -> None:
+def test_one_rank_resumes_from_every_layout(
+    source: str, tmp_path: Path, reference: Any, record_property: Callable[[str, object], None]
+) -> None:
     world_size, parallel = LAYOUTS[source]
     run_ranks(world_size, train_save, tiny_config(parallel=parallel), tmp_path, SAVED_AT)
-    _check_continuation("TP1", tmp_path, reference)
+    difference = _check_continuation("TP1", tmp_path, reference)
+    record_property(TABLE, f"{source:30} -> {'TP1':30} largest relative difference of a loss {difference:.1e}")
 
 
-def _check_continuation(layout: str, folder: Path, reference: list[tuple[float, float]]) -> None:
+def _check_continuation(layout: str, folder: Path, reference: list[tuple[float, float]]) -> float:
+    """Resume at a layout and return the largest relative difference of a loss from the uninterrupted run."""
     world_size, parallel = LAYOUTS[layout]
+    largest = 0.0
     for results, _ in run_ranks(world_size, resume_train, tiny_config(parallel=parallel), folder, END):
         for (loss, norm), (expected_loss, expected_norm) in zip(results, reference[SAVED_AT:], strict=True):
+            largest = max(largest, abs(loss - expected_loss) / expected_loss)
             assert loss == pytest.approx(expected_loss, rel=1e-5)
             assert norm == pytest.approx(expected_norm, rel=1e-4)
+    return largest
 
 
 def test_padding_for_another_tensor_size_changes_nothing(tmp_path: Path, reference: Any) -> None:

@@ -1,6 +1,7 @@
 """Same seed, same model, whatever the layout: losses and gradient norms of ten steps against one rank, in FP32."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 
@@ -57,12 +58,23 @@ def test_first_loss_is_that_of_a_uniform_guess(one_rank: list[tuple[float, float
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layout_gives_the_same_losses(name: str, one_rank: list[tuple[float, float]]) -> None:
+def test_layout_gives_the_same_losses(
+    name: str, one_rank: list[tuple[float, float]], record_property: Callable[[str, object], None]
+) -> None:
     world_size, parallel = LAYOUTS[name]
-    for steps in run_ranks(world_size, train, tiny_config(parallel=parallel), NUM_STEPS):
-        for (loss, norm), (expected_loss, expected_norm) in zip(steps, one_rank, strict=True):
-            assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
-            assert norm == pytest.approx(expected_norm, rel=1e-4)
+    of_ranks = run_ranks(world_size, train, tiny_config(parallel=parallel), NUM_STEPS)
+    loss, norm = (max(largest_difference(steps, one_rank, column) for steps in of_ranks) for column in (0, 1))
+    record_property(
+        f"table: largest relative difference from one rank over {NUM_STEPS} FP32 steps",
+        f"{name:36} {world_size} ranks   loss {loss:.1e}   gradient norm {norm:.1e}",
+    )
+    assert loss < TOLERANCE
+    assert norm < 1e-4
+
+
+def largest_difference(steps: list[tuple[float, float]], reference: list[tuple[float, float]], column: int) -> float:
+    """Return the largest relative difference of one column over all steps."""
+    return max(abs(a[column] - b[column]) / abs(b[column]) for a, b in zip(steps, reference, strict=True))
 
 
 @pytest.mark.parametrize("tied", [False, True])

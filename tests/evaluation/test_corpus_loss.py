@@ -16,7 +16,7 @@ from tests.evaluation.checkpoints import (
     tiny_model,
     write_tiny_checkpoint,
 )
-from tests.support.ranks import RankFailed, run_ranks
+from tests.support.ranks import RankFailedError, run_ranks
 from tests.support.reference_gpt import reference_logits
 from tests.support.tiny_runs import VOCAB_SIZE
 
@@ -109,7 +109,7 @@ def test_a_corpus_of_two_tokens(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_foreign_tokens_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     prefix = write_corpus(tmp_path / "foreign", [[1, 2, VOCAB_SIZE]])
-    with pytest.raises(RankFailed, match="DataFormatError"):
+    with pytest.raises(RankFailedError, match="DataFormatError"):
         run_ranks(1, loss_of, checkpoint, prefix, {})
 
 

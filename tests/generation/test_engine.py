@@ -15,7 +15,7 @@ from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.sampling import SamplingOptions
 from megatron_7b.model.builder import LanguageModel, build_model
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
-from tests.support.ranks import RankFailed, run_ranks
+from tests.support.ranks import RankFailedError, run_ranks
 from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
 
 GREEDY = SamplingOptions(temperature=0.0)
@@ -201,7 +201,7 @@ def test_impossible_requests_are_refused() -> None:
 
 def test_a_model_with_sequence_parallelism_is_refused() -> None:
     parallel = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-    with pytest.raises(RankFailed, match="sequence parallelism"):
+    with pytest.raises(RankFailedError, match="sequence parallelism"):
         run_ranks(2, continue_texts, tiny_config(parallel=parallel), PROMPTS, GREEDY)
 
 

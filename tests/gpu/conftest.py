@@ -12,7 +12,7 @@ def process_group() -> Iterator[None]:
     from megatron_7b.parallel.groups import destroy_model_parallel
     from megatron_7b.runtime.distributed import initialize_process
 
-    assert initialize_process(RuntimeConfig(device="cuda")) == "cuda"
+    assert initialize_process(RuntimeConfig(device="cuda", deterministic=True)) == "cuda"
     yield
     destroy_model_parallel()
     torch.cuda.empty_cache()

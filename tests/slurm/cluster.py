@@ -90,9 +90,8 @@ def write_configuration(folder: Path, node_names: list[str], cpus: int) -> None:
         f"NodeName={name} NodeHostname={name} NodeAddr=127.0.1.{index} Port={port} CPUs={cpus} Gres=gpu:8 State=UNKNOWN"
         for index, (name, port) in enumerate(zip(node_names, node_ports, strict=True), start=1)
     ]
-    # Job numbers start anywhere, so that two clusters on one machine get different rendezvous ports.
-    # cred_expire: how long a requeued job is held back; two minutes by default, five seconds at least. Slurm looks at time limits and thus at
-    # --signal only every 30 seconds; nothing shortens that.
+    # FirstJobId: anywhere, so that two clusters on one machine get different rendezvous ports.
+    # cred_expire: how long a requeued job is held back; two minutes by default, five seconds at least.
     (folder / "slurm.conf").write_text(
         f"""\
 ClusterName=tests

@@ -65,8 +65,9 @@ def stop(signal_number: int, frame: FrameType | None) -> None:
 def main(steps: int, end: str) -> None:
     """One life."""
     first = latest_step()
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN if end == "hang" else stop)
+    if end != "crash":
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN if end == "hang" else stop)
     writer = subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     atexit.register(writer.kill)
     if end == "crash" and first:

@@ -4,6 +4,7 @@ A program of the trainer's contract stands for the trainer, so that a life takes
 one.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,10 +21,13 @@ EXAMPLES = HERE.parents[1] / "examples"
 Submit = Callable[..., Job]
 
 
-def verdict(code: int, first: int, last: int, stalled: int) -> str:
-    """Ask the shell library what becomes of a job whose life ended so."""
-    script = f"source {EXAMPLES}/slurm/lives.sh; verdict {code} {first} {last} {stalled}"
-    return subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout.strip()
+def call(function: str, *arguments: object, **environment: str) -> str:
+    """Return what a function of the shell library prints."""
+    script = f"source {EXAMPLES}/slurm/lives.sh; {function} {' '.join(map(str, arguments))}"
+    completed = subprocess.run(
+        ["bash", "-euc", script], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return completed.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,38 @@ def verdict(code: int, first: int, last: int, stalled: int) -> str:
 def test_a_job_comes_back_after_a_save_or_progress(
     code: int, first: int, last: int, stalled: int, expected: str
 ) -> None:
-    assert verdict(code, first, last, stalled) == expected
+    assert call("verdict", code, first, last, stalled) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "srun_code", "expected"),
+    [
+        ('{"state": "saved", "exit_code": 75, "step": 4}', 1, "75"),  # torchrun's 1
+        ('{"state": "saved", "exit_code": 75, "step": 4}', 143, "75"),  # srun ended the slower ranks
+        ('{"state": "failed", "exit_code": 2, "step": 0}', 1, "2"),
+        ('{"state": "running", "exit_code": null, "step": 4}', 137, "137"),  # had no time to say anything
+        ('{"state": "finished", "exit_code": 0, "step": 9}', 1, "1"),  # another rank failed after that
+        ('{"state": "finished", "exit_code": 0, "step": 9}', 0, "0"),
+        (None, 143, "143"),
+    ],
+)
+def test_what_the_trainer_wrote_counts_more_than_what_the_launcher_returned(
+    status: str | None, srun_code: int, expected: str, tmp_path: Path
+) -> None:
+    if status is not None:
+        (tmp_path / "status.json").write_text(status)
+    assert call("trainer_exit_code", srun_code, RUN_DIR=str(tmp_path)) == expected
+
+
+def test_the_newest_checkpoint_is_found_behind_a_link_or_in_a_file(tmp_path: Path) -> None:
+    assert call("latest_step", RUN_DIR=str(tmp_path)) == "-1"
+    (tmp_path / "checkpoints").mkdir()
+    latest = tmp_path / "checkpoints" / "latest"
+    latest.symlink_to("step_00000089")
+    assert call("latest_step", RUN_DIR=str(tmp_path)) == "89"
+    latest.unlink()
+    latest.write_text("step_00000090\n")
+    assert call("latest_step", RUN_DIR=str(tmp_path)) == "90"
 
 
 @pytest.fixture
@@ -83,6 +118,14 @@ def test_a_signalled_job_saves_comes_back_and_finishes(submit: Submit) -> None:
     assert job.lives == [("-1", "4", "75", "requeue"), ("4", "7", "0", "done")]
     # Only rank 0 itself was signalled: what it has spawned to write a checkpoint would not survive it.
     assert (job.run_dir / "writer").read_text() == "SIGUSR1 alive"
+
+
+def test_a_trainer_that_is_signalled_before_it_listens_is_signalled_again(submit: Submit) -> None:
+    job = submit("--steps", "3", "wait", STOP_REPEAT_SECONDS="1")
+    job.wait_until(lambda: "newest step" in job.log, "the start of the script")
+    job.signal_script("USR1")
+    assert job.end() == "COMPLETED", job.log
+    assert [life[2:] for life in job.lives] == [("75", "requeue"), ("0", "done")]
 
 
 def test_a_cancelled_job_stays_cancelled_though_it_saved(submit: Submit) -> None:

@@ -113,7 +113,16 @@ def test_the_device_has_a_name() -> None:
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (7, "7"), (999, "999"), (1000, "1k"), (19_540, "19.5k"), (999_900, "1M"), (6.738e9, "6.74B"), (2e12, "2T")],
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (1000, "1k"),
+        (19_540, "19.5k"),
+        (999_900, "1M"),
+        (6.738e9, "6.74B"),
+        (2e12, "2T"),
+    ],
 )
 def test_counts_have_three_digits(number: float, text: str) -> None:
     assert format_count(number) == text

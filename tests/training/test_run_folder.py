@@ -96,7 +96,10 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written to"), opened(RunFolder(tmp_path / "file/run"), RunConfig()):
+    with (
+        pytest.raises(ConfigError, match="cannot be written to"),
+        opened(RunFolder(tmp_path / "file/run"), RunConfig()),
+    ):
         pass
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRESET = "mini_cpu"
+OVERRIDES = {"training.global_batch_size": 8}  # two microbatches: enough to show what accumulating them costs
 CONTENDERS = {
     "megatron_7b, auto": ("ours", "auto"),
     "megatron_7b, fp32": ("ours", "fp32"),
@@ -69,7 +70,7 @@ def prepare_ours(dtype: str) -> tuple[Callable[[int], float], int]:
     from megatron_7b.training.assemble import build_core
     from megatron_7b.training.step import train_step
 
-    config = load_config(PRESET, {"precision.params_dtype": dtype})
+    config = load_config(PRESET, {**OVERRIDES, "precision.params_dtype": dtype})
     core = build_core(config, initialize_process(config.runtime))
     size, s = config.training.micro_batch_size, config.data.seq_length
     num_microbatches = config.training.global_batch_size // size
@@ -94,7 +95,7 @@ def prepare_transformers(dtype: str) -> tuple[Callable[[int], float], int]:
 
     from megatron_7b.config import load_config
 
-    config = load_config(PRESET)
+    config = load_config(PRESET, OVERRIDES)
     model = config.model
     llama = LlamaForCausalLM(
         LlamaConfig(
@@ -176,7 +177,7 @@ def compare(contenders: list[str], repeats: int, steps: int) -> str:
     from megatron_7b.config import load_config
     from megatron_7b.model.sizes import causal_flops_per_token, count_parameters
 
-    config = load_config(PRESET)
+    config = load_config(PRESET, OVERRIDES)
     flops = causal_flops_per_token(config.model, config.data.seq_length)
     rates = matrix_product_rates()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}

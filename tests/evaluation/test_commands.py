@@ -1,0 +1,129 @@
+"""`megatron-7b evaluate` and `generate` as a user runs them, on a checkpoint that no one trained."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_7b.tokenizer import load_tokenizer
+from tests.data.corpora import write_corpus
+from tests.evaluation.checkpoints import random_weights, tiny_model
+from tests.support.assets import REPOSITORY
+from tests.support.ranks import run_ranks
+from tests.support.reference_gpt import reference_loss
+from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
+
+TP2 = "--nproc 2 --parallel.tensor-model-parallel-size 2".split()
+PP2 = "--parallel.pipeline-model-parallel-size 2".split()  # the number of ranks follows
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    command = [sys.executable, "-m", "megatron_7b", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Entry point of a rank: random weights with the byte tokenizer."""
+    from megatron_7b.checkpoint.weights import write_weights
+
+    load_tokenizer("bytes").save(folder / "tokenizer")
+    config = tiny_config(data={"seq_length": 16})
+    config = dataclasses.replace(config, model=tiny_model())
+    return write_weights(
+        folder / "R" / "checkpoints", random_weights(tiny_model()).items(), config, tokenizer=folder / "tokenizer"
+    )
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tokenizer").mkdir()
+    run_ranks(1, write_checkpoint, folder)
+    return folder / "R"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    ids = load_tokenizer("bytes").encode("Fellow citizens, ")
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "speech", [ids[:9], ids[9:17]])
+
+
+@pytest.mark.parametrize("layout", [[], TP2, PP2], ids=["TP1", "TP2", "PP2"])
+def test_evaluate_prints_the_loss_last(layout: list[str], run_folder: Path, corpus: str) -> None:
+    result = run("evaluate", "--checkpoint", run_folder, "--data", corpus, "--json", *layout)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert list(figures) == ["loss", "perplexity", "tokens"]
+    ids = torch.tensor([load_tokenizer("bytes").encode("Fellow citizens, ")])
+    expected = float(reference_loss(random_weights(tiny_model()), tiny_model(), ids[:, :-1], ids[:, 1:]))
+    assert figures["tokens"] == 16
+    assert figures["loss"] == pytest.approx(expected, rel=1e-6)
+    assert figures["perplexity"] == pytest.approx(torch.tensor(expected).exp().item(), rel=1e-5)
+
+
+def test_generate_gives_the_same_text_at_any_layout(run_folder: Path) -> None:
+    flags = ["--prompt", "Fellow", "--prompt", "é, ", "--num-samples", 2, "--max-new-tokens", 9, "--top-k", 40]
+    answers = []
+    for layout in ([], TP2, PP2):
+        result = run("generate", "--checkpoint", run_folder / "checkpoints" / "latest", *flags, "--json", *layout)
+        assert result.returncode == 0, result.stderr
+        answers.append(json.loads(result.stdout.splitlines()[-1]))
+    samples = answers[0]["samples"]
+    assert [sample["prompt"] for sample in samples] == ["Fellow", "Fellow", "é, ", "é, "]
+    assert all(answer["samples"] == samples for answer in answers)
+    assert samples[0]["token_ids"] != samples[1]["token_ids"]
+    assert answers[0]["new_tokens"] == sum(len(sample["token_ids"]) for sample in samples)
+    assert re.search(r"\d+ tokens in .* s, the first after .* tokens/s", result.stderr)
+
+
+def test_generate_prints_prompt_and_continuation(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Mr. Speaker", encoding="utf-8")
+    flags = ["--checkpoint", run_folder, "--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 6, "--greedy"]
+    text, as_json = run("generate", *flags), run("generate", *flags, "--json")
+    assert text.returncode == as_json.returncode == 0, text.stderr
+    (sample,) = json.loads(as_json.stdout)["samples"]
+    assert text.stdout == f"Mr. Speaker{sample['text']}\n"
+    several = run("generate", *flags, "--num-samples", 2).stdout
+    assert several == "".join(f"--- text {i} of 2\nMr. Speaker{sample['text']}\n" for i in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["evaluate", "--checkpoint", "R", "--data", "C", "--nproc", 3, *PP2], 2, "3 ranks cannot hold"),
+        (["evaluate", "--checkpoint", "R", "--data", "C", "--max-samples", 0], 2, "--max-samples is 0"),
+        (["evaluate", "--checkpoint", "R", "--data", "C.absent"], 1, "no corpus"),
+        (["evaluate", "--checkpoint", "R.absent", "--data", "C"], 1, "does not exist"),
+        (["evaluate", "--checkpoint", "R", "--data", "C", "--data.seq-lenght", 9], 2, "data.seq_length"),
+        (["generate", "--checkpoint", "R", "--prompt", "x", "--nproc", 2], 2, "--nproc 1"),
+        (["generate", "--checkpoint", "R"], 2, "nothing to continue"),
+        (["generate", "--checkpoint", "R", "--prompt", "x", "--top-p", 0, "--top-k", 0], 2, "top_k is 0"),
+        (["generate", "--checkpoint", "R", "--prompt", "x", "--max-new-tokens", 99999], 2, "the model's context"),
+        (["generate", "--checkpoint", "R", "--prompt-file", "C.absent"], 2, "cannot be read"),
+        (["generate", "--checkpoint", "R", "--prompt", "x", "--add-bos"], 2, "no bos token"),
+    ],
+    ids=lambda value: None if isinstance(value, int) else " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_mistakes_are_told(arguments: list[str], code: int, words: str, run_folder: Path, corpus: str) -> None:
+    paths = {"R": run_folder, "C": corpus, "R.absent": f"{run_folder}.absent", "C.absent": f"{corpus}.absent"}
+    result = run(*(paths.get(argument, argument) if isinstance(argument, str) else argument for argument in arguments))
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.count("error:") == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    prefix = write_corpus(tmp_path / "other", [[1, 2, 3]])
+    tokenizer = {"identity": "hugging_face:0", "path": None, "vocab_size": VOCAB_SIZE, "eod_id": 0}
+    Path(f"{prefix}.json").write_text(json.dumps({"tokenizer": tokenizer}), encoding="utf-8")
+    result = run("evaluate", "--checkpoint", run_folder, "--data", prefix)
+    assert result.returncode == 2
+    assert "was written with tokenizer hugging_face:0" in result.stderr

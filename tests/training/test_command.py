@@ -1,0 +1,74 @@
+"""`megatron-7b pretrain` as a user and a scheduler meet it: real processes, real signals, real exit codes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_7b.config import save_config
+from megatron_7b.training.run_folder import RunFolder, opened
+from tests.training import runs
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable, "-m", "megatron_7b", "pretrain", "--config", str(folder / "run.yaml"),
+        "--run-dir", str(folder / "run"), "--nproc", "2", *overrides,
+    ]  # fmt: skip
+
+
+def wait_for_step(process: "subprocess.Popen[bytes]", run_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 400
+    while not any(line["step"] >= step for line in runs.steps(run_dir)):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline, "the run did not get going"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    config = runs.config(
+        runs.write_corpus(tmp_path),
+        training={"train_steps": 100_000, "eval_interval_steps": 0},
+        optimizer={"lr_decay_steps": 50},
+        checkpoint={"save_interval_steps": 0},
+        telemetry={"plot": True},
+    )
+    save_config(config, tmp_path / "run.yaml")
+    run_dir = tmp_path / "run"
+    with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE) as process:
+        wait_for_step(process, run_dir, 2)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr.decode()
+    assert "because of SIGTERM; the same command goes on from here" in stderr.decode()
+    step = runs.status(run_dir)["step"]
+    assert runs.status(run_dir) == {"state": "saved", "exit_code": 75, "step": step}
+    assert (run_dir / "loss.png").exists()
+
+    resumed = subprocess.run(
+        command(tmp_path, "--training.train-steps", str(step + 2)), capture_output=True, text=True, timeout=400
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"steps {step + 1} to {step + 2}" in resumed.stderr
+    assert [line["step"] for line in runs.steps(run_dir)] == list(range(1, step + 3))
+    assert runs.status(run_dir) == {"state": "finished", "exit_code": 0, "step": step + 2}
+    assert resumed.stdout == ""
+    # What a user can do nothing about is in the log file only.
+    assert "Warning" not in resumed.stderr
+    assert "UserWarning" in (run_dir / "train.log").read_text()
+
+
+def test_the_folder_of_another_model_is_refused_in_one_message(tmp_path: Path) -> None:
+    config = runs.config(runs.write_corpus(tmp_path))
+    save_config(config, tmp_path / "run.yaml")
+    with opened(RunFolder(tmp_path / "run"), config):
+        (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    refused = subprocess.run(command(tmp_path, "--model.num-layers", "3"), capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.count("model.num_layers: the folder has 2, this start asks for 3") == 1
+    assert "Traceback" not in refused.stderr
