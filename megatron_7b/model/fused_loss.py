@@ -36,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             logits = hidden[part] @ weight.t()
-            logits[:, max(0, num_true) :] = torch.finfo(logits.dtype).min
+            logits[:, num_true:] = torch.finfo(logits.dtype).min
             losses, grad_logits = _cross_entropy(logits, labels[part] - first_token, loss_mask[part], num_true, group)
             loss_sum += losses
             if grad_hidden is not None and grad_weight is not None:
@@ -86,7 +86,7 @@ def _cross_entropy(
     else:
         local_normalizer = label_logits - label_log_probabilities
         normalizers = local_normalizer.new_empty(group.size(), *local_normalizer.shape)
-        dist.all_gather_into_tensor(normalizers.flatten(), local_normalizer, group=group)
+        dist.all_gather(list(normalizers), local_normalizer, group=group)
         normalizer = torch.logsumexp(normalizers, dim=0)
         label_logits = torch.where(held, label_logits, 0.0)
         dist.all_reduce(label_logits, group=group)
@@ -114,7 +114,7 @@ def linear_cross_entropy(
         labels: Token ids, [n].
         loss_mask: Weight of each token, [n].
         first_token: Token id of the first row.
-        num_true: Rows that stand for tokens; the rest is padding and gets no probability.
+        num_true: True vocabulary size less `first_token`: rows from there on are padding and get no probability.
         group: Tensor-parallel ranks, None where there is one. The gradient of `hidden` is this rank's part: the caller
             sums it over the group.
 
@@ -123,5 +123,6 @@ def linear_cross_entropy(
 
     Collective: the tensor-parallel group.
     """
+    num_true = max(0, min(num_true, weight.shape[0]))
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, loss_mask.float(), first_token, num_true, group)
     return result

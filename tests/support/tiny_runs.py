@@ -58,14 +58,14 @@ def tiny_config(**sections: dict[str, Any]) -> RunConfig:
 def batches(config: RunConfig, step: int, *, dp_rank: int, dp_size: int, masked: bool = True) -> list[ArrayBatch]:
     """Return one data-parallel rank's microbatches of a step: the same global batch at every layout.
 
-    The text is a noisy ramp, so there is something to learn; a fifth of the loss mask is zero, so that the mean per
-    token is not the mean of the means.
+    The text is a noisy ramp over 61 tokens, which can be learnt within ten steps; they are spread over the vocabulary, so
+    that every tensor rank holds some. A fifth of the loss mask is zero: the mean per token is not the mean of the means.
     """
     training, s = config.training, config.data.seq_length
     random = np.random.default_rng(1000 + step)
     starts = random.integers(0, VOCAB_SIZE, size=(training.global_batch_size, 1))
     noise = random.integers(0, 3, size=(training.global_batch_size, s + 1))
-    ids = (starts + np.arange(s + 1) * 5 + noise) % 61  # few distinct tokens are learnt within ten steps
+    ids = (starts + np.arange(s + 1) * 5 + noise) % 61 * 8  # few distinct tokens, over the whole vocabulary
     mask = np.ones((training.global_batch_size, s), dtype=np.float32)
     if masked:
         mask[random.random(mask.shape) < 0.2] = 0.0

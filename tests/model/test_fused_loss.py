@@ -1,0 +1,82 @@
+"""The fused output layer and loss against torch's own cross entropy, gradients included."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as functional
+
+from megatron_7b.model import fused_loss
+from megatron_7b.model.fused_loss import linear_cross_entropy
+from tests.support.ranks import run_ranks
+
+TOKENS, HIDDEN, VOCABULARY, PADDED = 37, 16, 101, 128
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator)
+    weight = torch.randn(PADDED, HIDDEN, generator=generator)  # padded rows are not zero: they must not count all the same
+    labels = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
+    mask = (torch.rand(TOKENS, generator=generator) < 0.7).float()
+    return hidden, weight, labels, mask
+
+
+def expected(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden, weight, labels, mask = inputs()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    losses = functional.cross_entropy((hidden @ weight.t())[:, :VOCABULARY], labels, reduction="none")
+    loss = (losses * mask).sum()
+    (scale * loss).backward()
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    return loss.detach(), hidden.grad, weight.grad
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1, 5, 37, 1000])
+def test_loss_and_gradients_are_those_of_torch(rows_per_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_loss, "_CHUNK_BYTES", rows_per_chunk * 4 * PADDED)
+    hidden, weight, labels, mask = inputs()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    loss = linear_cross_entropy(hidden, weight, labels, mask, first_token=0, num_true=VOCABULARY, group=None)
+    (3.0 * loss).backward()
+    for actual, right in zip((loss.detach(), hidden.grad, weight.grad), expected(3.0), strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-5, atol=1e-5)
+    assert weight.grad is not None
+    assert not weight.grad[VOCABULARY:].any()
+
+
+def test_without_gradients_only_the_loss_is_computed() -> None:
+    hidden, weight, labels, mask = inputs()
+    loss = linear_cross_entropy(hidden, weight, labels, mask, first_token=0, num_true=VOCABULARY, group=None)
+    torch.testing.assert_close(loss, expected(1.0)[0])
+    assert not loss.requires_grad
+
+
+def shard_results(world_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Entry point of a rank: the loss, the sum of the hidden gradients, and this rank's part of the weight's."""
+    hidden, weight, labels, mask = inputs()
+    rank, rows = dist.get_rank(), PADDED // world_size
+    hidden.requires_grad_()
+    part = weight[rank * rows : (rank + 1) * rows].clone().requires_grad_()
+    first = rank * rows
+    loss = linear_cross_entropy(
+        hidden, part, labels, mask, first_token=first, num_true=VOCABULARY - first, group=dist.group.WORLD
+    )
+    loss.backward()
+    assert hidden.grad is not None
+    assert part.grad is not None
+    dist.all_reduce(hidden.grad)
+    return loss.detach(), hidden.grad, part.grad
+
+
+@pytest.mark.parametrize("world_size", [2, 8])
+def test_vocabulary_parallel_loss_is_that_of_one_rank(world_size: int) -> None:
+    """With eight ranks of 16 rows each, the last one holds nothing but padding."""
+    loss, grad_hidden, grad_weight = expected(1.0)
+    results = run_ranks(world_size, shard_results, world_size)
+    for actual_loss, actual_hidden, _ in results:
+        torch.testing.assert_close(actual_loss, loss)
+        torch.testing.assert_close(actual_hidden, grad_hidden, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.cat([part for _, _, part in results]), grad_weight, rtol=1e-5, atol=1e-5)
