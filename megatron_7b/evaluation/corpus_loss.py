@@ -1,11 +1,11 @@
 """The loss of a model on a corpus: every token but the first predicted exactly once, the same figure at every layout.
 
-Which tokens the model sees. Let t be all tokens of the corpus in the order of the file, documents one after the
-other with whatever separates them there (an end-of-document token, where `--append-eod` was given), N in number, and
-S the sequence length. Window k, from 0 to ceil((N-1)/S) - 1, has the inputs t[kS] … t[kS+S-1] at positions 0 … S-1 and the
-labels t[kS+1] … t[kS+S]; the last window ends with the corpus. So windows do not overlap in what they predict, attention
-crosses the borders of documents as it does in training, nothing is carried from one window to the next, and the context
-of a prediction is 1 to S tokens. The loss is the sum of -ln p(label) over all N-1 labels, divided by N-1.
+Which tokens the model sees. Let t be all tokens of the corpus in the order of the file, documents one after the other
+with whatever separates them there (an end-of-document token, where `--append-eod` was given), N in number, and S the
+sequence length. Window k, from 0 to ceil((N-1)/S) - 1, has the inputs t[kS] … t[kS+S-1] at positions 0 … S-1 and the
+labels t[kS+1] … t[kS+S]; the last window ends with the corpus. So windows do not overlap in what they predict,
+attention crosses the borders of documents as it does in training, nothing is carried from one window to the next, and
+the context of a prediction is 1 to S tokens. The loss is the sum of -ln p(label) over all N-1 labels, divided by N-1.
 
 With transformers the same figure comes from
 

@@ -162,13 +162,20 @@ class GenerationEngine:
         return tokens
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[GeneratedToken]:
-        """Continue texts until all have ended, and yield tokens as they come.
+        """Continue texts until all have ended, and give tokens as they come.
 
         Tokens carry the position of their request among `requests`.
 
+        Raises:
+            ConfigError: a request is impossible, as for `submit`.
+
         **Collective:** all ranks that hold the model, which also take all tokens from the iterator.
         """
-        positions = {self.submit(request): position for position, request in enumerate(requests)}
+        # All are checked here and now, before the first token is asked for.
+        return self._run({self.submit(request): position for position, request in enumerate(requests)})
+
+    def _run(self, positions: dict[int, int]) -> Iterator[GeneratedToken]:
+        """Take steps until the texts of these numbers have ended; `positions` gives what they are reported as."""
         while positions:
             for token in self.step():
                 if token.request not in positions:

@@ -11,11 +11,8 @@ from megatron_7b.training.metrics import format_count
 from megatron_7b.training.run_folder import read_metrics
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
-    from numpy.typing import NDArray
-
-    type Values = NDArray[np.float64]
+    from numpy.typing import ArrayLike, NDArray
 
 MAX_POINTS = 4000
 """Points of the raw curve that are drawn; more only make the file larger and the line thicker."""
@@ -154,12 +151,12 @@ def _add_token_axis(axes: "Axes", curves: LossCurves) -> None:
     pace = (tokens[-1] - tokens[-2]) / (steps[-1] - steps[-2])
     steps, tokens = np.append(steps, 2 * steps[-1]), np.append(tokens, tokens[-1] + pace * steps[-1])
 
-    def to_tokens(step: "Values") -> "Values":
-        values: Values = np.interp(step, steps, tokens)
+    def to_tokens(step: "ArrayLike") -> "ArrayLike":
+        values: NDArray[np.float64] = np.interp(np.asarray(step, dtype=np.float64), steps, tokens)
         return values
 
-    def to_steps(token: "Values") -> "Values":
-        values: Values = np.interp(token, tokens, steps)
+    def to_steps(token: "ArrayLike") -> "ArrayLike":
+        values: NDArray[np.float64] = np.interp(np.asarray(token, dtype=np.float64), tokens, steps)
         return values
 
     top = axes.secondary_xaxis("top", functions=(to_tokens, to_steps))
