@@ -5,6 +5,7 @@ the thin layer over them. Portable code only (no -march=native): a wheel built o
 node.
 """
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -16,7 +17,10 @@ ParallelCompile("MEGATRON_7B_BUILD_JOBS", default=2).install()
 
 # Warnings are errors in our code only: other people's headers are system headers.
 FOREIGN_INCLUDES = (f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}")
-WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wsign-conversion", "-Werror")
+WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wsign-conversion")
+# Errors only where the project itself is checked: the next compiler's new warning must not break a user's installation.
+if os.environ.get("MEGATRON_7B_STRICT_BUILD"):
+    WARNINGS += ("-Werror",)
 
 
 def files(*patterns: str) -> list[str]:

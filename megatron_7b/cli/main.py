@@ -7,8 +7,10 @@ failure, 130 interrupted.
 import ast
 import difflib
 import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +71,11 @@ def _run(arguments: list[str]) -> int:
             f"unknown command {command!r}" + (f"; did you mean {guess[0]}?" if guess else ""),
             hint="megatron-7b --help lists the commands",
         )
+    # What libraries remark on as they load (no GPU, no apex, what they will deprecate) is no user's business.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron|torch)\.")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    logging.getLogger("megatron.core").setLevel(logging.ERROR)
     module = importlib.import_module(f"megatron_7b.cli.{command}")
     code: int = module.main(rest)
     sys.stdout.flush()  # A broken pipe shows here rather than at the interpreter's end.

@@ -194,7 +194,7 @@ def _validation_files_exist(case: Case) -> Iterator[Problem]:
 @file_rule("data.tokenizer")
 def _tokenizer_exists(case: Case) -> Iterator[Problem]:
     tokenizer = case.config.data.tokenizer
-    if tokenizer is not None and not Path(tokenizer).exists():
+    if tokenizer not in (None, "bytes") and not Path(tokenizer or "").exists():
         yield case.problem("data.tokenizer", "no such file or folder")
 
 

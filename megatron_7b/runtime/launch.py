@@ -27,10 +27,8 @@ from typing import BinaryIO, cast
 
 from megatron_7b.errors import MegatronError
 from megatron_7b.runtime.device_facts import threads_per_rank
+from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED
 
-EXIT_FINISHED = 0
-EXIT_SAVED = 75
-"""Everything is saved and the run shall be started again; see runtime.signals."""
 SECONDS_TO_FAIL = 3.0
 """After the first failure, how long the other ranks have to say what they saw before they are ended."""
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)

@@ -50,6 +50,8 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
         if trainer.valid_loader is not None:
             loaders.enter_context(trainer.valid_loader)
         yield Run(trainer, folder, ranks, stop_request, throughput)
+    # All leave together: a launcher that sees one rank gone with 75 may end the one that still writes the status.
+    ranks.maximum(0)
     # Only a run that ended well leaves its groups: after a failure the peers may never come to it.
     destroy_model_parallel()
     leave_process_group()
