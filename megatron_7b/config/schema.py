@@ -228,7 +228,7 @@ class RuntimeConfig:
     num_threads: int | None = None
     """Compute threads per rank on a CPU; None shares the cores among the local ranks."""
     deterministic: bool = False
-    """On a GPU: only kernels whose result does not change from run to run, at some cost. A CPU is deterministic anyway."""
+    """On a GPU, use only kernels whose result is the same in every run, at some cost; a CPU's are so anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ TOKENS, HIDDEN, VOCABULARY, PADDED = 37, 16, 101, 128
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(TOKENS, HIDDEN, generator=generator)
-    weight = torch.randn(PADDED, HIDDEN, generator=generator)  # padded rows are not zero: they must not count all the same
+    weight = torch.randn(PADDED, HIDDEN, generator=generator)  # padded rows are not zero, and must not count
     labels = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
     mask = (torch.rand(TOKENS, generator=generator) < 0.7).float()
     return hidden, weight, labels, mask

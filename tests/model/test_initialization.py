@@ -19,9 +19,7 @@ MODEL = ModelConfig(
 
 def shard(name: str, shape: tuple[int, ...], rank: int, size: int, *, seed: int = 1, vocab: int = 120) -> torch.Tensor:
     kind = parameter_kind(name)
-    return initial_shard(
-        name, kind, shape, model=MODEL, seed=seed, tp_rank=rank, tp_size=size, vocab_size=vocab
-    )
+    return initial_shard(name, kind, shape, model=MODEL, seed=seed, tp_rank=rank, tp_size=size, vocab_size=vocab)
 
 
 @pytest.mark.parametrize(("name", "shape"), list(parameter_shapes(MODEL, 120)))

@@ -58,8 +58,8 @@ def tiny_config(**sections: dict[str, Any]) -> RunConfig:
 def batches(config: RunConfig, step: int, *, dp_rank: int, dp_size: int, masked: bool = True) -> list[ArrayBatch]:
     """Return one data-parallel rank's microbatches of a step: the same global batch at every layout.
 
-    The text is a noisy ramp over 61 tokens, which can be learnt within ten steps; they are spread over the vocabulary, so
-    that every tensor rank holds some. A fifth of the loss mask is zero: the mean per token is not the mean of the means.
+    The text is a noisy ramp over 61 tokens, which can be learnt within ten steps; they are spread over the vocabulary,
+    so that every tensor rank holds some. A fifth of the loss mask is zero: the mean per token is not that of the means.
     """
     training, s = config.training, config.data.seq_length
     random = np.random.default_rng(1000 + step)
