@@ -85,7 +85,12 @@ def _build(folder: Path, config: RunConfig, device_type: DeviceType) -> OpenMode
         raise ConfigError("model.vocab_size is not set", hint="take the configuration from inference_config")
     layout = initialize_model_parallel(config.parallel, seed=config.training.seed)
     chunks = build_model(
-        config, vocab_size=config.model.vocab_size, layout=layout, groups=process_groups(), device_type=device_type
+        config,
+        vocab_size=config.model.vocab_size,
+        layout=layout,
+        groups=process_groups(),
+        device_type=device_type,
+        initialize=False,
     )
     load_weights(folder, chunks, verify=config.checkpoint.verify_on_load)
     for chunk in chunks:

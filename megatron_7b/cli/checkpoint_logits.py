@@ -1,7 +1,5 @@
 """Logits of a checkpoint, computed by this process alone with the model that training uses."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,10 +7,8 @@ from torch import Tensor
 
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.checkpoint.open_model import opened_model
-from megatron_7b.config import RuntimeConfig
 from megatron_7b.conversion.parity import round_parameters
 from megatron_7b.runtime import cpu_backend
-from megatron_7b.runtime.distributed import initialize_process, leave_process_group
 
 
 def checkpoint_logits(
@@ -41,7 +37,7 @@ def checkpoint_logits(
         "checkpoint.verify_on_load": False,
     }
     config = inference_config(folder, settings)
-    with process_of_one_rank(), opened_model(folder, config, fp32_on_cpu=False) as model:
+    with cpu_backend.installed_if_needed(), opened_model(folder, config, fp32_on_cpu=False) as model:
         if round_to is not None:
             round_parameters(model.only_chunk, round_to)
         positions = torch.arange(tokens.shape[1], device=model.device)[None]
@@ -51,16 +47,3 @@ def checkpoint_logits(
                 model.only_chunk(sample[None].to(model.device), positions, None)[0].float().cpu() for sample in tokens
             ]
     return torch.stack(logits)
-
-
-@contextmanager
-def process_of_one_rank() -> Iterator[None]:
-    """Make this process a world of its own, with no trace of it afterwards."""
-    was_installed = cpu_backend.is_installed()
-    try:
-        initialize_process(RuntimeConfig())
-        yield
-    finally:
-        leave_process_group()
-        if not was_installed:
-            cpu_backend.uninstall()

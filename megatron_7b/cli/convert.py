@@ -119,7 +119,6 @@ def _to_hugging_face(flags: argparse.Namespace) -> None:
 
 def _from_hugging_face(flags: argparse.Namespace) -> None:
     from megatron_7b.checkpoint.weights import write_weights
-    from megatron_7b.cli.checkpoint_logits import process_of_one_rank
     from megatron_7b.config import check_config
     from megatron_7b.conversion import (
         HuggingFaceFolder,
@@ -144,9 +143,7 @@ def _from_hugging_face(flags: argparse.Namespace) -> None:
     parity = _ParityCheck(folder.path, model, model.vocab_size, arithmetic, round_to=dtype)
     with staged_folder(flags.output) as staging, tempfile.TemporaryDirectory() as temporary:
         tokenizer = _carried_tokenizer(folder, Path(temporary) / "tokenizer", model.vocab_size)
-        with process_of_one_rank():
-            checkpoint = write_weights(staging, tensors, config, tokenizer=tokenizer)
-        _replace_by_content(checkpoint, staging)
+        _replace_by_content(write_weights(staging, tensors, config, tokenizer=tokenizer), staging)
         parity.check(staging)
     num_bytes = sum(file.stat().st_size for file in flags.output.glob("*.distcp"))
     _say_written(flags.output, num_bytes, dtype, started)

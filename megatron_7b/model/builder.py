@@ -145,8 +145,9 @@ def build_model(
     layout: ParallelLayout,
     groups: ProcessGroupCollection,
     device_type: DeviceType,
+    initialize: bool = True,
 ) -> list[LanguageModel]:
-    """Build this rank's model chunks, initialised from the seed, on its device.
+    """Build this rank's model chunks on its device.
 
     Args:
         config: The run.
@@ -154,6 +155,7 @@ def build_model(
         layout: Position of this rank.
         groups: megatron-core's process groups.
         device_type: Where to compute.
+        initialize: Fill the parameters from the seed; without it they hold anything until weights are loaded.
 
     Returns:
         One chunk per virtual pipeline stage (one without interleaving).
@@ -191,9 +193,11 @@ def build_model(
         if config.model.rope_scaling is not None:
             _stretch_rotary_embedding(chunk.rotary_pos_emb, config.model.rope_scaling)
         chunks.append(chunk.cuda() if device_type == "cuda" else chunk)
-    initialize_parameters(
-        chunks, config.model, seed=config.training.seed, layout=layout, vocab_size=vocab_size, padded_vocab_size=padded
-    )
+    if initialize:
+        seed = config.training.seed
+        initialize_parameters(
+            chunks, config.model, seed=seed, layout=layout, vocab_size=vocab_size, padded_vocab_size=padded
+        )
     return chunks
 
 

@@ -123,7 +123,11 @@ def _same(self: Any, *_args: object, **_kwargs: object) -> Any:
     return self
 
 
-def _nothing(*_args: object, **_kwargs: object) -> None:
+def _set_device(_device: object) -> None:
+    return None
+
+
+def _synchronize(_device: object = None) -> None:
     return None
 
 
@@ -164,8 +168,8 @@ def replacements() -> tuple[Replacement, ...]:
         ),
         Replacement(torch.nn.Module, "cuda", _same, "moves of whole modules"),
         Replacement(cuda, "current_device", lambda: _CPU, "handed on as the device of buffers"),
-        Replacement(cuda, "set_device", _nothing, "there is one device"),
-        Replacement(cuda, "synchronize", _nothing, "timers and pipeline communication wait for the device"),
+        Replacement(cuda, "set_device", _set_device, "there is one device"),
+        Replacement(cuda, "synchronize", _synchronize, "timers and pipeline communication wait for the device"),
         Replacement(cuda, "current_stream", lambda *_: _STREAM, "gradient buckets wait for the current stream"),
         Replacement(cuda, "Stream", CpuStream, "communication stream of overlapped reductions"),
         Replacement(cuda, "stream", _stream_context, "entering that stream"),
