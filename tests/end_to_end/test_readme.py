@@ -22,7 +22,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "
 # So that the road takes a minute: a few documents, a few steps. Options win over what the README wrote.
 DOCUMENTS = 12
 SHORTER = {
-    "pretrain": ["--training.train-steps", "3", "--training.eval-steps", "1", "--training.global-batch-size", "8"],
+    "pretrain": ["--training.train-steps", "3", "--training.eval-steps", "1", "--training.global-batch-size", "16"],
     "evaluate": ["--max-samples", "8"],
 }
 
