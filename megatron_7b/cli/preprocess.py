@@ -155,7 +155,7 @@ def _build_job(
     facts = TokenizerFacts(
         identity=tokenizer.identity,
         kind=tokenizer.kind,
-        path=None if tokenizer.path is None else str(tokenizer.path),
+        path=None if tokenizer.path is None else str(tokenizer.path.absolute()),  # training may start elsewhere
         vocab_size=tokenizer.vocab_size,
         eod_id=tokenizer.eod_id,
         bos_id=tokenizer.bos_id,

@@ -18,6 +18,7 @@ class CorpusTokenizer:
 
     prefix: str
     identity: str
+    kind: str
     path: str | None
     vocab_size: int
     eod_id: int | None
@@ -35,16 +36,21 @@ def read_corpus_tokenizer(prefix: str) -> CorpusTokenizer | None:
         return None
     try:
         facts = json.loads(manifest.read_text(encoding="utf-8"))["tokenizer"]
-        return CorpusTokenizer(resolved, facts["identity"], facts["path"], facts["vocab_size"], facts["eod_id"])
+        names = ("identity", "kind", "path", "vocab_size", "eod_id")
+        return CorpusTokenizer(resolved, **{name: facts[name] for name in names})
     except (ValueError, KeyError, TypeError) as error:
         raise DataFormatError(f"{manifest} cannot be read: {error!r}", hint="write the corpus again") from error
 
 
-def find_tokenizer(data: DataConfig) -> Tokenizer | None:
+def find_tokenizer(data: DataConfig, *, elsewhere: Path | None = None) -> Tokenizer | None:
     """Return the tokenizer of a run: the one named by `data.tokenizer`, else the one that its corpora name.
 
+    Args:
+        data: The data section.
+        elsewhere: Where else the corpora's tokenizer may lie: that of the checkpoint a run starts from.
+
     Returns:
-        None where nothing is named, or only by a path that does not exist any more.
+        None where nothing is named, or what is named is not there any more.
 
     Raises:
         ConfigError: corpora of the run were written with different tokenizers, or with another than the one named.
@@ -69,10 +75,11 @@ def find_tokenizer(data: DataConfig) -> Tokenizer | None:
                 hint="preprocess both with the same tokenizer",
             )
     for facts in corpora:
-        if facts.path is not None and Path(facts.path).exists():
-            tokenizer = load_tokenizer(facts.path)
-            if tokenizer.identity == facts.identity:
-                return tokenizer
+        for place in ("bytes" if facts.kind == "bytes" else facts.path, elsewhere):
+            if place is not None and (place == "bytes" or Path(place).exists()):
+                tokenizer = load_tokenizer(place)
+                if tokenizer.identity == facts.identity:
+                    return tokenizer
     return None
 
 

@@ -1,12 +1,14 @@
 """The one place that builds everything a run consists of: process, tokenizer, groups, model, optimizer, data."""
 
 import dataclasses
+import logging
 import shutil
 from pathlib import Path
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron_7b.checkpoint import resolve_checkpoint, tokenizer_path
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import BatchLoader, has_split, open_split
 from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer
@@ -20,6 +22,8 @@ from megatron_7b.parallel.groups import initialize_model_parallel, process_group
 from megatron_7b.runtime.device import DeviceType, torch_device
 from megatron_7b.runtime.distributed import initialize_process
 from megatron_7b.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -74,10 +78,14 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
         ConfigError: the device, the layout, the tokenizer or the corpus does not fit.
         DataFormatError: a corpus or tokenizer is damaged.
     """
-    tokenizer = find_tokenizer(config.data)
+    start = config.checkpoint.initialize_from
+    carried = tokenizer_path(resolve_checkpoint(Path(start))) if start is not None else None
+    tokenizer = find_tokenizer(config.data, elsewhere=carried)
     config = with_vocab_size(config, tokenizer)
     device_type = initialize_process(config.runtime)
     core = build_core(config, device_type)
+    if tokenizer is None and core.layout.is_main:
+        logger.warning("no tokenizer is known: checkpoints and exports will carry none; name it as data.tokenizer")
     folder = _keep_tokenizer(tokenizer, run_dir, is_main=core.layout.is_main) if tokenizer is not None else None
     eod_id = tokenizer.eod_id if tokenizer is not None else None
     return Trainer(
