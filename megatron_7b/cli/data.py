@@ -1,4 +1,4 @@
-"""`megatron-7b data show`: look into a tokenized corpus."""
+"""`megatron-7b data …`: look into tokenized corpora, check them, join them, plan with them."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from megatron_7b.cli.data_corpora import add_adopt, add_merge, add_verify
 from megatron_7b.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from megatron_7b.data.show import CorpusStatistics
     from megatron_7b.tokenizer import Tokenizer
 
-SUMMARY = "Show documents and statistics of a tokenized corpus."
+SUMMARY = "Show, verify, adopt and merge tokenized corpora; plan what a run takes from each."
 
 _IDS_SHOWN = 64
 
@@ -24,6 +25,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="megatron-7b data", description=SUMMARY)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_show(actions)
+    add_verify(actions)
+    add_adopt(actions)
+    add_merge(actions)
+    actions.add_parser("plan", help="what a run as configured takes from each set", add_help=False)
     return parser
 
 
@@ -33,6 +38,10 @@ def main(argv: list[str]) -> int:
     Raises:
         MegatronError: A mistake that the user can mend.
     """
+    if argv[:1] == ["plan"]:  # It takes the flags of the configuration, and loads what reads them.
+        from megatron_7b.cli import data_plan
+
+        return data_plan.main(argv[1:])
     arguments = build_parser().parse_args(argv)
     action: Callable[[argparse.Namespace], int] = arguments.run
     return action(arguments)

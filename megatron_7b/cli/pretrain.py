@@ -2,12 +2,16 @@
 
     megatron-7b pretrain --config tiny_cpu --run-dir R --nproc 2 --data.train P_text_document
 
-The same command goes on from the newest checkpoint of R. Under torchrun (`torchrun … -m megatron_7b pretrain …`) every
-process is a rank already and `--nproc` is left out.
+The same command goes on from the newest checkpoint of R. With `--checkpoint.initialize-from C` a fresh run starts from
+C's weights and takes the shape of the model from C, whatever the preset says. Under torchrun
+(`torchrun … -m megatron_7b pretrain …`) every process is a rank already and `--nproc` is left out.
 """
 
+import functools
 from pathlib import Path
 
+from megatron_7b.checkpoint import resolve_checkpoint
+from megatron_7b.checkpoint.manifest import CONFIG
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
 from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, smallest_world_size
 from megatron_7b.config import RunConfig, check_config, load_config
@@ -45,12 +49,17 @@ def main(argv: list[str]) -> int:
 def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
     """The configuration of the run and its number of ranks, all checks passed."""
     world_size = given_world_size(command_line.flags)
-    config = load_config(
+    load = functools.partial(
+        load_config,
         command_line.flags.config,
         command_line.overrides,
         world_size=world_size,
         require_data=True,
         problems=command_line.problems,
     )
+    config = load()
+    start = config.checkpoint.initialize_from
+    if start is not None and Path(start).exists():  # one that does not exist is among the problems below
+        config = load(model_from=resolve_checkpoint(Path(start)) / CONFIG)
     check_config(config, world_size=world_size, require_data=True)
     return config, world_size or smallest_world_size(config.parallel)

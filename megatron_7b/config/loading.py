@@ -15,12 +15,15 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.config.sources import Setting, flatten, merge, read_source, write_yaml
 
 COMMAND_LINE = "command line"
+# What a run may choose for itself when it starts from the weights of another.
+_OWN_MODEL_OPTIONS = frozenset({"model.transformer_impl", "model.hidden_dropout", "model.attention_dropout"})
 
 
 def load_config(
     source: str | Path | Sequence[str | Path] | None,
     overrides: Mapping[str, object] | None = None,
     *,
+    model_from: Path | None = None,
     world_size: int | None = None,
     require_data: bool = False,
     problems: Sequence[Problem] = (),
@@ -30,6 +33,8 @@ def load_config(
     Args:
         source: A preset's name or a YAML file, several of them (later ones win), or None for the defaults.
         overrides: Values by dotted path, such as `{"training.train_steps": 10}`; texts are read as on the command line.
+        model_from: Saved configuration of a run whose weights this one starts from: its model section takes the place
+            of the sources' one, as weights of another shape could not be loaded.
         world_size: As for `check_config`; see below.
         require_data: As for `check_config`; see below.
         problems: What the caller found wrong with the command line, to be reported in the same message.
@@ -41,6 +46,9 @@ def load_config(
     """
     names = [source] if isinstance(source, str | Path) else list(source or ())
     layers = [read_source(name).settings for name in names]
+    if model_from is not None:
+        layers = [{path: item for path, item in layer.items() if not _is_shape(path)} for layer in layers]
+        layers.append({path: item for path, item in read_source(model_from).settings.items() if _is_shape(path)})
     layers.append(flatten(overrides or {}, COMMAND_LINE))
     settings = merge(layers)
     config, unreadable = read_settings(settings)
@@ -100,6 +108,10 @@ def save_config(config: RunConfig, path: str | Path) -> None:
 def dump_config(config: RunConfig) -> str:
     """The effective configuration as YAML text that `load_config` reads back."""
     return write_yaml(config_to_dict(config), "Effective configuration; megatron-7b pretrain --config reads it.")
+
+
+def _is_shape(path: str) -> bool:
+    return path.startswith("model.") and path not in _OWN_MODEL_OPTIONS
 
 
 def _read_or_raise(settings: Mapping[str, Setting]) -> RunConfig:

@@ -1,0 +1,112 @@
+"""`megatron-7b data plan`: what a run will take from each of its sets, before it is started.
+
+megatron-7b data plan --config llama3_8b --data.train 0.7 web_text_document 0.3 code_text_document --nproc 64
+"""
+
+import json
+from bisect import bisect_left
+from dataclasses import asdict, replace
+
+from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
+from megatron_7b.config import TrainingConfig, check_config, load_config
+from megatron_7b.errors import ConfigError
+
+SUMMARY = "print what a run will take from each set: tokens, share, samples, epochs, and when the first epoch ends"
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Raises:
+        ConfigError: The configuration is impossible, with all problems in one message.
+        DataFormatError: A corpus is damaged, or smaller than one sample.
+    """
+    parser = Parser("data plan", SUMMARY, with_config=True)
+    add_config_flag(parser)
+    parser.add_argument("--nproc", type=int, help="also check that this many ranks fit")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    command_line = parse_arguments(parser, argv)
+    plan = _make_plan(command_line)
+    print(json.dumps(plan, ensure_ascii=False) if command_line.flags.json else _as_table(plan))
+    return 0
+
+
+class StepClock:
+    """At which step a sample is taken: constant batches, or those of the ramp-up."""
+
+    def __init__(self, training: TrainingConfig) -> None:
+        from megatron_7b.training.batch_schedule import consumed_samples_after, global_batch_size
+
+        self._full = training.global_batch_size
+        self.num_samples = consumed_samples_after(training.train_steps, training)
+        self._consumed = [0]
+        """Samples after each step of the ramp-up."""
+        while len(self._consumed) <= training.train_steps:
+            size = global_batch_size(self._consumed[-1], training)
+            if size == self._full:
+                break
+            self._consumed.append(self._consumed[-1] + size)
+
+    def step_of(self, num_samples: int) -> int:
+        """The step, counted from 1, that takes sample number `num_samples` of the run, counted from 1 too."""
+        beyond = num_samples - self._consumed[-1]
+        if beyond <= 0:
+            return bisect_left(self._consumed, num_samples)
+        return len(self._consumed) - 1 + -(-beyond // self._full)
+
+
+def _make_plan(command_line: CommandLine) -> dict[str, object]:
+    from megatron_7b.data import open_split
+    from megatron_7b.data.plan import plan_sets
+
+    flags = command_line.flags
+    if flags.nproc is not None and flags.nproc < 1:
+        raise ConfigError(f"--nproc {flags.nproc} must be at least 1")
+    config = load_config(
+        flags.config,
+        command_line.overrides,
+        world_size=flags.nproc,
+        require_data=True,
+        problems=command_line.problems,
+    )
+    check_config(config, world_size=flags.nproc, require_data=True)
+    clock = StepClock(config.training)
+    # Which predictions count has no influence on what is read, and would ask for the tokenizer.
+    dataset = open_split(replace(config.data, eod_mask_loss=False), "train", seed=config.training.seed)
+    rows = []
+    for row in plan_sets(dataset, config.data.train, clock.num_samples):
+        ends = row.first_epoch_ends
+        rows.append({**asdict(row), "first_epoch_ends_at_step": None if ends is None else clock.step_of(ends)})
+    return {
+        "train_steps": config.training.train_steps,
+        "samples": clock.num_samples,
+        "seq_length": config.data.seq_length,
+        "tokens": clock.num_samples * config.data.seq_length,
+        "sets": rows,
+    }
+
+
+def _as_table(plan: dict[str, object]) -> str:
+    sets = plan["sets"]
+    assert isinstance(sets, list)
+    samples = f"{plan['samples']:,} samples of {plan['seq_length']:,}"
+    lines = [f"{plan['train_steps']:,} steps, {samples}, {plan['tokens']:,} tokens"]
+    titles = ("set", "tokens", "share", "samples", "epochs", "first epoch ends")
+    rows = [titles]
+    for row in sets:
+        step = row["first_epoch_ends_at_step"]
+        rows.append(
+            (
+                row["prefix"],
+                f"{row['tokens']:,}",
+                f"{row['share']:.4%}",
+                f"{row['samples']:,}",
+                f"{row['epochs']:,.3f}",
+                "not in this run" if step is None else f"at step {step:,}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

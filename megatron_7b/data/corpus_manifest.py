@@ -1,0 +1,85 @@
+"""Reading `PREFIX.json` back, strictly: what `preprocess.manifest` writes, or a DataFormatError that says where."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from megatron_7b.data.preprocess.manifest import FORMAT_VERSION, Manifest
+from megatron_7b.errors import DataFormatError
+
+_TOKEN_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np.int32)}
+
+
+def manifest_path(prefix: str) -> Path:
+    """Where the manifest of a corpus lies; a dot in PREFIX is no ending."""
+    return Path(f"{prefix}.json")
+
+
+def load_manifest(prefix: str) -> Manifest | None:
+    """The manifest of a corpus, every field of the right type; None where there is none (a corpus from Megatron-LM).
+
+    Args:
+        prefix: As `resolve_prefix` returns it.
+
+    Raises:
+        DataFormatError: It is not JSON, not a manifest, or of another format version.
+    """
+    file = manifest_path(prefix)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataFormatError(f"{file} cannot be read: {error}", hint=_HINT) from error
+    if isinstance(content, dict) and content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise DataFormatError(
+            f"{file} has format version {content['format_version']!r}, expected {FORMAT_VERSION}",
+            hint="it was written by another version of megatron-7b",
+        )
+    try:
+        manifest = _build(Manifest, content, "manifest")
+    except _MismatchError as error:
+        raise DataFormatError(f"{file} is not a manifest: {error}", hint=_HINT) from None
+    assert isinstance(manifest, Manifest)
+    if manifest.token_bytes not in _TOKEN_TYPES:
+        raise DataFormatError(f"{file}: token_bytes is {manifest.token_bytes}, expected 2 or 4", hint=_HINT)
+    return manifest
+
+
+def token_dtype(manifest: Manifest) -> np.dtype[Any]:
+    """Type of the ids in the .bin."""
+    return _TOKEN_TYPES[manifest.token_bytes]
+
+
+_HINT = "`megatron-7b data adopt PREFIX --tokenizer DIR --overwrite` writes a new one"
+
+
+class _MismatchError(Exception):
+    pass
+
+
+def _build(expected: Any, value: object, where: str) -> object:
+    """`value` as the type says: dataclasses from objects, all else as it is once its kind has been checked."""
+    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
+        if not isinstance(value, dict):
+            raise _MismatchError(f"{where} is {value!r:.60}, expected an object")
+        hints = get_type_hints(expected)
+        arguments = {}
+        for field in dataclasses.fields(expected):
+            if field.name in value:
+                arguments[field.name] = _build(hints[field.name], value[field.name], field.name)
+            elif field.default is dataclasses.MISSING:
+                raise _MismatchError(f"{where} has no {field.name}")
+        return expected(**arguments)
+    origin = get_origin(expected) or expected
+    kinds = get_args(expected) if origin is UnionType else (list if origin is Sequence else origin,)
+    # True is no number here, although Python's bool is an int.
+    if type(value) not in kinds:
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise _MismatchError(f"{where} is {value!r:.60}, expected {names}")
+    return value
