@@ -2,6 +2,6 @@
 
 import torch  # noqa: F401
 
-import megatron_7b.model.builder
-import megatron_7b.optim.optimizer
+import megatron_7b.model.builder  # noqa: F401
+import megatron_7b.optim.optimizer  # noqa: F401
 import megatron_7b.training.step  # noqa: F401

@@ -48,7 +48,6 @@ check ruff-format ruff format --check .
 check ruff ruff check .
 check mypy mypy
 check layers lint-imports
-check pydoclint pydoclint --quiet megatron_7b
 check codespell codespell megatron_7b csrc tools examples tests docs .ci setup.py pyproject.toml Makefile README.md CHANGELOG.md CONTRIBUTING.md
 [ "${#cpp[@]}" = 0 ] || check clang-format clang-format --dry-run --Werror "${cpp[@]}"
 [ "${#shell[@]}" = 0 ] || check shellcheck shellcheck --external-sources "${shell[@]}"
