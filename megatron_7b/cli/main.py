@@ -73,6 +73,7 @@ def _run(arguments: list[str]) -> int:
         )
     # What libraries remark on as they load (no GPU, no apex, what they will deprecate) is no user's business.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron|torch)\.")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
