@@ -74,8 +74,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         for report in reports:
             _print_report(report)
-        total = sum(report.bytes_hashed for report in reports)
-        print(f"{total / 1e6:,.1f} MB in {seconds:.2f} s, {total / 1e6 / seconds:,.0f} MB/s")
+        if total := sum(report.bytes_hashed for report in reports):
+            print(f"{total / 1e6:,.1f} MB in {seconds:.2f} s, {total / 1e6 / seconds:,.0f} MB/s")
     return 1 if any(report.problems for report in reports) else 0
 
 
