@@ -15,7 +15,7 @@ if [ -x .venv/bin/python ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 export PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_OFFLINE=1
 
 OUT=${1:-quickstart_run}
-STEPS=${QUICKSTART_STEPS:-160}
+STEPS=${QUICKSTART_STEPS:-110}
 STOP_AT=$((STEPS / 2))
 PROMPT="My fellow citizens of the"
 
@@ -70,7 +70,7 @@ echo "$ENTROPY nats per token: the loss of a model that knows how often each tok
 PRETRAIN=(megatron-7b pretrain --config tiny_cpu --run-dir "$OUT/run" --nproc 2 --data.train "$DATA"
     --training.train-steps "$STEPS" --training.eval-interval-steps "$STOP_AT")
 TENSOR=(--parallel.tensor-model-parallel-size 2)
-PIPELINE=(--parallel.pipeline-model-parallel-size 2)
+PIPELINE=(--parallel.pipeline-model-parallel-size 2 --training.micro-batch-size 4) # more microbatches, less waiting
 
 title "Training with tensor parallelism on two processes; half-way a SIGTERM, as a cluster would send it"
 before=$SECONDS
