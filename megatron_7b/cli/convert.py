@@ -9,6 +9,7 @@ Both compute the logits of the original and of the result, and publish the resul
 import argparse
 import dataclasses
 import difflib
+import functools
 import shutil
 import sys
 import tempfile
@@ -275,17 +276,31 @@ class _ParityCheck:
         self._arithmetic = arithmetic
         length = min(_PARITY_LENGTH, model.max_position_embeddings)
         self._tokens = random_tokens(vocab_size, num_samples=_PARITY_SAMPLES, length=length)
-        self._reference = hugging_face_logits(
-            folder, self._tokens, round_to=round_to, arithmetic=arithmetic, device=resolve_device("auto")
+        self._compute_reference = functools.partial(
+            hugging_face_logits,
+            folder,
+            self._tokens,
+            round_to=round_to,
+            arithmetic=arithmetic,
+            device=resolve_device("auto"),
         )
+        self._reference = self._compute_reference()
 
     def check(self, checkpoint: Path, *, round_to: "torch.dtype | None" = None) -> None:
         """Print the comparison; raise a ConversionError where the models differ."""
         from megatron_7b.cli.checkpoint_logits import checkpoint_logits
         from megatron_7b.conversion import check_parity
 
-        logits = checkpoint_logits(checkpoint, self._tokens, round_to=round_to, arithmetic=self._arithmetic)
-        parity = check_parity(self._reference, logits, arithmetic=self._arithmetic)
+        compute = functools.partial(
+            checkpoint_logits, checkpoint, self._tokens, round_to=round_to, arithmetic=self._arithmetic
+        )
+        try:
+            parity = check_parity(self._reference, compute(), arithmetic=self._arithmetic)
+        except ConversionError as error:
+            # Seen once in ten: one position off by 2e-4, and by 4e-6 when the same was computed again. A wrong
+            # conversion is wrong every time.
+            _say("parity", f"{error}\n         computing both once more")
+            parity = check_parity(self._compute_reference(), compute(), arithmetic=self._arithmetic)
         _say("parity", f"{parity.describe()}; tolerated: {parity.tolerance(self._arithmetic)}")
 
 
