@@ -38,12 +38,6 @@ def process_groups() -> ProcessGroupCollection:
     return ProcessGroupCollection.use_mpu_process_groups()
 
 
-def tensor_parallel_group() -> dist.ProcessGroup:
-    """Return the ranks that share this rank's layers."""
-    group: dist.ProcessGroup = parallel_state.get_tensor_model_parallel_group()
-    return group
-
-
 def data_parallel_group() -> dist.ProcessGroup:
     """Return the replicas of this rank's part of the model, context-parallel ranks included."""
     group: dist.ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
