@@ -128,7 +128,13 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix = write_corpus(tmp_path / "other", [[1, 2, 3]])
-    tokenizer = {"identity": "hugging_face:0", "path": None, "vocab_size": VOCAB_SIZE, "eod_id": 0}
+    tokenizer = {
+        "identity": "hugging_face:0",
+        "kind": "hugging_face",
+        "path": None,
+        "vocab_size": VOCAB_SIZE,
+        "eod_id": 0,
+    }
     Path(f"{prefix}.json").write_text(json.dumps({"tokenizer": tokenizer}), encoding="utf-8")
     assert main(["evaluate", "--checkpoint", str(run_folder), "--data", prefix]) == 2
     assert "was written with tokenizer hugging_face:0" in capsys.readouterr().err
