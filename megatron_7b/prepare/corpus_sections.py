@@ -1,0 +1,39 @@
+"""Sections of a recipe about the corpus as a whole: what repeats, what leaks, what is rewritten, what is held out."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesSection:
+    """Which repetitions go; the first document in input order stays."""
+
+    exact: bool = True
+    """Documents whose text is the same."""
+    near: bool = True
+    """Documents that share most of their word sequences (MinHash)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecontaminationSection:
+    """Which documents go because they hold text of an evaluation."""
+
+    files: tuple[str, ...] = ()
+    """Evaluation files; empty does nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSection:
+    """How training documents are rewritten."""
+
+    callable: str | None = None
+    """`package.module:name` of a function that rewrites a document; None does nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSection:
+    """What is held out, by a hash of the text: a document never moves when others are added."""
+
+    validation: float = 0.005
+    """Share of the documents."""
+    test: float = 0.0
+    """Share of the documents."""
