@@ -10,7 +10,13 @@ class DuplicatesSection:
     exact: bool = True
     """Documents whose text is the same."""
     near: bool = True
-    """Documents that share most of their word sequences (MinHash)."""
+    """Documents that share most of their runs of words (MinHash)."""
+    similarity: float = 0.65
+    """Estimated Jaccard similarity of the runs of words from which on the later document goes."""
+    shingle_words: int = 4
+    """Words of a run; a changed word changes so many runs."""
+    num_hashes: int = 128
+    """Of a document's signature, 4 bytes each; more make the estimate sharper."""
 
 
 @dataclass(frozen=True, kw_only=True)
