@@ -24,7 +24,13 @@ class DecontaminationSection:
     """Which documents go because they hold text of an evaluation."""
 
     files: tuple[str, ...] = ()
-    """Evaluation files; empty does nothing."""
+    """Evaluation files (JSONL, parquet, plain text); without any, no document is looked at."""
+    keys: tuple[str, ...] = ()
+    """Keys that hold their texts; without any, every string of a record counts."""
+    ngram_words: int = 13
+    """A document goes if it shares so many words in a row with an evaluation text."""
+    min_words: int = 8
+    """A shorter evaluation text counts if it has so many words, and a document holds all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

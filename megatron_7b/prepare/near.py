@@ -67,7 +67,6 @@ class NearDuplicates:
         if not len(files):
             return keepers
         rows_per_band = choose_rows_per_band(self._threshold, self._num_hashes)
-        rows_per_band = choose_rows_per_band(self._threshold, self._num_hashes)
         keys, takes_part = _write_band_keys(files, present, rows_per_band, folder / "band_keys.npy")
         pairs = np.empty(0, dtype=np.int64)
         for band in keys:
@@ -123,7 +122,7 @@ class NearDuplicates:
 
     def _decide(self, files: SignatureFiles[np.uint32], pairs: NDArray[np.int64], keepers: NDArray[np.int64]) -> None:
         """In input order: a document goes for a similar one that stays, or that stays for a similar one and is too."""
-        for later, group in itertools.groupby(pairs.tolist(), key=lambda pair: pair // len(files)):
+        for later, group in itertools.groupby(map(int, pairs), key=lambda pair: pair // len(files)):
             earlier = {pair % len(files) for pair in group}
             for keeper in sorted({int(keepers[first]) for first in earlier}):
                 if keeper in earlier or self._are_similar(files, np.array([later]), np.array([keeper]))[0]:
