@@ -46,7 +46,8 @@ class Decontamination:
 
     def __init__(self, section: DecontaminationSection) -> None:
         self._texts = [text for source in find_sources(section.files) for text in read_evaluation(source, section.keys)]
-        self._runs = _index_runs(self._texts, section)
+        self._beginnings, self._runs = _index_runs(self._texts, section)
+        self._min_words = section.min_words
         if section.files and not self._runs:
             raise DataFormatError(
                 f"no text of {', '.join(section.files)} has {section.min_words} words or more: nothing to look for",
@@ -58,13 +59,13 @@ class Decontamination:
         if not self._runs:
             return document
         words = hash_words([document.text])
+        if not _find(self._beginnings, hash_runs(words, self._min_words))[0].size:  # so with nearly all documents
+            return document
         for size, (hashes, owners) in self._runs.items():
-            runs = hash_runs(words, size)
-            places = np.searchsorted(hashes, runs)
-            hits = np.flatnonzero(hashes[np.minimum(places, len(hashes) - 1)] == runs)
-            if hits.size:
-                owner = self._texts[owners[places[hits[0]]]]
-                shared = _cut(document.text, words, int(hits[0]), size)
+            at, found = _find(hashes, hash_runs(words, size))
+            if at.size:
+                owner = self._texts[owners[found[0]]]
+                shared = _cut(document.text, words, int(at[0]), size)
                 return Removed("decontamination", f"shares “{shared}” with {owner.source}:{owner.position}")
         return document
 
@@ -148,10 +149,17 @@ def _strings(value: Any, keys: Sequence[str]) -> Iterator[str]:
 
 def _index_runs(
     texts: Sequence[EvaluationText], section: DecontaminationSection
-) -> dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]]:
-    """By number of words: sorted hashes of runs, and for each the number of a text that has it."""
+) -> tuple[NDArray[np.uint64], dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]]]:
+    """The runs of words to look for.
+
+    Returns:
+        Sorted hashes of the first `min_words` words of every run; and by the number of words of a run, sorted hashes
+        and for each the number of a text that has it.
+    """
     words = hash_words([text.text for text in texts])
     lengths = np.diff(words.firsts)
+    shortest = hash_runs(words, section.min_words)
+    beginnings = [np.empty(0, dtype=np.uint64)]
     runs = {}
     for size in range(section.min_words, section.ngram_words + 1):
         is_wanted = lengths >= size if size == section.ngram_words else lengths == size
@@ -162,7 +170,15 @@ def _index_runs(
         begins = np.arange(counts.sum()) + np.repeat(words.firsts[:-1] - (np.cumsum(counts) - counts), counts)
         hashes, firsts = np.unique(hash_runs(words, size)[begins], return_index=True)
         runs[size] = hashes, owners[firsts]
-    return runs
+        beginnings.append(shortest[begins])
+    return np.unique(np.concatenate(beginnings)), runs
+
+
+def _find(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Which of `wanted` are among sorted hashes, and where there."""
+    places = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
+    at = np.flatnonzero(hashes[places] == wanted)
+    return at, places[at]
 
 
 def _cut(text: str, words: Words, first: int, size: int) -> str:
