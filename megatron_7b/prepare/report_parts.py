@@ -22,7 +22,8 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); b
 code.command { overflow-wrap: anywhere; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .7rem; margin: 1.2rem 0; }
 .card { background: var(--card); border-radius: 8px; padding: .7rem .9rem; }
-.card b { display: block; white-space: nowrap; font-size: 1.35rem; font-weight: 650; } .card span { color: var(--quiet); }
+.card b { display: block; white-space: nowrap; font-size: 1.35rem; font-weight: 650; }
+.card span { color: var(--quiet); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .34rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
