@@ -19,6 +19,8 @@ class StageCount:
     """Documents dropped, by reason."""
     quarantined: int = 0
     """Records that could not be read at all."""
+    changes: Counter[str] = field(default_factory=Counter)
+    """What was changed inside of documents, such as masked addresses, by kind; documents are not counted here."""
     characters_in: int = 0
     characters_kept: int = 0
     seconds: float = 0.0
@@ -48,6 +50,7 @@ class StageCount:
         self.added += other.added
         self.removed.update(other.removed)
         self.quarantined += other.quarantined
+        self.changes.update(other.changes)
         self.characters_in += other.characters_in
         self.characters_kept += other.characters_kept
         self.seconds += other.seconds
@@ -55,12 +58,16 @@ class StageCount:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; reasons with the most documents first."""
-        return {**_fields(self), "removed": dict(self.removed.most_common())}
+        return {
+            **_fields(self),
+            "removed": dict(self.removed.most_common()),
+            "changes": dict(self.changes.most_common()),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "StageCount":
         """The inverse of `to_json`."""
-        return cls(**{**data, "removed": Counter(data["removed"])})
+        return cls(**{**data, "removed": Counter(data["removed"]), "changes": Counter(data["changes"])})
 
 
 @dataclass(slots=True)

@@ -25,6 +25,8 @@ class Document:
     fields: dict[str, Any] = field(default_factory=dict)
     """The record's other fields, carried through, and what the steps found out, under stable names: `url`, `language`,
     `language_score`, `augmentation`."""
+    is_html: bool = False
+    """Whether `text` is still markup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class DocumentStep(Protocol):
     """Looks at one document at a time, with no memory of the others.
 
     Made in the worker process, from the recipe: it need not be picklable, and may load what it needs when it is made.
+    A step that changes texts may have an attribute `changes`, a Counter of what it changed, for the accounts.
     """
 
     @property

@@ -28,6 +28,7 @@ from megatron_7b.prepare.document_sections import (
     ExtractionSection,
     LanguageSection,
     NormalizationSection,
+    OutputSection,
     PiiSection,
     QualitySection,
     ReadingSection,
@@ -53,6 +54,7 @@ class Recipe:
     decontamination: DecontaminationSection = field(default_factory=DecontaminationSection)
     augmentation: AugmentationSection = field(default_factory=AugmentationSection)
     split: SplitSection = field(default_factory=SplitSection)
+    output: OutputSection = field(default_factory=OutputSection)
 
 
 @dataclass(frozen=True)
