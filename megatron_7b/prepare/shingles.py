@@ -1,8 +1,8 @@
 """Hashes of words, and of runs of words, of many texts: in NumPy, with no Python object per word.
 
-A word is a run of letters and digits in lower case; a character of Korean, or of a script that is written without spaces
-(Chinese, Japanese, Thai, Lao, Burmese, Khmer), is a word of its own. So neither spacing nor punctuation nor case makes
-two texts different.
+A word is a run of letters and digits in lower case; a character of Korean, or of a script that is written without
+spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer), is a word of its own. So neither spacing nor punctuation nor case
+makes two texts different.
 
 Every hash is a polynomial over a segment, taken from prefix sums modulo 2**64: sum(v[i] * p**i), made independent of
 where the segment lies by a multiplication with p**-start. Bytes give words, words give shingles.
