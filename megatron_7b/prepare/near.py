@@ -5,7 +5,6 @@ agree in a whole band of columns are candidates; one is removed only if its esti
 stays* reaches the threshold. So a chain of small changes never removes a document that resembles nothing in the result.
 """
 
-import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_7b.errors import ConfigError
 from megatron_7b.prepare.corpus_sections import DuplicatesSection
+from megatron_7b.prepare.extras import import_extra
 from megatron_7b.prepare.shingles import hash_shingles
 from megatron_7b.prepare.signature_files import ROWS_IN_MEMORY, SignatureFiles
 
@@ -47,13 +46,12 @@ class NearDuplicates:
 
     def sign(self, texts: Sequence[str]) -> NDArray[np.uint32]:
         """[texts, num_hashes] the least value of each hash function over a text's shingles."""
-        from rensa import RMinHash
-
+        minhash = import_extra("rensa", "looking for near duplicates").RMinHash
         signatures = np.empty((len(texts), self._num_hashes), dtype=np.uint32)
         row = 0
         for batch in _batches(texts):
             hashes, offsets = hash_shingles(batch, self._shingle_words)
-            matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, self._num_hashes, _SEED)
+            matrix = minhash.digest_matrix_from_flat_token_hashes(hashes, offsets, self._num_hashes, _SEED)
             values = itertools.chain.from_iterable(matrix.to_rows())
             block = np.fromiter(values, dtype=np.uint32, count=len(batch) * self._num_hashes)
             signatures[row : row + len(batch)] = block.reshape(len(batch), self._num_hashes)
@@ -136,11 +134,8 @@ def check_duplicates(section: DuplicatesSection) -> None:
     Raises:
         ConfigError: Near duplicates are looked for without the library for it.
     """
-    if section.near and importlib.util.find_spec("rensa") is None:
-        raise ConfigError(
-            "duplicates.near is True, but the package rensa is not installed",
-            hint='pip install "megatron-7b[prepare]", or duplicates.near False',
-        )
+    if section.near:
+        import_extra("rensa", "looking for near duplicates")
 
 
 def choose_rows_per_band(threshold: float, num_hashes: int) -> int:

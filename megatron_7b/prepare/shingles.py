@@ -1,7 +1,8 @@
 """Hashes of words, and of runs of words, of many texts: in NumPy, with no Python object per word.
 
-A word is a run of letters and digits in lower case; a character of a script that writes without spaces (Chinese,
-Japanese, Korean) is a word of its own. So neither spacing nor punctuation nor case makes two texts different.
+A word is a run of letters and digits in lower case; a character of Korean, or of a script that is written without
+spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer), is a word of its own. So neither spacing nor punctuation nor case
+makes two texts different.
 
 Every hash is a polynomial over a segment, taken from prefix sums modulo 2**64: sum(v[i] * p**i), made independent of
 where the segment lies by a multiplication with p**-start. Bytes give words, words give shingles.
@@ -19,6 +20,14 @@ _WORD_BASE = 0xD6E8FEB86659FD93
 """Odd, so that they have inverses modulo 2**64; otherwise arbitrary, but part of all signatures."""
 
 _SEPARATOR, _WORD, _ALONE = 0, 1, 2
+_BY_TWO_BYTES = (
+    (0xC2, range(0x80, 0xC0), _SEPARATOR),  # Latin-1 signs
+    (0xE2, range(0x80, 0x82), _SEPARATOR),  # general punctuation
+    (0xE3, range(0x80, 0x81), _SEPARATOR),  # punctuation of Chinese
+    (0xE0, range(0xB8, 0xBC), _ALONE),  # Thai, Lao
+    (0xE1, range(0x80, 0x82), _ALONE),  # Burmese
+    (0xE1, range(0x9E, 0xA0), _ALONE),  # Khmer
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,7 @@ def _find_words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.
     kinds = _byte_kinds()[data]
     alone = np.empty(0, dtype=np.int64)
     if data.max(initial=0) >= 0x80:
-        _blank_foreign_punctuation(data, kinds)
+        _correct_kinds(data, kinds)
         alone = np.flatnonzero(kinds == _ALONE)
     is_word = kinds != _SEPARATOR
     is_start, is_end = is_word.copy(), ~is_word
@@ -95,14 +104,16 @@ def _find_words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.
     return np.flatnonzero(is_start), np.flatnonzero(is_end)
 
 
-def _blank_foreign_punctuation(data: NDArray[np.uint8], kinds: NDArray[np.uint8]) -> None:
-    """Make separators of Latin-1 signs (C2 xx), general punctuation (E2 80..81 xx) and that of Chinese (E3 80 xx)."""
-    for lead, seconds, length in ((0xC2, (), 2), (0xE2, (0x80, 0x81), 3), (0xE3, (0x80,), 3)):
+def _correct_kinds(data: NDArray[np.uint8], kinds: NDArray[np.uint8]) -> None:
+    """Set the kind of characters whose first byte does not tell it."""
+    for lead, seconds, kind in _BY_TWO_BYTES:
         at = np.flatnonzero(data == lead)
-        if seconds:
+        if len(seconds) < 64:
             at = at[np.isin(data[at + 1], seconds)]
-        for place in range(length):
-            kinds[at + place] = _SEPARATOR
+        kinds[at] = kind
+        if kind == _SEPARATOR:
+            for place in range(1, 2 if lead < 0xE0 else 3):
+                kinds[at + place] = kind
 
 
 @cache
