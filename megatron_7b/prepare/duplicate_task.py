@@ -35,8 +35,10 @@ class DuplicateTask:
 
     @property
     def folder(self) -> Path:
-        """Where the result appears: `keepers.npy`, [documents] which one stays in place of each; `finders.npy`,
-        [documents] 0 for those that stay, else 1 + the index of the finder that dropped it; `result.json`.
+        """Where the result appears.
+
+        `keepers.npy`, [documents] which one stays in place of each; `finders.npy`, [documents] 0 for those that stay,
+        else 1 + the index of the finder that dropped it; `result.json`.
         """
         return self.results / self.key
 

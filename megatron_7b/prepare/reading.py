@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from megatron_7b.data.preprocess.records import parse_block
-from megatron_7b.data.preprocess.sources import Block, Source
+from megatron_7b.data.preprocess.sources import Block, BlockKind, Source
 from megatron_7b.errors import DataFormatError
 from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.document_sections import ReadingSection
@@ -87,7 +87,7 @@ def _read_blocks(piece: Piece, section: ReadingSection) -> Iterator[Record]:
 def _read_range(piece: Piece) -> Iterator[Block]:
     """Blocks of whole lines between two bytes of an uncompressed file."""
     assert piece.end is not None
-    kind = "jsonl" if piece.file.format == "jsonl" else "line"
+    kind: BlockKind = "jsonl" if piece.file.format == "jsonl" else "line"
     path, first = Path(piece.file.path), piece.first_record
     with path.open("rb") as stream:
         stream.seek(piece.start)

@@ -250,8 +250,9 @@ def _gather_samples(plan: _Plan) -> dict[str, list[Sample]]:
     """Samples of all shards by stage, of each reason the first few."""
     gathered: dict[str, list[Sample]] = {}
     counts: Counter[str] = Counter()
-    for task in (*plan.documents, *plan.corpus):
-        for line in read_lines(task.folder / document_task.SAMPLES):
+    folders = [task.folder for task in plan.documents] + [task.folder for task in plan.corpus]
+    for folder in folders:
+        for line in read_lines(folder / document_task.SAMPLES):
             sample = Sample(**line)
             counts[sample.reason] += 1
             if counts[sample.reason] <= SAMPLES_PER_REASON:

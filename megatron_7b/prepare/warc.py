@@ -174,7 +174,7 @@ class _View(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
-        end = len(self._data) if size is None or size < 0 else min(len(self._data), self._position + size)
+        end = len(self._data) if size < 0 else min(len(self._data), self._position + size)
         chunk = self._data[self._position : end]
         self._position = end
         return chunk
