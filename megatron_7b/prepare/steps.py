@@ -15,11 +15,12 @@ _BUILDERS: dict[str, Callable[[Recipe], DocumentStep | None]] = {
     "extraction": lambda recipe: Extraction(recipe.extraction),
     "normalization": lambda recipe: Normalization(recipe.normalization),
     "language": lambda recipe: LanguageFilter(recipe.language) if recipe.language.identify else None,
-    "gopher_repetition": lambda recipe: (
-        GopherRepetition(recipe.quality.gopher_repetition) if recipe.quality.gopher_repetition else None
-    ),
+    # The cheaper one first; it also has the better words for what is merely short.
     "gopher_quality": lambda recipe: (
         GopherQuality(recipe.quality.gopher_quality) if recipe.quality.gopher_quality else None
+    ),
+    "gopher_repetition": lambda recipe: (
+        GopherRepetition(recipe.quality.gopher_repetition) if recipe.quality.gopher_repetition else None
     ),
     "c4": lambda recipe: C4(recipe.quality.c4) if recipe.quality.c4 else None,
     "fineweb": lambda recipe: FineWeb(recipe.quality.fineweb) if recipe.quality.fineweb else None,

@@ -85,11 +85,11 @@ def test_odd_but_valid_json_is_a_document(tmp_path: Path) -> None:
 
 
 def test_pieces_of_a_file_are_the_file(tmp_path: Path) -> None:
-    rows = [json.dumps({"text": "x" * (number * 37 % 5000), "id": number}) for number in range(2000)]
+    rows = [json.dumps({"text": "x" * (number * 37 % 500), "id": number}) for number in range(2000)]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(rows) + "\n")
     files = find_inputs([str(path)]).files
-    shards = plan_shards(files, load_recipe([], {"reading.shard_megabytes": 1}))
+    shards = plan_shards(files, load_recipe([], {"reading.shard_megabytes": 0.1}))
     assert len(shards) >= 4
     pieces = [piece for shard in shards for piece in shard.pieces]
     cut = [one for piece in pieces for one in read_piece(piece, ReadingSection())]
@@ -106,7 +106,7 @@ def test_parquet_by_row_groups_with_all_columns(tmp_path: Path) -> None:
     texts: list[str | None] = [f"row {number} " + "x" * 40_000 for number in range(100)]
     texts[41] = None
     pq.write_table(pa.table({"text": texts, "id": list(range(100))}), path, row_group_size=10, compression="none")
-    shards = plan_shards(find_inputs([str(path)]).files, load_recipe([], {"reading.shard_megabytes": 1}))
+    shards = plan_shards(find_inputs([str(path)]).files, load_recipe([], {"reading.shard_megabytes": 0.1}))
     assert len(shards) > 2
     found = [one for shard in shards for piece in shard.pieces for one in read_piece(piece, ReadingSection())]
     assert [one.position for one in found] == list(range(1, 101))
