@@ -9,7 +9,7 @@ import argparse
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,7 +22,15 @@ from megatron_7b.errors import ConfigError
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose mistakes are ConfigErrors and whose help shows defaults."""
 
-    def __init__(self, command: str, summary: str, *, with_config: bool = False, root: type = RunConfig) -> None:
+    def __init__(
+        self,
+        command: str,
+        summary: str,
+        *,
+        with_config: bool = False,
+        root: type = RunConfig,
+        load: Callable[[Sequence[str]], object] = load_config,
+    ) -> None:
         super().__init__(
             prog=f"megatron-7b {command}",
             description=summary,
@@ -34,6 +42,8 @@ class Parser(argparse.ArgumentParser):
         """Whether the command takes flags of the configuration."""
         self.root = root
         """The dataclass of sections that these flags fill."""
+        self.load = load
+        """Builds it from the values of `--config`."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a missing or malformed flag."""
@@ -114,19 +124,21 @@ def print_help(parser: Parser, argv: Sequence[str]) -> None:
     if parser.with_config:
         sources = _config_sources(argv)
         title = f"with the values of {' '.join(sources)}" if sources else "with their defaults"
-        lines += [f"configuration, {title}; `megatron-7b config list` shows the presets:", ""]
-        lines += describe_options(load_config(sources))
+        presets = "; `megatron-7b config list` shows the presets" if parser.root is RunConfig else ""
+        lines += [f"configuration, {title}{presets}:", ""]
+        lines += _describe_options(parser.load(sources))
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def add_config_flag(parser: Parser) -> None:
     """Declare `--config`."""
+    what = "preset or YAML file" if parser.root is RunConfig else "YAML file"
     parser.add_argument(
         "--config",
         nargs="+",
         default=[],
-        metavar="NAME|FILE",
-        help="preset or YAML file; of several, the later ones win",
+        metavar="NAME|FILE" if parser.root is RunConfig else "FILE",
+        help=f"{what}; of several, the later ones win",
     )
 
 
@@ -138,7 +150,7 @@ def _config_sources(argv: Sequence[str]) -> list[str]:
     return list(sources)
 
 
-def describe_options(config: object) -> Iterator[str]:
+def _describe_options(config: object) -> Iterator[str]:
     """Lines of help: every option of the schema that `config` is of, with its value there."""
     root: type = type(config)
     width = min(shutil.get_terminal_size().columns, 120)

@@ -133,6 +133,8 @@ class RunReport:
     distributions: Distributions
     wall_seconds: float
     workers: int
+    key: str = ""
+    """Of the recipe, the inputs and the versions: the same command finds its work done by it."""
 
     def check(self) -> None:
         """Every stage adds up, and each gets what the one before it kept.

@@ -23,6 +23,7 @@ from megatron_7b.prepare.corpus_sections import (
     DecontaminationSection,
     DuplicatesSection,
     SplitSection,
+    find_corpus_problems,
 )
 from megatron_7b.prepare.document_sections import (
     ExtractionSection,
@@ -65,12 +66,16 @@ class RecipeBook:
     per_source: tuple[tuple[tuple[str, ...], Recipe], ...] = ()
     """Patterns of paths, and the whole recipe for the files that match one of them."""
 
-    def find(self, source: str) -> Recipe:
-        """The recipe of a file: that of the last entry with a pattern that its path, as named by the user, matches."""
-        for patterns, recipe in reversed(self.per_source):
+    def find_entry(self, source: str) -> tuple[int | None, Recipe]:
+        """The recipe of a file: that of the last entry with a pattern that its path, as named by the user, matches.
+
+        Returns:
+            The entry's index, None where no entry matches, and the recipe.
+        """
+        for index, (patterns, recipe) in reversed(list(enumerate(self.per_source))):
             if any(fnmatch.fnmatchcase(source, pattern) for pattern in patterns):
-                return recipe
-        return self.recipe
+                return index, recipe
+        return None, self.recipe
 
 
 def load_recipe(
@@ -127,6 +132,7 @@ def find_problems(recipe: Recipe) -> list[Problem]:
     return [
         *_out_of_range(recipe, ("reading.max_bad_fraction", "language.min_score"), 0.0, 1.0),
         *_out_of_range(recipe, ("split.validation", "split.test"), 0.0, 1.0),
+        *find_corpus_problems(recipe),
         *_out_of_range(recipe, ("reading.shard_megabytes",), 1, None),
         *_out_of_range(recipe, ("language.characters",), 0, None),
     ]
