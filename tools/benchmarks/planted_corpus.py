@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 
 PASSAGE_WORDS = 300
 EDITED_WORDS = 0.02
-FURNITURE = ("Skip to main content", "Subscribe to our newsletter", "All rights reserved")
-"""What stands on every web page around its text."""
+FURNITURE = ("Imprint", "Subscribe to our newsletter", "All rights reserved")
+"""Words of the menu, the form and the footer that stand on every web page around its text."""
+SKIP_LINK = "Skip to main content"
+"""The first words of every web page."""
 
 FOREIGN = {
     "German": "Der Rat hat am Montag über die neue Brücke gesprochen. Viele Menschen warten schon lange auf eine "
@@ -324,11 +326,11 @@ def make_page(text: str) -> str:
     """A web page around a text."""
     paragraphs = "\n".join(f"<p>{_escape(paragraph)}</p>" for paragraph in text.split("\n\n"))
     links = "".join(f'<li><a href="/{name.replace(" ", "-").lower()}">{name}</a></li>' for name in _MENU)
-    skip, newsletter, rights = FURNITURE
+    _, newsletter, rights = FURNITURE
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A speech</title>'
         f'<style>p {{ margin: 0 }}</style><script>var tracking = "on";</script></head>'
-        f'<body><a href="#main">{skip}</a><nav><ul>{links}</ul></nav>'
+        f'<body><a href="#main">{SKIP_LINK}</a><nav><ul>{links}</ul></nav>'
         f'<main id="main"><article><h1>A speech</h1>\n{paragraphs}\n</article></main>'
         f'<aside class="sidebar"><form>{newsletter}<input type="email"></form></aside>'
         f"<footer><ul>{links}</ul>{rights}</footer></body></html>"

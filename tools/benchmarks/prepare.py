@@ -159,10 +159,12 @@ def judge(corpus: planted_corpus.Corpus, texts: Sequence[str], quarantined: int)
             findings.append(Finding(planted.kind, len(planted.marks), sum(not out[mark] for mark in planted.marks)))
     pages = [text for mark in corpus.pages for text in holders.get(mark, [])]
     bare = sum(not any(words in text for words in planted_corpus.FURNITURE) for text in pages)
+    skipped = sum(planted_corpus.SKIP_LINK not in text for text in pages)
     lost = sum(not out[mark] for mark in clean)
     return [
         *findings,
-        Finding("menus and footers around the text of web pages", len(pages), bare),
+        Finding("menus, forms and footers around the text of web pages", len(pages), bare),
+        Finding("links that skip the menu, on the same pages", len(pages), skipped),
         Finding("unreadable records, quarantined", corpus.unreadable, quarantined),
         Finding(corpus.clean.kind, len(clean), 0, lost),
     ]
