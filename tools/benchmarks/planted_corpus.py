@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +106,8 @@ class Builder:
         self._folder = folder
         self._scale = scale
         self._marks = Marks(self._rng)
-        self._prose = self._share(list(cut_passages(speeches)))
-        self._verse = self._share(list(cut_passages(plays)))
+        self._prose = self._share(cut_passages(speeches))
+        self._verse = self._share(cut_passages(plays))
 
     def build(self) -> Corpus:
         """Write everything."""
@@ -282,21 +283,31 @@ _BROKEN = (
 )
 
 
-def cut_passages(file: Path) -> Iterator[str]:
-    """Paragraphs of the records, gathered to a few hundred words each; none twice."""
-    seen: set[str] = set()
+def cut_passages(file: Path) -> list[str]:
+    """Paragraphs of the records, gathered to a few hundred words each; without what the books themselves repeat."""
+    passages = []
+    seen: set[int] = set()
     for line in file.read_text(encoding="utf-8").splitlines():
         gathered: list[str] = []
         words = 0
         for paragraph in re.split(r"\n\s*\n", json.loads(line)["text"]):
-            if paragraph in seen:
-                continue
-            seen.add(paragraph)
             gathered.append(paragraph.strip("\n"))
             words += len(paragraph.split())
             if words >= PASSAGE_WORDS:
-                yield "\n\n".join(gathered)
+                passage = "\n\n".join(gathered)
+                runs = _sample_runs(passage)
+                if len(runs & seen) <= 0.1 * len(runs):
+                    passages.append(passage)
+                seen |= runs
                 gathered, words = [], 0
+    return passages
+
+
+def _sample_runs(text: str) -> set[int]:
+    """Checksums of one in four of the runs of six words: of the same ones, wherever they stand."""
+    words = re.findall(r"\w+", text.lower())
+    sums = (zlib.crc32(" ".join(words[start : start + 6]).encode()) for start in range(len(words) - 5))
+    return {value for value in sums if value % 4 == 0}
 
 
 def edit(text: str, share: float, rng: random.Random) -> str:

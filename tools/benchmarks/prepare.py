@@ -67,6 +67,8 @@ class NearResult:
     megabytes: float
     sign_seconds: float
     find_seconds: float
+    cpu_seconds: float
+    """Of both, over all threads."""
     peak_mib: float
     recall: dict[str, float]
     """By share of edited words."""
@@ -208,14 +210,14 @@ def measure_near(arguments: argparse.Namespace) -> NearResult:
             originals[len(texts)] = rng.randrange(6 * tenth)
             texts.append(replace_words(texts[originals[len(texts)]], share, words, rng))
     finder = NearDuplicates(DuplicatesSection())
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     signatures = finder.sign(texts)
     signed = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as name:
         file = Path(name) / "signatures.npy"
         np.save(file, signatures)
         keepers = finder.find_keepers([file], np.ones(len(texts), dtype=np.bool_), Path(name))
-    found = time.perf_counter()
+    found, cpu_seconds = time.perf_counter(), time.process_time() - cpu_started
     gone = keepers != np.arange(len(texts))
     right = np.array([gone[copy] for copy in originals])
     return NearResult(
@@ -223,6 +225,7 @@ def measure_near(arguments: argparse.Namespace) -> NearResult:
         sum(map(len, texts)) / 1e6,
         signed - started,
         found - signed,
+        cpu_seconds,
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         {
             f"{share:.0%}": float(right[place * tenth : (place + 1) * tenth].mean())
@@ -282,7 +285,8 @@ def format_results(planted: PlantedResult, near: NearResult, arguments: argparse
         (
             f"Near duplicates alone, {near.documents:,} documents, {near.megabytes:.0f} MB: signatures "
             f"{near.sign_seconds:.1f} s, decision {near.find_seconds:.1f} s, together {seconds:.1f} s "
-            f"({near.megabytes / seconds:.1f} MB/s), {near.peak_mib:.0f} MiB with the texts in memory."
+            f"({near.megabytes / seconds:.1f} MB/s) and {near.cpu_seconds:.1f} s of CPU, {near.peak_mib:.0f} MiB with "
+            "the texts in memory."
         ),
         "",
         "| recall at "
