@@ -91,7 +91,8 @@ def test_the_figures_are_there(report: RunReport) -> None:
         "1,234", "140", "1.23 M", "1.5 MB", "1 min 15 s", "with 2 workers", "quality:gopher:short", "1,100",
         "12 email", "9 documents dropped as repeating one of 8",
         "899 documents dropped as repeating one of 1", "14 more", "megatron-7b data prepare",
-        "The 40 with the most documents of 122", "pages/ (800 files)", "1,600", "unreadable records", "34", "0/part.jsonl", "validation",
+        "The 40 with the most documents of 122", "pages/ (800 files)", "1,600", "unreadable records",
+        "34", "0/part.jsonl", "validation",
     ):  # fmt: skip
         assert expected in page.text, expected
     assert page.tags["pre"] == 3 + 1  # samples of one reason, and the recipe
