@@ -24,7 +24,7 @@ class StageCount:
     characters_in: int = 0
     characters_kept: int = 0
     seconds: float = 0.0
-    """Of one core, summed over the workers."""
+    """Of one core, summed over the workers; of a batch step, which mostly waits for others, by the clock."""
     peak_memory: int = 0
     """Most resident bytes of a worker at the end of a batch of this stage."""
 

@@ -122,7 +122,7 @@ class _Run:
         ledger, reading = self._ledger, self._task.shard.recipe.reading
         count = ledger.stage("reading")
         for piece in self._task.shard.pieces:
-            started = time.perf_counter()
+            started = time.process_time()
             for batch in batched(read_piece(piece, reading), BATCH_DOCUMENTS):
                 documents = [record for record in batch if isinstance(record, Document)]
                 bad = [record for record in batch if isinstance(record, Unreadable)]
@@ -140,18 +140,18 @@ class _Run:
                 ledger.note_sources("read", [piece.file.path] * (len(documents) + len(dropped)))
                 ledger.note_sources("quarantined", [piece.file.path] * len(bad))
                 ledger.note_memory(count)
-                count.seconds += time.perf_counter() - started
+                count.seconds += time.process_time() - started
                 yield documents
-                started = time.perf_counter()
+                started = time.process_time()
         count.check()
 
     def _sign(self, documents: list[Document]) -> None:
         texts = [document.text for document in documents]
         for finder in self._finders:
-            started = time.perf_counter()
+            started = time.process_time()
             if texts:
                 self._signatures[finder.name].append(finder.sign(texts))
-            self._sign_seconds[finder.name] += time.perf_counter() - started
+            self._sign_seconds[finder.name] += time.process_time() - started
 
     def _sign_nothing(self, name: str) -> NDArray[np.generic]:
         finder = next(finder for finder in self._finders if finder.name == name)

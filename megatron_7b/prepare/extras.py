@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_7b.errors import ConfigError
 
-INSTALL_COMMAND = 'pip install "megatron-7b[prepare]"'
+INSTALL_COMMAND = "tools/dev/setup.sh prepare, or pip install '.[prepare]', in the checkout"
 
 
 def import_extra(module: str, purpose: str) -> Any:

@@ -50,10 +50,11 @@ class GopherRepetition:
                 return _over(self.name, f"duplicate_{kind}s", repeated / len(parts), max_share)
             if characters > max_characters * length:
                 return _over(self.name, f"duplicate_{kind}_characters", characters / length, max_characters)
-        return self._check_ngrams(split_words(text), length) or document
+        words = split_words(text)
+        factor = _UNSPACED_FACTOR if is_unspaced(text, len(words)) else 1
+        return self._check_ngrams(words, length, factor) or document
 
-    def _check_ngrams(self, words: list[str], length: int) -> Removed | None:
-        factor = _UNSPACED_FACTOR if is_unspaced(words) else 1
+    def _check_ngrams(self, words: list[str], length: int, factor: int) -> Removed | None:
         ngrams = RepeatedNgrams(words, joint=1 if factor == 1 else 0)
         tops = {factor * n: share for n, share in enumerate(self._section.max_top_ngrams, start=2)}
         repeats = {factor * n: share for n, share in enumerate(self._section.max_duplicate_ngrams, start=5)}
@@ -85,7 +86,8 @@ class RepeatedNgrams:
             joint: Characters between two words, which count as part of an n-gram.
         """
         numbers: dict[str, int] = {}
-        self._words = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words))
+        # A word's number is where it first occurs.
+        self._words = np.fromiter(map(numbers.setdefault, words, range(len(words))), np.int64, len(words))
         lengths = np.fromiter(map(len, words), np.int64, len(words))
         self._ends = np.concatenate([[0], np.cumsum(lengths)])
         self._joint = joint
@@ -159,18 +161,27 @@ class GopherQuality:
 
     def __call__(self, document: Document) -> Document | Removed:
         """Keep a document that passes every rule."""
-        return self._check_words(document) or self._check_lines(document.text) or document
-
-    def _check_words(self, document: Document) -> Removed | None:
-        section, text = self._section, document.text
+        text = document.text
         words = split_words(text)
-        real = [word for word in words if word.isalnum() or _HAS_LETTER_OR_DIGIT(word)]
-        if len(real) < section.min_words:
-            return self._removed("too_few_words", f"{len(real)} words, at least {section.min_words} wanted")
-        if len(real) > section.max_words:
-            return self._removed("too_many_words", f"{len(real)} words, at most {section.max_words} wanted")
-        mean_length = sum(map(len, real)) / max(1, len(real))
-        if mean_length < section.min_mean_word_length and not is_unspaced(words):
+        # Most words are letters alone: only the others are looked at one by one.
+        others = [word for word in words if not word.isalpha()]
+        alphabetic = 1 - sum(1 for word in others if not _HAS_LETTER(word)) / max(1, len(words))
+        return (
+            self._check_words(text, words, [word for word in others if not _HAS_LETTER_OR_DIGIT(word)])
+            or self._check_lines(text)
+            or self._check_prose(words, alphabetic, document.fields.get("language", "en"))
+            or document
+        )
+
+    def _check_words(self, text: str, words: list[str], symbols: list[str]) -> Removed | None:
+        section = self._section
+        real = len(words) - len(symbols)
+        if real < section.min_words:
+            return self._removed("too_few_words", f"{real} words, at least {section.min_words} wanted")
+        if real > section.max_words:
+            return self._removed("too_many_words", f"{real} words, at most {section.max_words} wanted")
+        mean_length = (sum(map(len, words)) - sum(map(len, symbols))) / max(1, real)
+        if mean_length < section.min_mean_word_length and not is_unspaced(text, len(words)):
             wanted = section.min_mean_word_length
             return self._removed("short_words", f"mean length {mean_length:.2f}, at least {wanted:g} wanted")
         if mean_length > section.max_mean_word_length:
@@ -178,12 +189,15 @@ class GopherQuality:
         for rule, count in (("hashes", text.count("#")), ("ellipses", sum(text.count(mark) for mark in _ELLIPSES))):
             if count > section.max_symbols_per_word * len(words):
                 return _over(self.name, rule, count / max(1, len(words)), section.max_symbols_per_word)
-        alphabetic = sum(1 for word in words if word.isalpha() or _HAS_LETTER(word)) / max(1, len(words))
+        return None
+
+    def _check_prose(self, words: list[str], alphabetic: float, language: str) -> Removed | None:
+        section = self._section
         if alphabetic < section.min_alphabetic_words:
             wanted = section.min_alphabetic_words
             return self._removed("few_alphabetic_words", f"{alphabetic:.2f}, at least {wanted:g} wanted")
         # English stop words say nothing of other languages.
-        if section.stop_words or document.fields.get("language", "en") == "en":
+        if section.stop_words or language == "en":
             found = len(self._stop_words.intersection(words))
             if found < section.min_stop_words:
                 return self._removed("few_stop_words", f"{found}, at least {section.min_stop_words} wanted")

@@ -7,8 +7,6 @@ from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.document_sections import NormalizationSection
 
 _LINE_ENDS = re.compile("\r\n?|\u2028|\u2029|\u0085")
-# Every quantifier is followed by something that it cannot match itself, so none of these can go back and forth.
-_TRAILING_BLANKS = re.compile(r"(?<![ \t\u00a0\u3000])[ \t\u00a0\u3000]+(?=\n|$)")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u2060\ufeff\ufffe\uffff]")
 
@@ -30,7 +28,7 @@ class Normalization:
         """The text itself, in one pass per rule."""
         section = self._section
         if section.whitespace == "tidy":
-            text = _LINE_ENDS.sub("\n", text)
+            text = _LINE_ENDS.sub("\n", text) if not text.isascii() or "\r" in text else text
         if section.control_characters == "remove":
             text = _CONTROL.sub("", text)
         if not text.isascii():
@@ -40,5 +38,5 @@ class Normalization:
                 case "nfkc":
                     text = unicodedata.normalize("NFKC", text)
         if section.whitespace == "tidy":
-            text = _EMPTY_LINES.sub("\n\n", _TRAILING_BLANKS.sub("", text)).strip()
+            text = _EMPTY_LINES.sub("\n\n", "\n".join(map(str.rstrip, text.split("\n")))).strip()
         return text

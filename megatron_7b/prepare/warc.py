@@ -8,7 +8,7 @@ import io
 import mmap
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,9 @@ class _Reader:
     def read(self) -> Iterator[WarcPage | BadRecord]:
         start: int | None = 0
         while start is not None:
-            error = None
+            error, goes_on = None, False
             try:
-                yield from self._read_from(start)
+                goes_on = yield from self._read_from(start)
             except OSError as caught:
                 error = caught
             end = start if self._last_start is None else self._find_end(self._last_start)
@@ -95,15 +95,16 @@ class _Reader:
                 yield self._held
             self._held = None
             rest = b"" if end is None else self._data[end : end + _HEAD_BYTES]
-            start = None
-            if rest.strip(b"\r\n\0"):
+            start = end if goes_on and rest else None
+            if start is None and rest.strip(b"\r\n\0"):
                 assert end is not None
                 self._position += 1
                 yield BadRecord(self._position, f"no WARC record at byte {end}: {error or 'the file is cut off'}", rest)
                 start = self._find_record(end + 1)
             self._last_start = None
 
-    def _read_from(self, start: int) -> Iterator[WarcPage | BadRecord]:
+    def _read_from(self, start: int) -> Generator[WarcPage | BadRecord, None, bool]:
+        """The records from a byte on; True if they may go on behind the last one, whose body has confused FastWARC."""
         stream = _View(self._data, start)
         types = self._warc.WarcRecordType
         for record in self._warc.ArchiveIterator(stream, parse_http=True, auto_decode="all"):
@@ -113,6 +114,9 @@ class _Reader:
             if record.record_type in (types.response, types.conversion):
                 self._position += 1
                 self._held = self._read_page(record)
+                if isinstance(self._held, BadRecord):
+                    return True
+        return False
 
     def _read_page(self, record: Any) -> WarcPage | BadRecord:
         try:

@@ -79,7 +79,7 @@ class FineWeb:
         if punctuated < section.min_punctuated_lines:
             wanted = f"at least {section.min_punctuated_lines:g} wanted"
             return Removed("fineweb:unpunctuated_lines", f"{punctuated:.3g} end with punctuation, {wanted}")
-        short = section.short_line_length // (_SHORT_LINE_FACTOR if is_unspaced(words) else 1)
+        short = section.short_line_length // (_SHORT_LINE_FACTOR if is_unspaced(text, len(words)) else 1)
         for rule, value, limit in (
             ("short_lines", sum(len(line) <= short for line in lines) / len(lines), section.max_short_lines),
             (

@@ -28,6 +28,6 @@ def split_bare_words(text: str) -> list[str]:
     return _LETTERS.findall(text)
 
 
-def is_unspaced(words: list[str]) -> bool:
+def is_unspaced(text: str, num_words: int) -> bool:
     """Whether most of a text's words are single characters of a script without spaces."""
-    return 2 * sum(1 for word in words if _UNSPACED_CHARACTER.match(word)) > len(words)
+    return not text.isascii() and 2 * len(_UNSPACED_CHARACTER.findall(text)) > num_words
