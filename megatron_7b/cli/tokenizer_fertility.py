@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from megatron_7b.errors import ConfigError
 
 if TYPE_CHECKING:
+    from megatron_7b.cli.fertility_counts import Fertility
     from megatron_7b.data.preprocess.records import BadRecord
-    from megatron_7b.prepare.fertility import Fertility
 
 _NUM_BAD_NAMED = 10
 
@@ -40,9 +40,9 @@ def add_fertility(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _measure(arguments: argparse.Namespace) -> int:
+    from megatron_7b.cli.fertility_counts import measure_fertility
     from megatron_7b.cli.progress import open_progress
     from megatron_7b.data.preprocess.sources import find_sources
-    from megatron_7b.prepare.fertility import measure_fertility
     from megatron_7b.tokenizer import load_tokenizer
 
     if arguments.sample_mb is not None and not arguments.sample_mb > 0:

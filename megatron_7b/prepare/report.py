@@ -13,6 +13,8 @@ from megatron_7b.prepare.accounting import Distributions, RunReport, Sample, Sta
 from megatron_7b.prepare.report_parts import escape, format_number, format_seconds, format_share, format_size
 
 _SOURCES_SHOWN = 40
+_FILES_OF_A_FOLDER = 10
+"""More are one row, where there are more sources than are shown."""
 _SAMPLES_PER_REASON = 3
 _SAMPLE_CHARACTERS = 600
 
@@ -40,7 +42,7 @@ def render_report(report: RunReport, samples: Mapping[str, Sequence[Sample]]) ->
         _languages(report.distributions),
         _splits(report.distributions),
         _sources(report),
-        _samples(samples),
+        _samples(samples, [stage.name for stage in report.stages]),
         _recipe(report),
     ]
     return (
@@ -87,10 +89,10 @@ def _stages(stages: Sequence[StageCount]) -> str:
                 format_number(stage.kept),
                 format_seconds(stage.seconds),
                 f"{stage.characters_in / stage.seconds / 1e6:.3g}" if stage.seconds else "",
-                f"{stage.peak_memory / 2**20:,.0f}" if stage.peak_memory else "",
+                f"{stage.peak_memory / 2**20:,.0f} MiB" if stage.peak_memory else "",
             ]
         )
-    columns = ["stage", "", "in", "made", "dropped", "kept", "CPU time", "M chars/s", "MiB"]
+    columns = ["stage", "", "in", "made", "dropped", "kept", "time", "M chars/s", "memory"]
     return (
         '<h2>Stages</h2><p class="note key"><i class="kept"></i>kept<i class="gone"></i>dropped. In every row, in + '
         "made = kept + dropped. Time and speed are of one core; memory is the most of one worker.</p>"
@@ -166,8 +168,11 @@ def _splits(distributions: Distributions) -> str:
 
 
 def _sources(report: RunReport) -> str:
-    sizes = {str(one["path"]): int(one["bytes"]) for one in report.inputs}
-    counted = sorted(report.distributions.sources.items(), key=lambda item: -item[1]["read"])
+    sizes = Counter({str(one["path"]): int(one["bytes"]) for one in report.inputs})
+    sources = report.distributions.sources
+    if len(sources) > _SOURCES_SHOWN:
+        sources, sizes = _gather_folders(sources, sizes)
+    counted = sorted(sources.items(), key=lambda item: -item[1]["read"])
     rows = [
         [
             escape(name),
@@ -186,9 +191,27 @@ def _sources(report: RunReport) -> str:
     return f"<h2>Sources</h2>{note if len(counted) > _SOURCES_SHOWN else ''}{parts.table(columns, rows)}"
 
 
-def _samples(samples: Mapping[str, Sequence[Sample]]) -> str:
+def _gather_folders(
+    sources: Mapping[str, Counter[str]], sizes: Counter[str]
+) -> tuple[dict[str, Counter[str]], Counter[str]]:
+    """Add up the files of each folder that has many."""
+    files = Counter(str(Path(name).parent) for name in sources)
+    gathered: dict[str, Counter[str]] = {}
+    gathered_sizes: Counter[str] = Counter()
+    for name, counts in sources.items():
+        folder = str(Path(name).parent)
+        if files[folder] > _FILES_OF_A_FOLDER:
+            key = f"{folder}{os.sep} ({files[folder]:,} files)"
+        else:
+            key = name
+        gathered.setdefault(key, Counter()).update(counts)
+        gathered_sizes[key] += sizes[name]
+    return gathered, gathered_sizes
+
+
+def _samples(samples: Mapping[str, Sequence[Sample]], order: Sequence[str]) -> str:
     pieces = []
-    for stage, dropped in samples.items():
+    for stage, dropped in sorted(samples.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1):
         by_reason: dict[str, list[Sample]] = {}
         for sample in dropped:
             by_reason.setdefault(sample.reason, []).append(sample)

@@ -36,12 +36,13 @@ class SignatureFiles[T: np.generic]:
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[T]:
         """[len(numbers), columns] some rows, in the order asked for."""
-        shards = np.searchsorted(self.starts, numbers, side="right") - 1
+        order = np.argsort(numbers)  # so that each shard's lie together, and are read as they lie in the file
+        cuts = np.searchsorted(numbers[order], self.starts)
         first = self._parts[0]
         found = np.empty((len(numbers), *first.shape[1:]), dtype=first.dtype)
-        for shard in np.unique(shards):
-            wanted = shards == shard
-            found[wanted] = self._parts[shard][numbers[wanted] - self.starts[shard]]
+        for shard in np.flatnonzero(np.diff(cuts)):
+            some = order[cuts[shard] : cuts[shard + 1]]
+            found[some] = self._parts[shard][numbers[some] - self.starts[shard]]
         return found
 
 

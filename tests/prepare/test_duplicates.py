@@ -137,9 +137,22 @@ def test_decisions_depend_on_neither_shards_nor_passes(tmp_path: Path) -> None:
     texts = [edit(rng.choice(originals), rng.choice([0, 0.01, 0.05, 0.08]), rng) for _ in range(500)]
     expected = keepers(NearDuplicates(SECTION), texts, tmp_path / "one")
     assert len(set(expected)) < 400
-    for shards, rows in ((3, 10**6), (500, 10**6), (1, 70), (7, 33)):
+    for shards, rows in ((3, 10**6), (60, 10**6), (1, 70), (7, 33)):
         finder = NearDuplicates(SECTION, rows_in_memory=rows)
         assert keepers(finder, texts, tmp_path / f"{shards}_{rows}", shards) == expected
+
+
+def test_documents_behind_an_unlike_first_one_are_compared_too(tmp_path: Path) -> None:
+    """The second and third agree in one band only, and there the first, which is unlike both, agrees as well."""
+    rows = choose_rows_per_band(SECTION.similarity, SECTION.num_hashes)
+    rng = np.random.default_rng(5)
+    signatures = rng.integers(0, 2**32, (3, SECTION.num_hashes), dtype=np.uint32)
+    signatures[2] = signatures[1]
+    signatures[2, ::rows] += 1  # one column of every band
+    signatures[:, :rows] = signatures[1, :rows]
+    np.save(tmp_path / "0.npy", signatures)
+    found = NearDuplicates(SECTION).find_keepers([tmp_path / "0.npy"], np.ones(3, dtype=np.bool_), tmp_path)
+    assert found.tolist() == [0, 1, 1]
 
 
 def test_what_goes_resembles_what_stays(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def report() -> RunReport:
     distributions = Distributions(
         lengths={"read": Counter({0: 3, 5: 10, 12: 900, 20: 1}), "kept": Counter({12: 700, 13: 5})},
         languages=Counter({f"l{number}": number for number in range(1, 40)}),
-        sources={f"part{n}.jsonl": Counter(read=1000 - n, kept=10) for n in range(120)} | {HOSTILE: Counter(read=5)},
+        sources={f"{n}/part.jsonl": Counter(read=1000 - n, kept=10) for n in range(120)}
+        | {f"pages/{n}.html": Counter(read=2, kept=1) for n in range(800)}
+        | {HOSTILE: Counter(read=500)},
         splits={"train": Counter(documents=69, characters=10_000), "validation": Counter(documents=1, characters=20)},
         duplicate_groups={"exact": Counter({1: 50, 2: 7, 3: 1}), "near": Counter({1: 50, 900: 1})},
     )
@@ -58,7 +60,7 @@ def report() -> RunReport:
         StageCount("pii", 70, 70, changes=Counter(email=12), peak_memory=3 << 20),
         StageCount("augmentation", 70, 140, added=70, characters_kept=1_234_567),
     ]
-    inputs = [{"path": "part0.jsonl", "bytes": 1_500_000}]
+    inputs = [{"path": "0/part.jsonl", "bytes": 1_500_000}]
     recipe: dict[str, object] = {"quality": {"c4": False, "words": HOSTILE}}
     return RunReport("1.0", ["megatron-7b", "data", "prepare"], recipe, inputs, stages, distributions, 75.2, 2)
 
@@ -89,7 +91,8 @@ def test_the_figures_are_there(report: RunReport) -> None:
         "1,234", "140", "1.23 M", "1.5 MB", "1 min 15 s", "with 2 workers", "quality:gopher:short", "1,100",
         "12 email", "9 documents dropped as repeating one of 8",
         "899 documents dropped as repeating one of 1", "14 more", "megatron-7b data prepare",
-        "The 40 with the most documents of 121", "unreadable records", "34", "part0.jsonl", "validation",
+        "The 40 with the most documents of 122", "pages/ (800 files)", "1,600", "unreadable records",
+        "34", "0/part.jsonl", "validation",
     ):  # fmt: skip
         assert expected in page.text, expected
     assert page.tags["pre"] == 3 + 1  # samples of one reason, and the recipe
