@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from megatron_7b.config import save_config
 from megatron_7b.training.run_folder import RunFolder, opened
+from tests.support.checkpoint_runs import saved_tensors
 from tests.training import runs
 
 
@@ -68,7 +66,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_run_killed_with_9_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     config = runs.config(
         runs.write_corpus(tmp_path),
@@ -93,18 +90,6 @@ def test_a_run_killed_with_9_goes_on_as_if_nothing_had_happened(tmp_path: Path) 
     assert resumed.keys() == expected.keys()
     assert any(name.startswith("optimizer.") for name in resumed)
     assert [name for name in resumed if not torch.equal(resumed[name], expected[name])] == []
-
-
-def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a checkpoint, whole, optimizer state included."""
-    reader = FileSystemReader(folder)
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
 
 
 def test_the_folder_of_another_model_is_refused_in_one_message(tmp_path: Path) -> None:
