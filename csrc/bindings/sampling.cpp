@@ -22,27 +22,34 @@ struct Lease {
 class PooledBatcher {
  public:
   PooledBatcher(std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights,
-                std::int64_t seq_length, std::int64_t vocab_size, std::optional<std::int64_t> masked_eod)
-      : batcher_(std::move(streams), std::move(weights), seq_length, vocab_size, masked_eod) {}
+                std::int64_t seq_length, const BatchOptions& options)
+      : batcher_(std::move(streams), std::move(weights), seq_length, options) {}
 
-  // (tokens, labels, loss_mask, position_ids), views of one buffer that returns to the pool with the last of them.
+  // (tokens, labels, loss_mask, position_ids), views of one buffer that returns to the pool with the last of them, and
+  // cu_seqlens or None.
   py::tuple assemble(const Indices& indices) const {
     const std::int64_t rows = indices.size();
     const std::int64_t* numbers = indices.data();
     const std::int64_t columns = batcher_.seq_length();
     auto lease = std::make_unique<Lease>();
     BatchView batch{};
+    std::vector<std::int32_t> cumulative;
     {
       const py::gil_scoped_release unlocked;
       lease->pool = pool_;
       lease->buffer = pool_->take(Batcher::batch_bytes(rows, columns));
       batch = batcher_.view(lease->buffer.data.get(), rows);
-      batcher_.assemble(numbers, rows, batch);
+      cumulative = batcher_.assemble(numbers, rows, batch);
     }
     const py::capsule owner(lease.release(), [](void* pointer) { delete static_cast<Lease*>(pointer); });
     const auto ids = [&](std::int64_t* data) { return py::array_t<std::int64_t>({rows, columns}, data, owner); };
+    py::object cu_seqlens = py::none();
+    if (batcher_.options().document_boundaries) {
+      cu_seqlens = py::array_t<std::int32_t>(static_cast<py::ssize_t>(cumulative.size()), cumulative.data());
+    }
     return py::make_tuple(ids(batch.tokens), ids(batch.labels),
-                          py::array_t<float>({rows, columns}, batch.loss_mask, owner), ids(batch.position_ids));
+                          py::array_t<float>({rows, columns}, batch.loss_mask, owner), ids(batch.position_ids),
+                          cu_seqlens);
   }
 
   py::tuple locate(const Indices& indices) const {
@@ -55,8 +62,6 @@ class PooledBatcher {
     }
     return py::make_tuple(sets, samples);
   }
-
-  const Batcher& get() const { return batcher_; }
 
  private:
   Batcher batcher_;
@@ -109,11 +114,20 @@ void register_sampling(py::module_& module) {
           "Samples taken from each set before number n.");
 
   py::class_<PooledBatcher>(module, "Batcher", "Assembles microbatches.")
-      .def(py::init<std::vector<TokenStream>, std::optional<std::vector<std::int64_t>>, std::int64_t, std::int64_t,
-                    std::optional<std::int64_t>>(),
-           arg("streams"), arg("weights"), arg("seq_length"), arg("vocab_size"), arg("masked_eod"))
+      .def(py::init([](std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights,
+                       std::int64_t seq_length, std::int64_t vocab_size, std::optional<std::int64_t> masked_eod,
+                       bool document_boundaries, bool reset_position_ids) {
+             BatchOptions options;
+             options.vocab_size = vocab_size;
+             options.masked_eod = masked_eod;
+             options.document_boundaries = document_boundaries;
+             options.reset_position_ids = reset_position_ids;
+             return std::make_unique<PooledBatcher>(std::move(streams), std::move(weights), seq_length, options);
+           }),
+           arg("streams"), arg("weights") = py::none(), py::kw_only(), arg("seq_length"), arg("vocab_size") = 0,
+           arg("masked_eod") = py::none(), arg("document_boundaries") = false, arg("reset_position_ids") = false)
       .def("assemble", &PooledBatcher::assemble, arg("indices"),
-           "(tokens, labels, loss_mask, position_ids) of these samples.")
+           "(tokens, labels, loss_mask, position_ids, cu_seqlens or None) of these samples.")
       .def("locate", &PooledBatcher::locate, arg("indices"), "(sets, samples) of these global samples.");
 }
 

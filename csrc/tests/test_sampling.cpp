@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <atomic>
+#include <numeric>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -97,7 +99,10 @@ TEST(batches_from_several_threads) {
     const auto corpus = std::make_shared<const Corpus>(folder / name, true);
     streams.emplace_back(corpus, 0, 100, 16, streams.size(), true);
   }
-  const Batcher batcher(streams, std::vector<std::int64_t>{2, 1}, 16, 5000, 0);
+  BatchOptions options;
+  options.vocab_size = 5000;
+  options.masked_eod = 0;
+  const Batcher batcher(streams, std::vector<std::int64_t>{2, 1}, 16, options);
   BufferPool pool(4);
   std::atomic<std::int64_t> sum{0};
   std::vector<std::thread> threads;
@@ -118,4 +123,45 @@ TEST(batches_from_several_threads) {
     thread.join();
   }
   CHECK(sum > 0 && sum % 4 == 0);
+}
+
+TEST(document_boundaries_of_batches) {
+  const TemporaryFolder folder;
+  // Every id tells its document: 100 * document + place; some documents are empty.
+  test::Documents documents(60);
+  for (std::size_t i = 0; i < documents.size(); ++i) {
+    for (std::size_t place = 0; place < (i * 7919) % 13; ++place) {
+      documents[i].push_back(static_cast<std::int32_t>(100 * i + place));
+    }
+  }
+  test::write_corpus(folder / "a", documents, 2);
+  const auto corpus = std::make_shared<const Corpus>(folder / "a", true);
+  for (const bool shuffle : {true, false}) {
+    for (const std::int64_t s : {1, 7, 64}) {
+      const std::vector<TokenStream> streams{TokenStream(corpus, 0, 60, s, 5, shuffle)};
+      BatchOptions options;
+      options.document_boundaries = options.reset_position_ids = true;
+      const Batcher batcher(streams, std::nullopt, s, options);
+      const std::int64_t rows = 2 * corpus->num_tokens() / s + 2;
+      std::vector<std::int64_t> indices(static_cast<std::size_t>(rows));
+      std::iota(indices.begin(), indices.end(), std::int64_t{0});
+      BufferPool::Buffer buffer = BufferPool(1).take(Batcher::batch_bytes(rows, s));
+      const BatchView view = batcher.view(buffer.data.get(), rows);
+      const std::vector<std::int32_t> cumulative = batcher.assemble(indices.data(), rows, view);
+      CHECK(cumulative.front() == 0 && cumulative.back() == rows * s);
+      std::size_t segment = 0;
+      for (std::int64_t i = 0; i < rows * s; ++i) {
+        if (cumulative[segment + 1] == i) {
+          ++segment;
+        }
+        CHECK(view.position_ids[i] == i - cumulative[segment]);
+        if (i % s == 0) {
+          CHECK(cumulative[segment] == i);
+        } else if (shuffle || view.loss_mask[i] == 1.0F) {
+          const bool same = view.tokens[i] / 100 == view.tokens[i - 1] / 100 && view.tokens[i] > view.tokens[i - 1];
+          CHECK(same == (cumulative[segment] != i));
+        }
+      }
+    }
+  }
 }

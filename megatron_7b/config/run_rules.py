@@ -122,6 +122,17 @@ def _split_is_shares(case: Case) -> Iterator[Problem]:
         )
 
 
+@rule("data.reset_position_ids", "data.reset_attention_mask")
+def _positions_restart_only_within_documents(case: Case) -> Iterator[Problem]:
+    data = case.config.data
+    if data.reset_position_ids and not data.reset_attention_mask:
+        yield case.problem(
+            "data.reset_position_ids",
+            "needs data.reset_attention_mask True: rotary embeddings see distances only, and across documents they "
+            "would contradict such positions",
+        )
+
+
 def split_blend(entries: tuple[str, ...]) -> list[tuple[float, str]]:
     """Weights and prefixes of a corpus option: one prefix, or weights and prefixes in turn.
 

@@ -155,6 +155,10 @@ class DataConfig:
     """Tokenizer folder or file; None means the one that the corpus names."""
     seq_length: int = 256
     """Tokens per sample."""
+    reset_attention_mask: bool = False
+    """No token attends to one of another document."""
+    reset_position_ids: bool = False
+    """Count positions from 0 in each document; needs reset_attention_mask."""
     eod_mask_loss: bool = False
     """Leave the prediction after an end-of-document token out of the loss."""
     num_workers: int = 1

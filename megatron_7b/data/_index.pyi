@@ -99,15 +99,18 @@ class Batcher:
     def __init__(
         self,
         streams: Sequence[TokenStream],
-        weights: Sequence[int] | None,
+        weights: Sequence[int] | None = None,
+        *,
         seq_length: int,
-        vocab_size: int,
-        masked_eod: int | None,
+        vocab_size: int = 0,
+        masked_eod: int | None = None,
+        document_boundaries: bool = False,
+        reset_position_ids: bool = False,
     ) -> None: ...
     def assemble(
         self, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        """(tokens, labels, loss_mask, position_ids) of these samples, each [b, s], without the GIL."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.int32] | None]:
+        """(tokens, labels, loss_mask, position_ids) of these samples, each [b, s], and cu_seqlens, without the GIL."""
 
     def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(sets, samples) of these global samples."""

@@ -21,7 +21,7 @@ WHOLE = (1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch. The four arrays lie in one buffer, which is used again once nothing refers to any of them."""
+    """One microbatch. The arrays [b, s] lie in one buffer, which is used again once nothing refers to any of them."""
 
     tokens: NDArray[np.int64]
     """Inputs, [b, s]."""
@@ -30,7 +30,13 @@ class Batch:
     loss_mask: NDArray[np.float32]
     """1 where the prediction counts, [b, s]."""
     position_ids: NDArray[np.int64]
-    """0 … s - 1 over the whole sample, across its documents, [b, s]."""
+    """0 … s - 1 over the whole sample, or over each of its documents where they are reset, [b, s]."""
+    cu_seqlens: NDArray[np.int32] | None = None
+    """Cumulative lengths of the documents when the rows are laid one after the other, [documents + 1]: 0, …, b × s.
+
+    A row's beginning always begins one, even where it goes on with a document of which an earlier sample had the first
+    part. None where nobody asked for boundaries.
+    """
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,10 @@ def open_split(
         seed=seed,
         seq_length=config.seq_length,
         vocab_size=vocab_size,
-        masked_eod=eod_id if config.eod_mask_loss else None,
         shuffle=True,
+        masked_eod=eod_id if config.eod_mask_loss else None,
+        document_boundaries=config.reset_attention_mask,
+        reset_position_ids=config.reset_position_ids,
     )
 
 
@@ -154,8 +162,8 @@ def open_sequential(
         seed=0,
         seq_length=seq_length,
         vocab_size=vocab_size,
-        masked_eod=masked_eod,
         shuffle=False,
+        masked_eod=masked_eod,
     )
 
 
@@ -196,8 +204,10 @@ def _open(
     seed: int,
     seq_length: int,
     vocab_size: int | None,
-    masked_eod: int | None,
     shuffle: bool,
+    masked_eod: int | None = None,
+    document_boundaries: bool = False,
+    reset_position_ids: bool = False,
 ) -> Dataset:
     weights = integer_weights([part.weight for part in blend])
     streams, parts = [], []
@@ -217,5 +227,13 @@ def _open(
                 num_samples=stream.num_samples,
             )
         )
-    batcher = Batcher(streams, weights if len(weights) > 1 else None, seq_length, vocab_size or 0, masked_eod)
+    batcher = Batcher(
+        streams,
+        weights if len(weights) > 1 else None,
+        seq_length=seq_length,
+        vocab_size=vocab_size or 0,
+        masked_eod=masked_eod,
+        document_boundaries=document_boundaries,
+        reset_position_ids=reset_position_ids,
+    )
     return Dataset(parts, batcher, seq_length=seq_length)

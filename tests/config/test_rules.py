@@ -42,6 +42,8 @@ CASES = [
     ({PP: 2, VP: 1}, 2, VP, "at least 2"),
     ({CP: 2, "model.transformer_impl": "local"}, 2, CP, "needs Transformer Engine"),
     ({CP: 2, "runtime.device": "cpu"}, 2, CP, "no CPU kernels"),
+    ({CP: 2, "data.reset_attention_mask": True}, 2, "data.reset_attention_mask", "cuts documents apart"),
+    ({"data.reset_position_ids": True}, 1, "data.reset_position_ids", "needs data.reset_attention_mask True"),
     ({"parallel.overlap_param_gather": True}, 1, "parallel.overlap_param_gather", SHARDED),
     ({"parallel.overlap_param_gather": True, SHARDED: True}, 1, "parallel.overlap_param_gather", "overlap_grad_reduce"),
     (

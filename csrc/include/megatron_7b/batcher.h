@@ -12,6 +12,18 @@
 
 namespace megatron_7b {
 
+// What a batch holds besides tokens and labels.
+struct BatchOptions {
+  // 0: ids are not checked.
+  std::int64_t vocab_size = 0;
+  // An input token whose prediction stays out of the loss.
+  std::optional<std::int64_t> masked_eod;
+  // Say where documents begin.
+  bool document_boundaries = false;
+  // Count positions from each document's first token in the sample.
+  bool reset_position_ids = false;
+};
+
 // Where the arrays of one microbatch lie, each [b, s], in one buffer.
 struct BatchView {
   std::int64_t* tokens;
@@ -22,26 +34,29 @@ struct BatchView {
 
 class Batcher {
  public:
-  // vocab_size 0: ids are not checked. masked_eod: an input token whose prediction stays out of the loss.
   Batcher(std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights, std::int64_t seq_length,
-          std::int64_t vocab_size, std::optional<std::int64_t> masked_eod);
+          const BatchOptions& options);
 
   std::int64_t seq_length() const { return seq_length_; }
-  const std::vector<TokenStream>& streams() const { return streams_; }
-  const Blend* blend() const { return blend_.get(); }
+  const BatchOptions& options() const { return options_; }
 
   // The set and the number within it of a global sample.
   Blend::Pick pick(std::int64_t index) const;
   static std::size_t batch_bytes(std::int64_t num_samples, std::int64_t seq_length);
   BatchView view(void* buffer, std::int64_t num_samples) const;
-  void assemble(const std::int64_t* indices, std::int64_t num_samples, const BatchView& batch) const;
+  // Fills `batch`. Returns the cumulative lengths of the documents in the rows laid one after the other: 0, …, b s with
+  // the beginning of each row among them; nothing where options().document_boundaries is off.
+  std::vector<std::int32_t> assemble(const std::int64_t* indices, std::int64_t num_samples,
+                                     const BatchView& batch) const;
 
  private:
+  void fill_positions(const std::vector<std::int64_t>& starts, std::int64_t* positions) const;
+  void fill_mask(const std::int64_t* sample, std::int64_t predicted, float* mask) const;
+
   std::vector<TokenStream> streams_;
   std::unique_ptr<Blend> blend_;
   std::int64_t seq_length_;
-  std::int64_t vocab_size_;
-  std::optional<std::int64_t> masked_eod_;
+  BatchOptions options_;
 };
 
 // Buffers handed out and taken back, so that a training step writes to warm pages instead of faulting in new ones.
