@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.runtime import cpu_kernels
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -25,6 +26,28 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_unused: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., h]."""
+        if cpu_kernels.is_supported(x, self.weight) and self.eps is not None:
+            return cpu_kernels.rms_norm(x, self.weight, self.eps)
+        return super().forward(x)
+
+
+class SwiGLU(torch.nn.Module):
+    """The gated activation between the two linear layers of an MLP: one pass forward and one back, on a CPU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        assert config.gated_linear_unit
+        assert config.activation_func is functional.silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return silu(gate) × up, where [..., 2f] holds gate and up side by side."""
+        if cpu_kernels.is_supported(x):
+            return cpu_kernels.swiglu(x)
+        gate, up = x.chunk(2, dim=-1)
+        return functional.silu(gate) * up
 
 
 class ScaledDotProductAttention(MegatronModule):

@@ -19,6 +19,7 @@ from megatron_7b.model.core_config import params_dtype
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
+from megatron_7b.runtime.allocator import keep_freed_memory
 from megatron_7b.runtime.device import DeviceType, torch_device
 from megatron_7b.runtime.distributed import initialize_process
 from megatron_7b.tokenizer import Tokenizer
@@ -130,6 +131,8 @@ def build_core(config: RunConfig, device_type: DeviceType) -> Core:
         ConfigError: the layout does not fit the number of ranks, or a kernel was asked for that is not there.
     """
     assert config.model.vocab_size is not None
+    if device_type == "cpu":
+        keep_freed_memory()
     layout = initialize_model_parallel(config.parallel, seed=config.training.seed)
     groups = process_groups()
     chunks = build_model(
