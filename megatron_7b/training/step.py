@@ -1,16 +1,16 @@
 """One step: forward and backward over the microbatches of all pipeline stages, then the update."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_7b.model.microbatches import run_microbatches
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
 
@@ -34,18 +34,6 @@ class StepResult:
     grad_norm: float
     num_tokens: int
     skipped: bool
-
-
-def _forward_step(inputs: Iterator[dict[str, Any]], model: Any) -> tuple[Tensor, Any]:
-    microbatch = next(inputs)
-    output = model(**microbatch)
-
-    def count_tokens(loss_sum: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        num_tokens = microbatch["loss_mask"].sum().to(torch.int)
-        # megatron-core scales the first of the three in place; what is reported must be its own copy.
-        return loss_sum, num_tokens, {"loss_sum": loss_sum.detach().clone(), "num_tokens": num_tokens.clone()}
-
-    return output, count_tokens
 
 
 def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -> dict[str, Any]:
@@ -93,22 +81,12 @@ def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: 
     Collective: all ranks.
     """
     inputs = [model_inputs(batch, trainer.device, trainer.layout) for batch in batches]
-    iterators = [iter(inputs) for _ in trainer.model]
     seq_length, micro_batch_size = trainer.config.data.seq_length, trainer.config.training.micro_batch_size
     if trainer.config.data.reset_attention_mask:
         seq_length, micro_batch_size = seq_length * micro_batch_size, 1  # what `model_inputs` makes of such batches
-    outputs = get_forward_backward_func()(
-        forward_step_func=_forward_step,
-        data_iterator=iterators if len(iterators) > 1 else iterators[0],
-        model=trainer.model if len(trainer.model) > 1 else trainer.model[0],
-        num_microbatches=len(batches),
-        seq_length=seq_length,
-        micro_batch_size=micro_batch_size,
-        forward_only=forward_only,
+    totals = run_microbatches(
+        trainer.model, inputs, seq_length=seq_length, micro_batch_size=micro_batch_size, forward_only=forward_only
     )
-    totals = torch.zeros(2, dtype=torch.float64, device=trainer.device)
-    for output in outputs:  # empty on all stages but the last
-        totals += torch.stack((output["loss_sum"].double(), output["num_tokens"].double()))
     loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
     return loss_sum, int(num_tokens)
 
