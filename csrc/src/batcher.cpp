@@ -10,15 +10,11 @@
 
 namespace megatron_7b {
 
-Batcher::Batcher(std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights,
-                 std::int64_t seq_length, const BatchOptions& options)
-    : streams_(std::move(streams)), seq_length_(seq_length), options_(options) {
-  if (streams_.empty() || (streams_.size() > 1) != weights.has_value() ||
-      (weights && weights->size() != streams_.size())) {
-    throw std::invalid_argument("several streams need one weight each, a single one needs none");
-  }
-  if (weights) {
-    blend_ = std::make_unique<Blend>(std::move(*weights));
+Batcher::Batcher(std::vector<TokenStream> streams, std::unique_ptr<const CappedBlend> blend, std::int64_t seq_length,
+                 BatchOptions options)
+    : streams_(std::move(streams)), blend_(std::move(blend)), seq_length_(seq_length), options_(std::move(options)) {
+  if (streams_.empty() || (streams_.size() > 1 && !blend_)) {
+    throw std::invalid_argument("several streams need a blend");
   }
 }
 
@@ -44,7 +40,8 @@ std::vector<std::int32_t> Batcher::assemble(const std::int64_t* indices, std::in
   std::vector<std::int64_t> sample(static_cast<std::size_t>(seq_length_) + 1);
   std::vector<std::int64_t> starts;
   std::vector<std::int32_t> cumulative;
-  const bool wants_starts = options_.document_boundaries || options_.reset_position_ids;
+  const bool wants_starts =
+      options_.document_boundaries || options_.reset_position_ids || options_.fill_in_the_middle.has_value();
   for (std::int64_t row = 0; row < num_samples; ++row) {
     if (indices[row] < 0) {
       throw std::invalid_argument("sample number " + std::to_string(indices[row]));
@@ -52,6 +49,9 @@ std::vector<std::int32_t> Batcher::assemble(const std::int64_t* indices, std::in
     const Blend::Pick picked = pick(indices[row]);
     const std::int64_t real = streams_[static_cast<std::size_t>(picked.set)].read(
         picked.sample, options_.vocab_size, sample.data(), wants_starts ? &starts : nullptr);
+    if (options_.fill_in_the_middle) {
+      options_.fill_in_the_middle->permute(picked.set, picked.sample, starts, real, sample.data());
+    }
     const std::int64_t begin = row * seq_length_;
     std::memcpy(batch.tokens + begin, sample.data(), row_bytes);
     std::memcpy(batch.labels + begin, sample.data() + 1, row_bytes);

@@ -50,7 +50,7 @@ class Option:
         words = " | ".join(self.choices) if self.choices else _WORDS.get(self.annotation, "")
         if self.takes_many:
             items = typing.get_args(self.annotation)
-            noun = {str: "texts", int: "integers"}[items[0]]
+            noun = {str: "texts", int: "integers", float: "numbers"}[items[0]]
             words = noun if items[-1] is Ellipsis else f"{len(items)} {noun}"
         if dataclasses.is_dataclass(self.annotation):
             words = "a mapping"

@@ -176,6 +176,17 @@ def _validation_blend_is_well_formed(case: Case) -> Iterator[Problem]:
     yield from _check_blend(case, "data.valid")
 
 
+@rule("data.max_epochs", "data.train")
+def _every_set_has_its_bound(case: Case) -> Iterator[Problem]:
+    bounds, entries = case.config.data.max_epochs, case.config.data.train
+    if any(bound < 0 for bound in bounds):
+        yield case.problem("data.max_epochs", "must not be negative; 0 is no bound")
+    elif entries and len(bounds) > 1 and not list(_check_blend(case, "data.train")):
+        num_sets = len(split_blend(entries))
+        if len(bounds) != num_sets:
+            yield case.problem("data.max_epochs", f"expected one number, or one for each of the {num_sets} sets")
+
+
 def _check_files(case: Case, path: str) -> Iterator[Problem]:
     entries = cast(tuple[str, ...], get_value(case.config, path))
     if not entries or list(_check_blend(case, path)):

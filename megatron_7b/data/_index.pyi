@@ -93,6 +93,43 @@ class Blend:
     def counts(self, n: int) -> NDArray[np.int64]:
         """Samples taken from each set before number n, [num_sets]."""
 
+class CappedBlend:
+    """A blend whose sets may run out."""
+
+    def __init__(self, weights: Sequence[int], limits: Sequence[int | None]) -> None: ...
+    @property
+    def num_samples(self) -> int | None:
+        """Samples until all sets have run out; None where one never does."""
+
+    def picks(self, begin: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sets and samples of the numbers [begin, begin + count)."""
+
+    def counts(self, n: int) -> NDArray[np.int64]:
+        """Samples taken from each set before number n, [num_sets]."""
+
+    def number_of(self, set_index: int, sample: int) -> int:
+        """The number of a set's sample."""
+
+class FillInTheMiddle:
+    """How documents are permuted."""
+
+    def __init__(
+        self,
+        *,
+        rate: float,
+        spm_rate: float,
+        prefix_id: int,
+        middle_id: int,
+        suffix_id: int,
+        eod_id: int | None = None,
+        key: int = 0,
+    ) -> None: ...
+
+def pack_best_fit(
+    lengths: NDArray[np.int64], capacity: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(row_begin, document, offset, length) of documents packed into rows of `capacity` tokens, without the GIL."""
+
 class Batcher:
     """Assembles microbatches."""
 
@@ -100,12 +137,14 @@ class Batcher:
         self,
         streams: Sequence[TokenStream],
         weights: Sequence[int] | None = None,
+        limits: Sequence[int | None] | None = None,
         *,
         seq_length: int,
         vocab_size: int = 0,
         masked_eod: int | None = None,
         document_boundaries: bool = False,
         reset_position_ids: bool = False,
+        fill_in_the_middle: FillInTheMiddle | None = None,
     ) -> None: ...
     def assemble(
         self, indices: NDArray[np.int64]

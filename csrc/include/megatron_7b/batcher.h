@@ -7,7 +7,8 @@
 #include <optional>
 #include <vector>
 
-#include "megatron_7b/blend.h"
+#include "megatron_7b/capped_blend.h"
+#include "megatron_7b/fill_in_the_middle.h"
 #include "megatron_7b/token_stream.h"
 
 namespace megatron_7b {
@@ -22,6 +23,8 @@ struct BatchOptions {
   bool document_boundaries = false;
   // Count positions from each document's first token in the sample.
   bool reset_position_ids = false;
+  // Permute documents.
+  std::optional<FillInTheMiddle> fill_in_the_middle;
 };
 
 // Where the arrays of one microbatch lie, each [b, s], in one buffer.
@@ -34,8 +37,9 @@ struct BatchView {
 
 class Batcher {
  public:
-  Batcher(std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights, std::int64_t seq_length,
-          const BatchOptions& options);
+  // blend: how several streams take turns, or when a single one ends.
+  Batcher(std::vector<TokenStream> streams, std::unique_ptr<const CappedBlend> blend, std::int64_t seq_length,
+          BatchOptions options);
 
   std::int64_t seq_length() const { return seq_length_; }
   const BatchOptions& options() const { return options_; }
@@ -54,7 +58,7 @@ class Batcher {
   void fill_mask(const std::int64_t* sample, std::int64_t predicted, float* mask) const;
 
   std::vector<TokenStream> streams_;
-  std::unique_ptr<Blend> blend_;
+  std::unique_ptr<const CappedBlend> blend_;
   std::int64_t seq_length_;
   BatchOptions options_;
 };

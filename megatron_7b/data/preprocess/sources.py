@@ -104,9 +104,9 @@ class Source:
         except (EOFError, OSError, ValueError) as error:
             raise DataFormatError(f"{self.path} cannot be read: {error}") from error
         except Exception as error:
-            if type(error).__name__ != "ZstdError":
+            if type(error).__name__ not in ("ZstdError", "IsalError"):
                 raise
-            raise DataFormatError(f"{self.path} is not a whole zstd file: {error}") from error
+            raise DataFormatError(f"{self.path} is damaged or not a whole {self.compression} file: {error}") from error
 
     def _note(self, data: memoryview) -> None:
         self.bytes_read += len(data)
