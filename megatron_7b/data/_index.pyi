@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,12 +7,29 @@ from numpy.typing import NDArray
 class IndexWriter:
     """Writes PREFIX.bin and PREFIX.idx; they appear on finish(). Dropped unfinished, it leaves nothing behind."""
 
+    @overload
     def __init__(self, prefix: str, token_bytes: int) -> None: ...
+    @overload
+    def __init__(self, prefix: str, token_bytes: int, checkpoint: tuple[int, int, int, bool]) -> None:
+        """Go on behind a checkpoint of an earlier writer; DataFormatError where the .tmp files hold less."""
+
     def add_document(self, ids: NDArray[np.integer], sequence_lengths: NDArray[np.integer] | None = None) -> None:
         """Append one document, [length]; as one sequence unless `sequence_lengths` cuts it."""
 
     def add_documents(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
         """Append many documents whose ids lie one after the other, without the GIL."""
+
+    def checkpoint(self) -> tuple[int, int, int, bool]:
+        """Hand all to the kernel: (documents, sequences, tokens, whether each document is one sequence) to go on from.
+
+        What was written before outlives this process; only `complete` makes it outlive the machine.
+        """
+
+    def complete(self) -> None:
+        """Complete PREFIX.bin.tmp and PREFIX.idx.tmp, on the disk; renaming them is left to the caller."""
+
+    def suspend(self) -> None:
+        """Close the temporary files as they are, for a later writer."""
 
     def finish(self) -> None:
         """Flush both files to the disk and give them their names, the index last."""
