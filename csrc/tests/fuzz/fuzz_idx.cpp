@@ -80,6 +80,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (size < kHeaderOfInput) {
     return 0;
   }
+  prefix();  // Made before the handler is registered, so that it is still there when the handler runs.
   static const int registered = std::atexit(remove_files);
   static_cast<void>(registered);
   std::vector<std::uint8_t> bin(static_cast<std::size_t>(data[1] | data[2] << 8));

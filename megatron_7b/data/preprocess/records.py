@@ -11,7 +11,8 @@ import orjson
 from megatron_7b.data.preprocess.sources import Block
 
 _LINE_END = re.compile(rb"\n")
-_BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+# Also before the first paragraph: where a block begins is no concern of its documents.
+_BLANK_LINES = re.compile(rb"(?:\A|\n)(?:[ \t\r]*\n)+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
