@@ -21,7 +21,7 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,6p'
 
 setup:
-	@tools/dev/setup.sh test dev
+	@tools/dev/setup.sh test dev prepare
 	@echo "ready: $(BIN)/megatron-7b --help, or 'source $(BIN)/activate' and megatron-7b --help"
 
 quickstart:
@@ -29,11 +29,11 @@ quickstart:
 	@examples/quickstart.sh
 
 test:
-	@tools/dev/setup.sh test
+	@tools/dev/setup.sh test prepare
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check:
-	@tools/dev/setup.sh test dev
+	@tools/dev/setup.sh test dev prepare
 	@tools/dev/check.sh
 
 # Rewrite what `make check` would complain of, where a tool can.

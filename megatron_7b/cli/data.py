@@ -1,4 +1,4 @@
-"""`megatron-7b data …`: look into tokenized corpora, check them, join them, plan with them."""
+"""`megatron-7b data …`: clean raw files; look into tokenized corpora, check them, join them, plan with them."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from megatron_7b.data.show import CorpusStatistics
     from megatron_7b.tokenizer import Tokenizer
 
-SUMMARY = "Show, verify, adopt and merge tokenized corpora; plan what a run takes from each."
+SUMMARY = "Clean raw files; show, verify, adopt and merge tokenized corpora; plan what a run takes from each."
 
 _IDS_SHOWN = 64
 
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="megatron-7b data", description=SUMMARY)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("prepare", help="raw files to clean, deduplicated, split JSONL, with a report", add_help=False)
     _add_show(actions)
     add_verify(actions)
     add_adopt(actions)
@@ -39,10 +40,15 @@ def main(argv: list[str]) -> int:
     Raises:
         MegatronError: A mistake that the user can mend.
     """
-    if argv[:1] == ["plan"]:  # It takes the flags of the configuration, and loads what reads them.
+    # These take the flags of a configuration, and load what reads them.
+    if argv[:1] == ["plan"]:
         from megatron_7b.cli import data_plan
 
         return data_plan.main(argv[1:])
+    if argv[:1] == ["prepare"]:
+        from megatron_7b.cli import data_prepare
+
+        return data_prepare.main(argv[1:])
     arguments = build_parser().parse_args(argv)
     action: Callable[[argparse.Namespace], int] = arguments.run
     return action(arguments)

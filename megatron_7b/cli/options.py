@@ -9,7 +9,7 @@ import argparse
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -22,7 +22,15 @@ from megatron_7b.errors import ConfigError
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, whose mistakes are ConfigErrors and whose help shows defaults."""
 
-    def __init__(self, command: str, summary: str, *, with_config: bool = False) -> None:
+    def __init__(
+        self,
+        command: str,
+        summary: str,
+        *,
+        with_config: bool = False,
+        root: type = RunConfig,
+        load: Callable[[Sequence[str]], object] = load_config,
+    ) -> None:
         super().__init__(
             prog=f"megatron-7b {command}",
             description=summary,
@@ -32,6 +40,10 @@ class Parser(argparse.ArgumentParser):
         )
         self.with_config = with_config
         """Whether the command takes flags of the configuration."""
+        self.root = root
+        """The dataclass of sections that these flags fill."""
+        self.load = load
+        """Builds it from the values of `--config`."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a missing or malformed flag."""
@@ -60,7 +72,7 @@ def parse_arguments(parser: Parser, argv: Sequence[str]) -> CommandLine:
     if "--help" in argv or "-h" in argv:
         print_help(parser, argv)
         raise SystemExit(0)
-    overrides, rest, problems = split_overrides(argv) if parser.with_config else ({}, list(argv), [])
+    overrides, rest, problems = split_overrides(argv, parser.root) if parser.with_config else ({}, list(argv), [])
     flags, unknown = parser.parse_known_args(rest)
     problems += _unknown_arguments(parser, unknown)
     if not parser.with_config:
@@ -68,8 +80,8 @@ def parse_arguments(parser: Parser, argv: Sequence[str]) -> CommandLine:
     return CommandLine(flags, overrides, problems)
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[dict[str, object], list[str], list[Problem]]:
-    """Take the flags with a dot out of `argv`.
+def split_overrides(argv: Sequence[str], root: type = RunConfig) -> tuple[dict[str, object], list[str], list[Problem]]:
+    """Take the flags with a dot out of `argv`; `root` is the schema that they belong to.
 
     Returns:
         Values by dotted path (a text, or a list of texts where the option takes several), the other arguments in their
@@ -86,7 +98,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[dict[str, object], list[str], 
             rest.append(argv[position - 1])
             continue
         path = name[2:].replace("-", "_")
-        option = options().get(path)
+        option = options(root).get(path)
         values = [value] if has_value else []
         limit = 1 if option and not option.takes_many else len(argv)
         while not has_value and len(values) < limit and position < len(argv) and not argv[position].startswith("--"):
@@ -94,7 +106,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[dict[str, object], list[str], 
             position += 1
         if not values:
             message = f"needs a value: {option.allowed}" if option else "unknown option without a value"
-            guess = None if option else nearest_path(path, list(options()))
+            guess = None if option else nearest_path(path, list(options(root)))
             problems.append(
                 Problem(path, None, message + (f"; did you mean {guess}?" if guess else ""), "command line")
             )
@@ -112,19 +124,21 @@ def print_help(parser: Parser, argv: Sequence[str]) -> None:
     if parser.with_config:
         sources = _config_sources(argv)
         title = f"with the values of {' '.join(sources)}" if sources else "with their defaults"
-        lines += [f"configuration, {title}; `megatron-7b config list` shows the presets:", ""]
-        lines += _describe_options(load_config(sources))
+        presets = "; `megatron-7b config list` shows the presets" if parser.root is RunConfig else ""
+        lines += [f"configuration, {title}{presets}:", ""]
+        lines += _describe_options(parser.load(sources))
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def add_config_flag(parser: Parser) -> None:
     """Declare `--config`."""
+    what = "preset or YAML file" if parser.root is RunConfig else "YAML file"
     parser.add_argument(
         "--config",
         nargs="+",
         default=[],
-        metavar="NAME|FILE",
-        help="preset or YAML file; of several, the later ones win",
+        metavar="NAME|FILE" if parser.root is RunConfig else "FILE",
+        help=f"{what}; of several, the later ones win",
     )
 
 
@@ -136,11 +150,13 @@ def _config_sources(argv: Sequence[str]) -> list[str]:
     return list(sources)
 
 
-def _describe_options(config: RunConfig) -> Iterator[str]:
+def _describe_options(config: object) -> Iterator[str]:
+    """Lines of help: every option of the schema that `config` is of, with its value there."""
+    root: type = type(config)
     width = min(shutil.get_terminal_size().columns, 120)
-    for section, summary in sections().items():
+    for section, summary in sections(root).items():
         yield f"{section}: {summary}"
-        for option in leaf_options():
+        for option in leaf_options(root):
             if option.path.startswith(f"{section}."):
                 yield f"  {option.flag} {option.metavar}  (default: {shown(get_value(config, option.path))})"
                 if option.doc:
@@ -162,8 +178,8 @@ def _unknown_arguments(parser: Parser, unknown: Sequence[str]) -> list[Problem]:
             has_value, value = "=", following[0]
         guess = nearest(name, flags)
         if guess is None and parser.with_config:
-            path = nearest_path(name.lstrip("-").replace("-", "_"), list(options()))
-            guess = options()[path].flag if path else None
+            path = nearest_path(name.lstrip("-").replace("-", "_"), list(options(parser.root)))
+            guess = options(parser.root)[path].flag if path else None
         message = f"unknown flag; did you mean {guess}?" if guess else f"unknown flag; see {parser.prog} --help"
         problems.append(Problem(name, value if has_value else NOT_GIVEN, message, "command line"))
     return problems

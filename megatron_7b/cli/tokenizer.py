@@ -1,4 +1,4 @@
-"""`megatron-7b tokenizer train|info`: make a byte-level BPE, or look at any tokenizer."""
+"""`megatron-7b tokenizer train|info|fertility`: make a byte-level BPE, look at any tokenizer, compare some."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_7b.cli.tokenizer_fertility import add_fertility
 from megatron_7b.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from megatron_7b.data.preprocess.records import BadRecord
     from megatron_7b.data.preprocess.sources import Source
 
-SUMMARY = "Train a byte-level BPE tokenizer, or show what a tokenizer is."
+SUMMARY = "Train a byte-level BPE tokenizer, show what a tokenizer is, count what it spends on words."
 
 _BLOCK_BYTES = 1 << 20
 _NUM_BAD_NAMED = 10
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train a byte-level BPE and write a Hugging Face folder (tokenizer.json, tokenizer_config.json).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    train.set_defaults(run=_train)
     train.add_argument(
         "--input", nargs="+", required=True, metavar="F", help="files, globs or folders, as `preprocess` reads"
     )
@@ -54,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--overwrite", action="store_true", help="replace a tokenizer that is there")
 
     info = actions.add_parser("info", help="show kind, vocabulary, special tokens and identity as JSON")
+    info.set_defaults(run=lambda arguments: _show(arguments.path))
     info.add_argument("path", help="folder or file, or the word bytes")
+    add_fertility(actions)
     return parser
 
 
@@ -65,7 +69,8 @@ def main(argv: list[str]) -> int:
         MegatronError: A mistake that the user can mend.
     """
     arguments = build_parser().parse_args(argv)
-    return _train(arguments) if arguments.action == "train" else _show(arguments.path)
+    action: Callable[[argparse.Namespace], int] = arguments.run
+    return action(arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -51,7 +51,7 @@ def load_config(
         layers.append({path: item for path, item in read_source(model_from).settings.items() if _is_shape(path)})
     layers.append(flatten(overrides or {}, COMMAND_LINE))
     settings = merge(layers)
-    config, unreadable = read_settings(settings)
+    config, unreadable = read_settings(settings, RunConfig)
     if problems or unreadable:
         faulty = {path for problem in unreadable for path in (problem.path, problem.meant) if path}
         conflicts = find_conflicts(config, world_size=world_size, require_data=require_data, ignore=faulty)
@@ -115,7 +115,7 @@ def _is_shape(path: str) -> bool:
 
 
 def _read_or_raise(settings: Mapping[str, Setting]) -> RunConfig:
-    config, problems = read_settings(settings)
+    config, problems = read_settings(settings, RunConfig)
     raise_problems(problems)
     return config
 

@@ -6,6 +6,7 @@ everywhere at once.
 
 import ast
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -76,21 +77,25 @@ _METAVARS = {bool: "True|False", int: "INT", float: "FLOAT", str: "TEXT"}
 
 
 @cache
-def options() -> dict[str, Option]:
-    """Every option of a run by dotted path, in the order of the schema; nested groups follow their parent."""
-    return {option.path: option for option in _walk(schema.RunConfig, "")}
+def options(root: type = schema.RunConfig) -> dict[str, Option]:
+    """Every option by dotted path, in the order of the schema; nested groups follow their parent.
+
+    Args:
+        root: A dataclass of sections: that of a run, or another that is read in the same way.
+    """
+    return {option.path: option for option in _walk(root, "")}
 
 
 @cache
-def sections() -> dict[str, str]:
-    """The sections of RunConfig with the one-line description of each."""
-    hints = typing.get_type_hints(schema.RunConfig)
-    return {field.name: _summary(hints[field.name]) for field in dataclasses.fields(schema.RunConfig)}
+def sections(root: type = schema.RunConfig) -> dict[str, str]:
+    """The sections of a schema with the one-line description of each."""
+    hints = typing.get_type_hints(root)
+    return {field.name: _summary(hints[field.name]) for field in dataclasses.fields(root)}
 
 
-def leaf_options() -> list[Option]:
+def leaf_options(root: type = schema.RunConfig) -> list[Option]:
     """The options that take a value on the command line: all but the nested groups themselves."""
-    return [option for option in options().values() if not dataclasses.is_dataclass(option.annotation)]
+    return [option for option in options(root).values() if not dataclasses.is_dataclass(option.annotation)]
 
 
 def get_value(config: object, path: str) -> object:
@@ -102,7 +107,7 @@ def get_value(config: object, path: str) -> object:
 
 def _walk(group: type, prefix: str) -> Iterator[Option]:
     hints = typing.get_type_hints(group)
-    docs = _field_docs()[group.__name__]
+    docs = _field_docs(group.__module__)[group.__name__]
     for field in dataclasses.fields(group):
         annotation, optional = _without_none(hints[field.name])
         path = f"{prefix}{field.name}"
@@ -127,10 +132,11 @@ def _summary(group: type) -> str:
 
 
 @cache
-def _field_docs() -> dict[str, dict[str, str]]:
-    """Docstrings under the fields of each schema class: Python keeps them in the source only."""
+def _field_docs(module: str) -> dict[str, dict[str, str]]:
+    """Docstrings under the fields of each schema class of a module: Python keeps them in the source only."""
     docs: dict[str, dict[str, str]] = {}
-    for node in ast.parse(Path(schema.__file__).read_text(encoding="utf-8")).body:
+    source = Path(str(sys.modules[module].__file__))
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.ClassDef):
             continue
         found = docs.setdefault(node.name, {})

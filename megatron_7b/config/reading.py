@@ -11,29 +11,33 @@ from collections.abc import Mapping
 
 from megatron_7b.config.options import Option, options, sections
 from megatron_7b.config.problems import Problem, nearest, nearest_path
-from megatron_7b.config.schema import RunConfig
 from megatron_7b.config.sources import Setting
 
 
-def read_settings(settings: Mapping[str, Setting]) -> tuple[RunConfig, list[Problem]]:
+def read_settings[T](settings: Mapping[str, Setting], root: type[T]) -> tuple[T, list[Problem]]:
     """Build the configuration that `settings` describe, on top of the defaults.
+
+    Args:
+        settings: What was written, by dotted path.
+        root: The dataclass of sections to build, such as RunConfig.
 
     Returns:
         The configuration, in which faulty options keep their defaults, and one problem per faulty option.
     """
-    known = options()
+    schema: type = root
+    known = options(schema)
     problems: list[Problem] = []
     values: dict[str, object] = {}
     for path, setting in settings.items():
         option = known.get(path)
         if option is None:
-            problems.append(_unknown(path, setting))
+            problems.append(_unknown(path, setting, schema))
             continue
         try:
             values[path] = _read_value(setting.value, option)
         except ValueError:
             problems.append(Problem(path, setting.value, _expected(setting.value, option), setting.origin))
-    return typing.cast(RunConfig, _build(RunConfig, "", values)), problems
+    return typing.cast(T, _build(root, "", values)), problems
 
 
 def _build(group: type, prefix: str, values: Mapping[str, object]) -> object:
@@ -129,15 +133,15 @@ def _read_int(value: str | int | float) -> int:
     return int(number)
 
 
-def _unknown(path: str, setting: Setting) -> Problem:
-    names = list(options())
+def _unknown(path: str, setting: Setting, root: type) -> Problem:
+    names = list(options(root))
     guess = nearest_path(path, names)
-    if path in sections():
+    if path in sections(root):
         message = f"{path} is a section: give its options, as in {next(n for n in names if n.startswith(path + '.'))}"
     elif guess:
         message = f"unknown option; did you mean {guess}?"
     else:
-        message = f"unknown option; sections are {', '.join(sections())}"
+        message = f"unknown option; sections are {', '.join(sections(root))}"
     return Problem(path, setting.value, message, setting.origin, meant=guess)
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from megatron_7b.config.options import sections
 from megatron_7b.config.problems import nearest
+from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
@@ -41,13 +42,17 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS_FOLDER.glob("[!_]*.yaml"))
 
 
-def read_source(source: str | Path) -> Source:
+def read_source(source: str | Path, root: type = RunConfig) -> Source:
     """Read a preset by name, or a YAML file by path, with everything that it extends.
+
+    Args:
+        source: Name or path.
+        root: The dataclass whose sections the file fills; presets are of runs.
 
     Raises:
         ConfigError: There is no such preset or file, it is not a YAML mapping, or it extends itself.
     """
-    return _read(_locate(str(source), relative_to=Path()), trail=())
+    return _read(_locate(str(source), relative_to=Path()), root, trail=())
 
 
 def merge(layers: Iterable[Mapping[str, Setting]]) -> dict[str, Setting]:
@@ -64,14 +69,18 @@ def merge(layers: Iterable[Mapping[str, Setting]]) -> dict[str, Setting]:
     return merged
 
 
-def flatten(tree: Mapping[str, object], origin: str, prefix: str = "") -> dict[str, Setting]:
-    """Settings by dotted path from a nested mapping of sections; dotted keys are taken as they are."""
+def flatten(tree: Mapping[str, object], origin: str, prefix: str = "", *, root: type = RunConfig) -> dict[str, Setting]:
+    """Settings by dotted path from a nested mapping of sections; dotted keys are taken as they are.
+
+    A section may be there with all its fields commented out: it sets nothing.
+    """
     flat: dict[str, Setting] = {}
+    known = sections(root)
     for key, value in tree.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, origin, f"{path}."))
-        elif value is not None or path not in sections():  # A section may be there with all its fields commented out.
+            flat.update(flatten(value, origin, f"{path}.", root=root))
+        elif value is not None or path not in known:
             flat[path] = Setting(value, origin)
     return flat
 
@@ -96,7 +105,7 @@ def _locate(name: str, *, relative_to: Path) -> Path:
     )
 
 
-def _read(path: Path, trail: tuple[Path, ...]) -> Source:
+def _read(path: Path, root: type, trail: tuple[Path, ...]) -> Source:
     if path.resolve() in trail:
         raise ConfigError(f"{path} extends itself: {' -> '.join(str(step) for step in (*trail, path))}")
     tree = _load_yaml(path)
@@ -104,13 +113,13 @@ def _read(path: Path, trail: tuple[Path, ...]) -> Source:
     if not isinstance(extends, str | list) or not all(isinstance(name, str) for name in extends):
         raise ConfigError(f"{path}: extends = {extends!r}: expected a preset's name, a path, or a list of them")
     names = [extends] if isinstance(extends, str) else extends
-    bases = [_read(_locate(name, relative_to=path.parent), (*trail, path.resolve())) for name in names]
+    bases = [_read(_locate(name, relative_to=path.parent), root, (*trail, path.resolve())) for name in names]
     description = str(tree.pop("description", ""))
     world_size = tree.pop("intended_world_size", None)
     if world_size is not None and (not isinstance(world_size, int) or world_size < 1):
         raise ConfigError(f"{path}: intended_world_size = {world_size!r}: expected a positive number of ranks")
     origin = f"preset {path.stem}" if path.parent == PRESETS_FOLDER else str(path)
-    settings = merge([*(base.settings for base in bases), flatten(tree, origin)])
+    settings = merge([*(base.settings for base in bases), flatten(tree, origin, root=root)])
     return Source(settings, description, world_size)
 
 

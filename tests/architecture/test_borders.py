@@ -42,7 +42,7 @@ BORDERS = [
 ]
 
 # These must start in a fraction of a second, and run where no torch is installed.
-TORCH_FREE = ("config", "tokenizer", "data", "errors")
+TORCH_FREE = ("config", "tokenizer", "data", "prepare", "errors")
 HEAVY = ("torch", "megatron", "transformers", "transformer_engine", "apex", "tensorboard", "matplotlib")
 
 
@@ -101,7 +101,7 @@ def test_what_is_allowed_passes(package: str, source: str) -> None:
     assert violations(PACKAGE / package / "new.py", source) == []
 
 
-@pytest.mark.parametrize("module", ["config", "tokenizer", "data", "cli.main"])
+@pytest.mark.parametrize("module", ["config", "tokenizer", "data", "prepare.recipe", "cli.main"])
 def test_importing_loads_nothing_heavy(module: str) -> None:
     """The syntax trees cannot see what comes in through a third library: ask the interpreter."""
     script = f"import sys, megatron_7b.{module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"

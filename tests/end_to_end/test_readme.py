@@ -32,7 +32,8 @@ def commands_of(page: str) -> list[list[str]]:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     lines = [
         line
-        for block in re.findall(r"^```(?:bash)?\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+        if language in ("", "bash")
         for line in block.replace("\\\n", " ").splitlines()
     ]
     return [words for line in lines if (words := shlex.split(line, comments=True))]

@@ -1,0 +1,153 @@
+"""`megatron-7b data prepare`: raw files to clean JSONL in shards, split, with a report of everything that went.
+
+megatron-7b data prepare --input crawl/*.warc.gz books/ --output-dir clean --languages en de --quality.fineweb {}
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
+
+if TYPE_CHECKING:
+    from megatron_7b.prepare.accounting import RunReport, StageCount
+    from megatron_7b.prepare.inputs import Inputs
+    from megatron_7b.prepare.run import Progress
+
+SUMMARY = "raw files to clean, deduplicated, split JSONL, with a report of everything that went"
+_REASONS_SHOWN = 8
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Raises:
+        MegatronError: A mistake that the user can mend.
+    """
+    from megatron_7b.prepare.recipe import Recipe, load_recipe
+
+    parser = Parser(
+        "data prepare", SUMMARY, with_config=True, root=Recipe, load=lambda sources: load_recipe(sources).recipe
+    )
+    _add_flags(parser)
+    command_line = parse_arguments(parser, argv)
+    return _run(command_line, argv)
+
+
+def _add_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, folders or globs: .jsonl, .parquet, .txt, .html, .warc(.gz)",
+    )
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="where the corpus and its report appear")
+    add_config_flag(parser)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    parser.add_argument("--languages", nargs="+", metavar="CODE", help="the same as --language.languages")
+    parser.add_argument("--overwrite", action="store_true", help="replace the result of another recipe in DIR")
+    parser.add_argument(
+        "--keep-work", action="store_true", help="keep DIR/work, so that a file added later costs only itself"
+    )
+
+
+def _run(command_line: CommandLine, argv: Sequence[str]) -> int:
+    from pathlib import Path
+
+    from megatron_7b.prepare.inputs import find_inputs
+    from megatron_7b.prepare.recipe import load_recipe
+    from megatron_7b.prepare.run import PrepareJob, run_prepare
+
+    flags, overrides = command_line.flags, dict(command_line.overrides)
+    if flags.languages:
+        overrides["language.languages"] = flags.languages
+    book = load_recipe(flags.config, overrides, command_line.problems)
+    inputs = find_inputs(flags.input)
+    _note_left_out(inputs)
+    job = PrepareJob(
+        inputs=inputs,
+        output_folder=Path(flags.output_dir),
+        book=book,
+        num_workers=flags.workers,
+        overwrite=flags.overwrite,
+        keep_work=flags.keep_work,
+        command=["megatron-7b", "data", "prepare", *argv],
+    )
+    with _show_progress() as progress:
+        report = run_prepare(job, progress)
+    _print_report(report, flags.output_dir)
+    return 0
+
+
+def _note_left_out(inputs: "Inputs") -> None:
+    if inputs.left_out:
+        kinds = ", ".join(f"{number} {ending}" for ending, number in inputs.left_out.most_common())
+        print(f"note: files of no known format in the input folders are left out: {kinds}", file=sys.stderr)
+
+
+def _print_report(report: "RunReport", folder: str) -> None:
+    print(f"{'stage':<20}{'in':>12}{'kept':>12}{'removed':>10}{'MB/s':>9}{'memory':>10}")
+    for stage in report.stages:
+        print(_describe_stage(stage))
+    reasons = [(count, reason) for stage in report.stages for reason, count in stage.removed.items()]
+    for count, reason in sorted(reasons, key=lambda pair: (-pair[0], pair[1]))[:_REASONS_SHOWN]:
+        print(f"  {count:>8,} {reason}")
+    if len(reasons) > _REASONS_SHOWN:
+        print(f"  and {len(reasons) - _REASONS_SHOWN} more reasons in {folder}/report.html")
+    for name, counts in report.distributions.splits.items():
+        if counts["documents"]:
+            print(f"{name}: {counts['documents']:,} documents, {counts['characters'] / 1e6:,.2f} million characters")
+    quarantined = sum(stage.quarantined for stage in report.stages)
+    if quarantined:
+        print(f"{quarantined:,} records could not be read: {folder}/quarantine.jsonl")
+    megabytes = sum(one["bytes"] for one in report.inputs) / 1e6
+    print(f"{megabytes:,.1f} MB in {report.wall_seconds:.1f} s with {report.workers} workers; {folder}/report.html")
+
+
+def _describe_stage(stage: "StageCount") -> str:
+    """One row: MB/s of text per second of one core."""
+    rate = f"{stage.characters_in / 1e6 / stage.seconds:,.1f}" if stage.seconds > 0 else "-"
+    gone = f"{stage.removed.total() + stage.quarantined:,}"
+    memory = f"{stage.peak_memory / 2**20:,.0f} MiB"
+    added = f"  {stage.added:,} added" if stage.added else ""
+    changed = "".join(f"  {count:,} {kind}" for kind, count in stage.changes.items())
+    row = f"{stage.name:<20}{stage.documents_in:>12,}{stage.kept:>12,}{gone:>10}{rate:>9}{memory:>10}"
+    return f"{row}{added}{changed}"
+
+
+@contextmanager
+def _show_progress() -> "Iterator[Progress]":
+    """A bar per phase on a terminal, else a line per phase; all of it on stderr."""
+    if not sys.stderr.isatty():
+        yield _PlainProgress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        yield _BarProgress(bar)
+
+
+class _PlainProgress:
+    def begin(self, phase: str, total: int) -> None:
+        print(f"{phase}: {total / 1e6:,.1f} MB of input", file=sys.stderr)
+
+    def advance(self, size: int) -> None:
+        """Nothing: the next phase says that this one is done."""
+
+
+class _BarProgress:
+    def __init__(self, bar: "object") -> None:
+        self._bar = bar
+        self._task: object = None
+
+    def begin(self, phase: str, total: int) -> None:
+        self._task = self._bar.add_task(phase, total=total)  # type: ignore[attr-defined]
+
+    def advance(self, size: int) -> None:
+        self._bar.advance(self._task, size)  # type: ignore[attr-defined]

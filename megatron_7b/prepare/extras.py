@@ -1,0 +1,27 @@
+"""Libraries of the extra `prepare`: imported where they are used, asked for in one sentence where they are missing."""
+
+import importlib
+from typing import Any
+
+from megatron_7b.errors import ConfigError
+
+INSTALL_COMMAND = "tools/dev/setup.sh prepare, or pip install '.[prepare]', in the checkout"
+
+
+def import_extra(module: str, purpose: str) -> Any:
+    """Import a module of the extra.
+
+    Args:
+        module: Dotted name.
+        purpose: What a user wants it for, to be read after "needs MODULE".
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != name:
+            raise
+        raise ConfigError(f"{purpose} needs {name}, which is not installed", hint=INSTALL_COMMAND) from error
