@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.prepare.web_archives import PROSE, Page, article, compress, record
 
 GERMAN = (
-    "Das Komitee traf sich am ersten Montag des Monats in der alten Bibliothek, und der Schreiber las das Protokoll vor. "
+    "Das Komitee traf sich am ersten Montag des Monats in der alten Bibliothek, und der Schreiber las das Protokoll. "
     "Mehrere Mitglieder baten um mehr Zeit, weil die versprochenen Zahlen noch nicht da waren. "
 ) * 3
 SHORT = "This text is certainly English, but too short to learn anything of it."

@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.prepare.accounting import RunReport, StageCount
-from megatron_7b.prepare.inputs import find_inputs
+from megatron_7b.prepare.reading.inputs import find_inputs
 from megatron_7b.prepare.recipe import load_recipe
-from megatron_7b.prepare.run import PrepareJob, run_prepare
-from megatron_7b.prepare.workspace import read_lines
+from megatron_7b.prepare.running.run import PrepareJob, run_prepare
+from megatron_7b.prepare.running.workspace import read_lines
 from tests.prepare.raw_files import SHORT, prose, write_raw_files
 from tests.support.assets import REPOSITORY
 
@@ -104,7 +105,7 @@ def test_a_corpus_of_every_format(tmp_path: Path) -> None:
 
 
 def test_any_number_of_workers_and_shards_give_the_same_documents(tmp_path: Path) -> None:
-    inputs = write_raw_files(tmp_path / "raw", documents=500)
+    inputs = write_raw_files(tmp_path / "raw", documents=200)
     one = tmp_path / "one"
     prepare(inputs, one, {"output.compression": "none"})
     cut = {"reading.shard_megabytes": 0.1, "output.compression": "none"}
@@ -195,16 +196,24 @@ def test_nothing_left_says_what_happened(tmp_path: Path) -> None:
     assert (folder / "gopher_quality.jsonl").exists()
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.3, 0.7])
-def test_killed_and_run_again_it_is_the_same(tmp_path: Path, moment: float) -> None:
-    inputs = write_raw_files(tmp_path / "raw", documents=600)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of a run in a dozen shards, beside its raw files."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    inputs = write_raw_files(folder / "raw", documents=600)
+    prepare(inputs, folder / "clean", {"reading.shard_megabytes": 0.1}, workers=2)
+    return folder / "clean"
+
+
+@pytest.mark.parametrize("moment", ["documents", "duplicates", "corpus"])
+def test_killed_and_run_again_it_is_the_same(tmp_path: Path, moment: str, uninterrupted: Path) -> None:
+    inputs = sorted((uninterrupted.parent / "raw").iterdir())
     arguments = ["--input", *map(str, inputs), "--output-dir", str(tmp_path / "killed"), "--workers", "2"]
     options = ["--reading.shard-megabytes", "0.1", "--split.validation", "0.2", "--languages", "en"]
     command = [sys.executable, "-m", "megatron_7b", "data", "prepare", *arguments, *options]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    phases = {0.0: "documents", 0.3: "duplicates", 0.7: "corpus"}
-    wait_for(tmp_path / "killed" / "work" / phases[moment], process)
-    children = [child.pid for child in __import__("psutil").Process(process.pid).children(recursive=True)]
+    wait_for(tmp_path / "killed" / "work" / moment, process)
+    children = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_until_gone(children)
@@ -213,9 +222,7 @@ def test_killed_and_run_again_it_is_the_same(tmp_path: Path, moment: float) -> N
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert before, "nothing was finished when it was killed"
-    whole = tmp_path / "whole"
-    prepare(inputs, whole, {"reading.shard_megabytes": 0.1}, workers=2)
-    assert contents(tmp_path / "killed") == contents(whole)
+    assert contents(tmp_path / "killed") == contents(uninterrupted)
 
 
 def wait_for(folder: Path, process: "subprocess.Popen[bytes]") -> None:
@@ -230,8 +237,6 @@ def wait_for(folder: Path, process: "subprocess.Popen[bytes]") -> None:
 
 def wait_until_gone(processes: Sequence[int]) -> None:
     """Workers end with their parent."""
-    import psutil
-
     for _ in range(600):
         if not any(psutil.pid_exists(pid) for pid in processes):
             return
@@ -240,7 +245,7 @@ def wait_until_gone(processes: Sequence[int]) -> None:
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
-    from megatron_7b.prepare.workspace import lock
+    from megatron_7b.prepare.running.workspace import lock
 
     inputs, output = write_raw_files(tmp_path / "raw"), tmp_path / "clean"
     with lock(output / "work"), pytest.raises(ConfigError, match="another run is at work"):

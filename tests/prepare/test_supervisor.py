@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_7b.errors import DataFormatError, MegatronError
-from megatron_7b.prepare.supervisor import run_tasks
+from megatron_7b.prepare.running.supervisor import run_tasks
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable
 
 from megatron_7b.prepare.document import DocumentStep
-from megatron_7b.prepare.extraction import Extraction
-from megatron_7b.prepare.gopher import GopherQuality, GopherRepetition
-from megatron_7b.prepare.language import LanguageFilter
-from megatron_7b.prepare.normalization import Normalization
-from megatron_7b.prepare.pii import PiiMasking
+from megatron_7b.prepare.reading.extraction import Extraction
 from megatron_7b.prepare.recipe import Recipe
-from megatron_7b.prepare.web_rules import C4, BadWords, FineWeb
+from megatron_7b.prepare.rules.gopher import GopherQuality, GopherRepetition
+from megatron_7b.prepare.rules.language import LanguageFilter
+from megatron_7b.prepare.rules.normalization import Normalization
+from megatron_7b.prepare.rules.pii import PiiMasking
+from megatron_7b.prepare.rules.web_pages import C4, BadWords, FineWeb
 
 _BUILDERS: dict[str, Callable[[Recipe], DocumentStep | None]] = {
     "extraction": lambda recipe: Extraction(recipe.extraction),

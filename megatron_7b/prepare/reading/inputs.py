@@ -218,7 +218,7 @@ def _cut_lines(file: InputFile, limit: int) -> Iterator[Piece]:
 
 
 def _cut_parquet(file: InputFile, limit: int) -> Iterator[Piece]:
-    from megatron_7b.prepare.parquet_rows import read_group_sizes
+    from megatron_7b.prepare.reading.parquet_rows import read_group_sizes
 
     groups = read_group_sizes(file.path)
     start = row = size = 0
