@@ -13,8 +13,8 @@ from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_
 
 if TYPE_CHECKING:
     from megatron_7b.prepare.accounting import RunReport, StageCount
-    from megatron_7b.prepare.inputs import Inputs
-    from megatron_7b.prepare.run import Progress
+    from megatron_7b.prepare.reading.inputs import Inputs
+    from megatron_7b.prepare.running.run import Progress
 
 SUMMARY = "raw files to clean, deduplicated, split JSONL, with a report of everything that went"
 _REASONS_SHOWN = 8
@@ -57,9 +57,9 @@ def _add_flags(parser: Parser) -> None:
 def _run(command_line: CommandLine, argv: Sequence[str]) -> int:
     from pathlib import Path
 
-    from megatron_7b.prepare.inputs import find_inputs
+    from megatron_7b.prepare.reading.inputs import find_inputs
     from megatron_7b.prepare.recipe import load_recipe
-    from megatron_7b.prepare.run import PrepareJob, run_prepare
+    from megatron_7b.prepare.running.run import PrepareJob, run_prepare
 
     flags, overrides = command_line.flags, dict(command_line.overrides)
     if flags.languages:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from megatron_7b.data.preprocess.records import BadRecord, parse_block
 from megatron_7b.data.preprocess.sources import Source
 from megatron_7b.prepare.document_sections import LanguageSection
-from megatron_7b.prepare.language import LanguageFilter
-from megatron_7b.prepare.words import split_words
+from megatron_7b.prepare.rules.language import LanguageFilter
+from megatron_7b.prepare.rules.words import split_words
 from megatron_7b.tokenizer import Tokenizer
 
 _BLOCK_BYTES = 1 << 20

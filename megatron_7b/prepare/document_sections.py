@@ -16,7 +16,7 @@ class ReadingSection:
     """The text under text_key is html, to be extracted first."""
     max_bad_fraction: float = 0.01
     """With more than ten unreadable records, and more than this share of the file, the run stops."""
-    shard_megabytes: int = 64
+    shard_megabytes: float = 64.0
     """Work is cut into pieces of about this size; each gives one file per split."""
 
 

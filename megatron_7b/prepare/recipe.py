@@ -114,7 +114,7 @@ def load_recipe(
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
     """All of a recipe as nested dicts of plain values."""
-    return dataclasses.asdict(recipe)
+    return {name: _plain(value) for name, value in dataclasses.asdict(recipe).items()}
 
 
 def book_to_dict(book: RecipeBook) -> dict[str, object]:
@@ -133,9 +133,16 @@ def find_problems(recipe: Recipe) -> list[Problem]:
         *_out_of_range(recipe, ("reading.max_bad_fraction", "language.min_score"), 0.0, 1.0),
         *_out_of_range(recipe, ("split.validation", "split.test"), 0.0, 1.0),
         *find_corpus_problems(recipe),
-        *_out_of_range(recipe, ("reading.shard_megabytes",), 1, None),
+        *_out_of_range(recipe, ("reading.shard_megabytes",), 0.01, None),
         *_out_of_range(recipe, ("language.characters",), 0, None),
     ]
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, at any depth: as YAML and JSON have them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _out_of_range(recipe: Recipe, paths: Sequence[str], low: float, high: float | None) -> list[Problem]:

@@ -15,7 +15,7 @@ import pytest
 import xxhash
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.prepare.augmentation import Augmentation, check_augmentation
+from megatron_7b.prepare.augmentation.step import Augmentation, check_augmentation
 from megatron_7b.prepare.corpus_sections import AugmentationSection
 from megatron_7b.prepare.document import BatchResult, Document
 from tests.prepare.chat_server import Reply, say, serve

@@ -10,8 +10,8 @@ import pytest
 
 from megatron_7b.errors import DataFormatError
 from megatron_7b.prepare.corpus_sections import DecontaminationSection
-from megatron_7b.prepare.decontamination import Decontamination, check_decontamination
 from megatron_7b.prepare.document import Document, Removed
+from megatron_7b.prepare.rules.decontamination import Decontamination, check_decontamination
 from tests.support.assets import asset
 
 QUESTION = "Which of the following best describes the role that mitochondria play in the cells of animals and plants?"

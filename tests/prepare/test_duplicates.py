@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from megatron_7b.prepare.corpus_sections import DuplicatesSection
 from megatron_7b.prepare.document import DuplicateFinder
-from megatron_7b.prepare.exact import ExactDuplicates
-from megatron_7b.prepare.near import NearDuplicates, choose_rows_per_band
+from megatron_7b.prepare.duplicates.exact import ExactDuplicates
+from megatron_7b.prepare.duplicates.near import NearDuplicates, choose_rows_per_band
 from megatron_7b.prepare.shingles import hash_shingles, hash_words
 
 SECTION = DuplicatesSection()

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_7b.prepare.document import Document
 from megatron_7b.prepare.document_sections import PiiSection
-from megatron_7b.prepare.pii import PiiMasking
+from megatron_7b.prepare.rules.pii import PiiMasking
 
 
 def mask(text: str, section: PiiSection | None = None) -> str:

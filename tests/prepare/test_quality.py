@@ -16,9 +16,9 @@ from megatron_7b.prepare.document_sections import (
     GopherQualitySection,
     GopherRepetitionSection,
 )
-from megatron_7b.prepare.gopher import GopherQuality, GopherRepetition, RepeatedNgrams
-from megatron_7b.prepare.web_rules import C4, BadWords, FineWeb
-from megatron_7b.prepare.words import split_bare_words, split_words
+from megatron_7b.prepare.rules.gopher import GopherQuality, GopherRepetition, RepeatedNgrams
+from megatron_7b.prepare.rules.web_pages import C4, BadWords, FineWeb
+from megatron_7b.prepare.rules.words import split_bare_words, split_words
 from tests.prepare.web_archives import PROSE
 from tests.support.assets import asset
 
@@ -196,10 +196,10 @@ def test_stop_words_are_asked_of_english_only() -> None:
 
 
 def test_c4_keeps_sentences_and_drops_pages() -> None:
-    page = f"Home\nAbout us\n{PROSE} It was late.\nThis site uses cookies for everything it does.\nRead it[3] in the paper now.\nmore..."
+    page = f"Home\nAbout us\n{PROSE} Late.\nIt uses cookies for all.\nRead it[3] in the paper now.\nmore..."
     document = C4(C4Section())(Document(page, "file", 1))
     assert isinstance(document, Document)
-    assert document.text == f"{PROSE} It was late.\nRead it in the paper now."
+    assert document.text == f"{PROSE} Late.\nRead it in the paper now."
     assert decide(C4(C4Section()), f"{PROSE} {{x}}") == "curly_bracket"
     assert decide(C4(C4Section(drop_curly_brackets=False)), f"{PROSE} So be it: {{x}}. Done.") is None
     assert decide(C4(C4Section()), "Lorem ipsum dolor sit amet.") == "lorem_ipsum"

@@ -14,12 +14,12 @@ from megatron_7b.prepare.document_sections import (
     NormalizationSection,
     ReadingSection,
 )
-from megatron_7b.prepare.extraction import Extraction, decode_html
-from megatron_7b.prepare.inputs import find_inputs, plan_shards
-from megatron_7b.prepare.language import LanguageFilter, check_language
-from megatron_7b.prepare.normalization import Normalization
-from megatron_7b.prepare.reading import Dropped, Unreadable, read_piece
+from megatron_7b.prepare.reading.extraction import Extraction, decode_html
+from megatron_7b.prepare.reading.inputs import find_inputs, plan_shards
+from megatron_7b.prepare.reading.records import Dropped, Unreadable, read_piece
 from megatron_7b.prepare.recipe import load_recipe
+from megatron_7b.prepare.rules.language import LanguageFilter, check_language
+from megatron_7b.prepare.rules.normalization import Normalization
 from tests.prepare.web_archives import PROSE, Page, article, compress, record
 
 
@@ -35,13 +35,13 @@ def lines(count: int) -> list[bytes]:
 def test_a_bad_byte_in_the_middle_loses_only_its_record(tmp_path: Path) -> None:
     """datatrove's reader drops the rest of the file, and exits with 0."""
     rows = lines(1001)
-    rows[500] = b'{"text": "caf\xe9"}'
+    rows[500] = b'{"text": "M\xfcller"}'
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(rows) + b"\n")
     found = read_all(path)
     assert len(found) == 1001
     bad = [one for one in found if isinstance(one, Unreadable)]
-    assert [(one.position, one.head) for one in bad] == [(501, '{"text": "caf\\xe9"}')]
+    assert [(one.position, one.head) for one in bad] == [(501, '{"text": "M\\xfcller"}')]
     assert "invalid UTF-8" in bad[0].reason
     last = found[-1]
     assert isinstance(last, Document)
@@ -65,7 +65,7 @@ def test_too_many_bad_records_are_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_truncated_compressed_file_is_an_error(tmp_path: Path, suffix: str) -> None:
-    from megatron_7b.prepare.workspace import write_lines
+    from megatron_7b.prepare.running.workspace import write_lines
 
     path = tmp_path / f"a.jsonl{suffix}"
     if suffix == ".gz":
@@ -85,11 +85,11 @@ def test_odd_but_valid_json_is_a_document(tmp_path: Path) -> None:
 
 
 def test_pieces_of_a_file_are_the_file(tmp_path: Path) -> None:
-    rows = [json.dumps({"text": "x" * (number * 37 % 5000), "id": number}) for number in range(2000)]
+    rows = [json.dumps({"text": "x" * (number * 37 % 500), "id": number}) for number in range(2000)]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(rows) + "\n")
     files = find_inputs([str(path)]).files
-    shards = plan_shards(files, load_recipe([], {"reading.shard_megabytes": 1}))
+    shards = plan_shards(files, load_recipe([], {"reading.shard_megabytes": 0.1}))
     assert len(shards) >= 4
     pieces = [piece for shard in shards for piece in shard.pieces]
     cut = [one for piece in pieces for one in read_piece(piece, ReadingSection())]
@@ -106,7 +106,7 @@ def test_parquet_by_row_groups_with_all_columns(tmp_path: Path) -> None:
     texts: list[str | None] = [f"row {number} " + "x" * 40_000 for number in range(100)]
     texts[41] = None
     pq.write_table(pa.table({"text": texts, "id": list(range(100))}), path, row_group_size=10, compression="none")
-    shards = plan_shards(find_inputs([str(path)]).files, load_recipe([], {"reading.shard_megabytes": 1}))
+    shards = plan_shards(find_inputs([str(path)]).files, load_recipe([], {"reading.shard_megabytes": 0.1}))
     assert len(shards) > 2
     found = [one for shard in shards for piece in shard.pieces for one in read_piece(piece, ReadingSection())]
     assert [one.position for one in found] == list(range(1, 101))
@@ -180,6 +180,8 @@ def test_extraction_leaves_menus_and_scripts_out() -> None:
     assert isinstance(document, Document)
     assert PROSE in document.text
     assert not any(word in document.text for word in ("About us", "Cookie policy", "var x", "color: red"))
+    skip = b"<body><a href='#main'>Skip to main content</a><nav><a href='/'>Home</a></nav>"
+    assert "Skip" not in Extraction(ExtractionSection()).extract(article(7).replace(b"<body>", skip).decode())
     plain = Document("<p>not html</p>", "file", 1)
     assert Extraction(ExtractionSection())(plain) is plain
     assert plain.text == "<p>not html</p>"

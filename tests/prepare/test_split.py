@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_7b.prepare.corpus_sections import SplitSection
-from megatron_7b.prepare.split import choose_split
+from megatron_7b.prepare.rules.split import choose_split
 
 
 def test_shares_hold() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_7b.prepare.warc import BadRecord, WarcPage, read_warc
+from megatron_7b.prepare.reading.warc import BadRecord, WarcPage, read_warc
 from tests.prepare.web_archives import Page, article, compress, conversion, record, request
 
 PAGES = [Page(f"http://example.org/{number}", article(number)) for number in range(6)]

@@ -190,7 +190,7 @@ def measure_near(arguments: argparse.Namespace) -> NearResult:
     import numpy as np
 
     from megatron_7b.prepare.corpus_sections import DuplicatesSection
-    from megatron_7b.prepare.near import NearDuplicates
+    from megatron_7b.prepare.duplicates.near import NearDuplicates
 
     rng = random.Random(7)
     words = [

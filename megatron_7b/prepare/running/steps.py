@@ -3,23 +3,24 @@
 from collections.abc import Callable, Iterable
 
 from megatron_7b.prepare.document import DocumentStep
-from megatron_7b.prepare.extraction import Extraction
-from megatron_7b.prepare.gopher import GopherQuality, GopherRepetition
-from megatron_7b.prepare.language import LanguageFilter
-from megatron_7b.prepare.normalization import Normalization
-from megatron_7b.prepare.pii import PiiMasking
+from megatron_7b.prepare.reading.extraction import Extraction
 from megatron_7b.prepare.recipe import Recipe
-from megatron_7b.prepare.web_rules import C4, BadWords, FineWeb
+from megatron_7b.prepare.rules.gopher import GopherQuality, GopherRepetition
+from megatron_7b.prepare.rules.language import LanguageFilter
+from megatron_7b.prepare.rules.normalization import Normalization
+from megatron_7b.prepare.rules.pii import PiiMasking
+from megatron_7b.prepare.rules.web_pages import C4, BadWords, FineWeb
 
 _BUILDERS: dict[str, Callable[[Recipe], DocumentStep | None]] = {
     "extraction": lambda recipe: Extraction(recipe.extraction),
     "normalization": lambda recipe: Normalization(recipe.normalization),
     "language": lambda recipe: LanguageFilter(recipe.language) if recipe.language.identify else None,
-    "gopher_repetition": lambda recipe: (
-        GopherRepetition(recipe.quality.gopher_repetition) if recipe.quality.gopher_repetition else None
-    ),
+    # The cheaper one first; it also has the better words for what is merely short.
     "gopher_quality": lambda recipe: (
         GopherQuality(recipe.quality.gopher_quality) if recipe.quality.gopher_quality else None
+    ),
+    "gopher_repetition": lambda recipe: (
+        GopherRepetition(recipe.quality.gopher_repetition) if recipe.quality.gopher_repetition else None
     ),
     "c4": lambda recipe: C4(recipe.quality.c4) if recipe.quality.c4 else None,
     "fineweb": lambda recipe: FineWeb(recipe.quality.fineweb) if recipe.quality.fineweb else None,

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from megatron_7b.prepare.document_task import DocumentTask, build_finders
-from megatron_7b.prepare.workspace import hash_of, publish, write_lines
+from megatron_7b.prepare.running.document_task import DocumentTask, build_finders
+from megatron_7b.prepare.running.workspace import hash_of, publish, write_lines
 
 KEEPERS, FINDERS, RESULT = "keepers.npy", "finders.npy", "result.json"
 

@@ -8,7 +8,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megatron_7b.prepare.corpus_sections import DuplicatesSection
-from megatron_7b.prepare.signature_files import ROWS_IN_MEMORY, SignatureFiles
+from megatron_7b.prepare.duplicates.signature_files import ROWS_IN_MEMORY, SignatureFiles
 
 
 class ExactDuplicates:

@@ -13,21 +13,21 @@ import orjson
 
 from megatron_7b import __version__
 from megatron_7b.errors import ConfigError, DataFormatError
-from megatron_7b.prepare import corpus_task, document_task, duplicate_task
 from megatron_7b.prepare.accounting import Distributions, RunReport, Sample, StageCount, merge_stages
-from megatron_7b.prepare.augmentation import check_augmentation
-from megatron_7b.prepare.corpus_task import CorpusTask
-from megatron_7b.prepare.decontamination import check_decontamination
-from megatron_7b.prepare.document_task import DocumentTask
-from megatron_7b.prepare.duplicate_task import DuplicateTask
-from megatron_7b.prepare.inputs import Inputs, plan_shards
-from megatron_7b.prepare.language import check_language
-from megatron_7b.prepare.near import check_duplicates
+from megatron_7b.prepare.augmentation.step import check_augmentation
+from megatron_7b.prepare.duplicates.near import check_duplicates
+from megatron_7b.prepare.reading.inputs import Inputs, plan_shards
 from megatron_7b.prepare.recipe import Recipe, RecipeBook, book_to_dict
-from megatron_7b.prepare.report import write_report
-from megatron_7b.prepare.steps import find_step_names
-from megatron_7b.prepare.supervisor import run_tasks
-from megatron_7b.prepare.workspace import (
+from megatron_7b.prepare.report.page import write_report
+from megatron_7b.prepare.rules.decontamination import check_decontamination
+from megatron_7b.prepare.rules.language import check_language
+from megatron_7b.prepare.running import corpus_task, document_task, duplicate_task
+from megatron_7b.prepare.running.corpus_task import CorpusTask
+from megatron_7b.prepare.running.document_task import DocumentTask
+from megatron_7b.prepare.running.duplicate_task import DuplicateTask
+from megatron_7b.prepare.running.steps import find_step_names
+from megatron_7b.prepare.running.supervisor import run_tasks
+from megatron_7b.prepare.running.workspace import (
     describe_sections,
     hash_of,
     hash_versions,

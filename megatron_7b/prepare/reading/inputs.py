@@ -130,7 +130,7 @@ def plan_shards(files: Sequence[InputFile], book: RecipeBook) -> list[Shard]:
     for file in files:
         index, wanted = book.find_entry(file.path)
         used.add(index)
-        limit = wanted.reading.shard_megabytes * 1_000_000
+        limit = int(wanted.reading.shard_megabytes * 1_000_000)
         for piece in _cut(file, wanted, limit):
             if gathered and (wanted != recipe or sum(one.size for one in gathered) + piece.size > limit):
                 shards.append(Shard(len(shards), tuple(gathered), recipe))
@@ -218,7 +218,7 @@ def _cut_lines(file: InputFile, limit: int) -> Iterator[Piece]:
 
 
 def _cut_parquet(file: InputFile, limit: int) -> Iterator[Piece]:
-    from megatron_7b.prepare.parquet_rows import read_group_sizes
+    from megatron_7b.prepare.reading.parquet_rows import read_group_sizes
 
     groups = read_group_sizes(file.path)
     start = row = size = 0

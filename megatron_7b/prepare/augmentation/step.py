@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol
 import xxhash
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.prepare.chat_endpoint import AnswerError, ChatEndpoint
+from megatron_7b.prepare.augmentation.chat_endpoint import AnswerError, ChatEndpoint
 from megatron_7b.prepare.corpus_sections import AugmentationSection
 from megatron_7b.prepare.document import BatchResult, Document, Removed
 

@@ -1,10 +1,16 @@
 """Html to text, with resiliparse, without a clock: no page is lost because a machine is busy."""
 
+import re
 from typing import Any
 
 from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.document_sections import ExtractionSection
 from megatron_7b.prepare.extras import import_extra
+
+_SKIP_LINKS = re.compile(
+    r"\A(?:\W*(?:skip|jump) to (?:the )?(?:main |primary |page )?(?:content|navigation|menu|search|footer)[ \t]*(?:\n|\Z))+",
+    re.IGNORECASE,
+)
 
 
 class Extraction:
@@ -33,7 +39,8 @@ class Extraction:
             self._extract = import_extra("resiliparse.extract.html2text", "reading html").extract_plain_text
         section = self._section
         text = self._extract(html, main_content=section.main_content, alt_texts=section.alt_texts, links=section.links)
-        return str(text)
+        # The one piece of navigation that its heuristics take for content.
+        return _SKIP_LINKS.sub("", str(text)) if section.main_content else str(text)
 
 
 def decode_html(data: bytes, charset: str | None = None) -> str:

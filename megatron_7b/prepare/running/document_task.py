@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.prepare.document import Document, DuplicateFinder
-from megatron_7b.prepare.exact import ExactDuplicates
-from megatron_7b.prepare.inputs import Shard
-from megatron_7b.prepare.near import NearDuplicates
-from megatron_7b.prepare.reading import Dropped, Unreadable, read_piece
+from megatron_7b.prepare.duplicates.exact import ExactDuplicates
+from megatron_7b.prepare.duplicates.near import NearDuplicates
+from megatron_7b.prepare.reading.inputs import Shard
+from megatron_7b.prepare.reading.records import Dropped, Unreadable, read_piece
 from megatron_7b.prepare.recipe import SECTIONS_PER_SOURCE, Recipe
-from megatron_7b.prepare.stages import Ledger
-from megatron_7b.prepare.steps import build_steps
-from megatron_7b.prepare.workspace import describe_sections, hash_of, hash_versions, publish, write_lines
+from megatron_7b.prepare.running.stages import Ledger
+from megatron_7b.prepare.running.steps import build_steps
+from megatron_7b.prepare.running.workspace import describe_sections, hash_of, hash_versions, publish, write_lines
 
 DOCUMENTS, RESULT, SAMPLES, QUARANTINE, PLACES = (
     "documents.jsonl.zst",

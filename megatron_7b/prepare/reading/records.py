@@ -13,8 +13,8 @@ from megatron_7b.data.preprocess.sources import Block, BlockKind, Source
 from megatron_7b.errors import DataFormatError
 from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.document_sections import ReadingSection
-from megatron_7b.prepare.extraction import decode_html
-from megatron_7b.prepare.inputs import Piece
+from megatron_7b.prepare.reading.extraction import decode_html
+from megatron_7b.prepare.reading.inputs import Piece
 
 BLOCK_BYTES = 1 << 20
 _HEAD_BYTES = 200
@@ -143,7 +143,7 @@ def _parse_text(block: Block, piece: Piece) -> Iterator[Record]:
 
 
 def _read_parquet(piece: Piece, section: ReadingSection) -> Iterator[Record]:
-    from megatron_7b.prepare.parquet_rows import read_rows
+    from megatron_7b.prepare.reading.parquet_rows import read_rows
 
     path = piece.file.path
     rows = read_rows(path, section.text_key, piece.start, piece.end)
@@ -163,7 +163,7 @@ def _read_html(piece: Piece, section: ReadingSection) -> Iterator[Record]:  # no
 
 
 def _read_warc(piece: Piece, section: ReadingSection) -> Iterator[Record]:  # noqa: ARG001  # see _read_html
-    from megatron_7b.prepare.warc import BadRecord, read_warc
+    from megatron_7b.prepare.reading.warc import BadRecord, read_warc
 
     for record in read_warc(Path(piece.file.path)):
         if isinstance(record, BadRecord):

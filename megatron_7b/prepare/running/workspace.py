@@ -9,7 +9,7 @@ import fcntl
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -98,10 +98,14 @@ def lock(folder: Path) -> Iterator[None]:
 
 def write_lines(path: Path, records: Iterator[Any] | Sequence[Any], compression: str = "none") -> None:
     """Records as JSON lines, compressed or not."""
+    written = False
     with _open_writer(path, compression) as stream:
         for record in records:
             stream.write(dump_record(record))
             stream.write(b"\n")
+            written = True
+    if not written and compression == "zstd":  # its writer leaves a file without a frame, which no reader takes
+        path.write_bytes(_zstd().compress(b""))
 
 
 def read_lines(path: Path) -> Iterator[Any]:
@@ -159,6 +163,3 @@ def _version_of(library: str) -> str:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-type Writer = Callable[[bytes], int]

@@ -9,8 +9,8 @@ from pathlib import Path
 from megatron_7b.errors import DataFormatError
 from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.document_sections import C4Section, FineWebSection
-from megatron_7b.prepare.gopher import count_repeated
-from megatron_7b.prepare.words import is_unspaced, split_bare_words, split_words
+from megatron_7b.prepare.rules.gopher import count_repeated
+from megatron_7b.prepare.rules.words import is_unspaced, split_bare_words, split_words
 
 _CITATION = re.compile(r"\[(?:\d*|edit|citation needed)\]")
 _C4_LINE_ENDS = (".", "?", "!", '"', "'", "。", "？", "！", "”", "」")

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.prepare.corpus_sections import DuplicatesSection
+from megatron_7b.prepare.duplicates.signature_files import ROWS_IN_MEMORY, SignatureFiles
 from megatron_7b.prepare.extras import import_extra
 from megatron_7b.prepare.shingles import hash_shingles
-from megatron_7b.prepare.signature_files import ROWS_IN_MEMORY, SignatureFiles
 
 _SEED = 0x5EED
 _BATCH_CHARACTERS = 1 << 19

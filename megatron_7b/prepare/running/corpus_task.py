@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_7b.prepare.augmentation import Augmentation
-from megatron_7b.prepare.decontamination import Decontamination
+from megatron_7b.prepare.augmentation.step import Augmentation
 from megatron_7b.prepare.document import Document, Removed
-from megatron_7b.prepare.document_task import DOCUMENTS, PLACES, SAMPLES, DocumentTask, build_finders
-from megatron_7b.prepare.duplicate_task import FINDERS, KEEPERS, DuplicateTask, count_documents
-from megatron_7b.prepare.split import choose_split
-from megatron_7b.prepare.stages import Ledger
-from megatron_7b.prepare.workspace import (
+from megatron_7b.prepare.rules.decontamination import Decontamination
+from megatron_7b.prepare.rules.split import choose_split
+from megatron_7b.prepare.running.document_task import DOCUMENTS, PLACES, SAMPLES, DocumentTask, build_finders
+from megatron_7b.prepare.running.duplicate_task import FINDERS, KEEPERS, DuplicateTask, count_documents
+from megatron_7b.prepare.running.stages import Ledger
+from megatron_7b.prepare.running.workspace import (
     describe_sections,
     hash_of,
     publish,

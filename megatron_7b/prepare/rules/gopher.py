@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.document_sections import GopherQualitySection, GopherRepetitionSection
-from megatron_7b.prepare.words import is_unspaced, split_words
+from megatron_7b.prepare.rules.words import is_unspaced, split_words
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 _PARAGRAPHS = re.compile(r"\n{2,}")

@@ -1,0 +1,1 @@
+"""Documents made from documents: rewritten, translated back and forth, joined."""

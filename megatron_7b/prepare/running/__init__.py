@@ -1,0 +1,1 @@
+"""A run: plan, three phases over worker processes, results that appear whole, the account at the end."""
