@@ -64,6 +64,26 @@ BufferedFile::BufferedFile(const std::string& path) : path_(path), buffer_(kBuff
   }
 }
 
+BufferedFile::BufferedFile(const std::string& path, std::int64_t kept_bytes) : path_(path), buffer_(kBufferBytes) {
+  descriptor_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (descriptor_ < 0) {
+    throw_errno("open", path);
+  }
+  struct stat status{};
+  const bool known = ::fstat(descriptor_, &status) == 0;
+  if (!known || status.st_size < kept_bytes) {
+    ::close(descriptor_);
+    throw FormatError(path + " has less than the " + std::to_string(kept_bytes) + " bytes that were written to it");
+  }
+  if (::ftruncate(descriptor_, static_cast<off_t>(kept_bytes)) != 0 ||
+      ::lseek(descriptor_, 0, SEEK_END) != static_cast<off_t>(kept_bytes)) {
+    const int error = errno;
+    ::close(descriptor_);
+    errno = error;
+    throw_errno("cut to its last checkpoint", path);
+  }
+}
+
 BufferedFile::~BufferedFile() {
   if (descriptor_ >= 0) {
     ::close(descriptor_);

@@ -1,6 +1,9 @@
 """Documents made from others: by a model behind HTTP, by a function, by joining; what is kept, noted, asked again."""
 
 import itertools
+import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +19,7 @@ from megatron_7b.prepare.augmentation.step import Augmentation, check_augmentati
 from megatron_7b.prepare.corpus_sections import AugmentationSection
 from megatron_7b.prepare.document import BatchResult, Document
 from tests.prepare.chat_server import Reply, say, serve
-from tests.support.assets import REPOSITORY
+from tests.support.assets import REPOSITORY, asset
 
 
 @pytest.fixture(autouse=True)
@@ -260,3 +263,36 @@ def test_none_changes_nothing(tmp_path: Path) -> None:
     result = Augmentation(AugmentationSection()).run(given, tmp_path)
     assert result == BatchResult(given, [])
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------ a whole run
+
+
+def test_a_killed_run_asks_for_no_answer_twice(tmp_path: Path) -> None:
+    """`data prepare` with a server that thinks: killed with its workers, started again, complete."""
+    pytest.importorskip("fasttext")
+    words = asset("sotu.jsonl").read_text(encoding="utf-8")[:60_000].split()
+    (tmp_path / "raw.jsonl").write_text(
+        "".join(json.dumps({"text": " ".join(words[start : start + 200])}) + "\n" for start in range(100, 8100, 200))
+    )
+    with serve(shout, seconds=0.2) as server:
+        command = [sys.executable, "-m", "megatron_7b", "data", "prepare", "--input", str(tmp_path / "raw.jsonl")]
+        command += ["--output-dir", str(tmp_path / "out"), "--workers", "1", "--augmentation.method", "rewrite"]
+        command += ["--augmentation.endpoint", server.url, "--augmentation.model", "m"]
+        command += ["--augmentation.prompt", "Rewrite: {text}", "--augmentation.concurrency", "2"]
+        process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(server.requests) < 12 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(0.5)
+        asked = Counter(server.prompts)
+        assert 12 <= len(asked) < 30
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+        asked = Counter(server.prompts)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (stage,) = [stage for stage in report["stages"] if stage["name"] == "augmentation"]
+    assert stage["added"] == stage["documents_in"] == len(asked) > 30
+    assert stage["kept"] == 2 * len(asked)
+    assert sum(count - 1 for count in asked.values()) <= 4  # those under way at the kill

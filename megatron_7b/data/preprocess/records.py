@@ -11,7 +11,8 @@ import orjson
 from megatron_7b.data.preprocess.sources import Block
 
 _LINE_END = re.compile(rb"\n")
-_BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+# Also before the first paragraph: where a block begins is no concern of its documents.
+_BLANK_LINES = re.compile(rb"(?:\A|\n)(?:[ \t\r]*\n)+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -53,7 +54,7 @@ def _parse_jsonl(block: Block, keys: Sequence[str]) -> ParsedBlock:
     key = keys[0] if len(keys) == 1 else None
     append_text, append_number = parsed.texts[0].append, parsed.numbers.append
     loads = orjson.loads
-    for number, line in enumerate(block.data.split(b"\n"), start=block.first_record):
+    for number, line in enumerate(bytes(block.data).split(b"\n"), start=block.first_record):
         try:
             record = loads(line)
             if key is not None and type(text := record[key]) is str:  # the way of nearly all lines
@@ -150,17 +151,18 @@ def _parse_text(block: Block) -> ParsedBlock:
 
 def _cut_documents(block: Block) -> Iterator[tuple[int, bytes]]:
     """Documents of plain text with the line that each begins at; blank ones are none."""
+    data = bytes(block.data)
     if block.kind == "file":
-        if block.data.strip():
-            yield 1, block.data.removeprefix(b"\xef\xbb\xbf")
+        if data.strip():
+            yield 1, data.removeprefix(b"\xef\xbb\xbf")
         return
     separator = _LINE_END if block.kind == "line" else _BLANK_LINES
-    borders = [match.span() for match in separator.finditer(block.data)]
+    borders = [match.span() for match in separator.finditer(data)]
     number, start = block.first_record, 0
-    for end, next_start in [*borders, (len(block.data), len(block.data))]:
-        piece = block.data[start:end]
+    for end, next_start in [*borders, (len(data), len(data))]:
+        piece = data[start:end]
         document = piece.lstrip(b"\r\n")
         if document.strip():
             yield number + piece.count(b"\n", 0, len(piece) - len(document)), document.rstrip(b"\r\n")
-        number += block.data.count(b"\n", start, next_start)
+        number += data.count(b"\n", start, next_start)
         start = next_start

@@ -68,7 +68,7 @@ class NearDuplicates:
         keys, takes_part = _write_band_keys(files, present, rows_per_band, folder / "band_keys.npy")
         pairs = np.empty(0, dtype=np.int64)
         for band in keys:
-            found = [self._compare_within_buckets(files, *part) for part in self._sort(band, takes_part)]
+            found = [self._compare_within_buckets(files, *part, pairs) for part in self._sort(band, takes_part)]
             pairs = np.unique(np.concatenate([pairs, *itertools.chain.from_iterable(found)]))
         self._decide(files, pairs, keepers)
         return keepers
@@ -90,10 +90,15 @@ class NearDuplicates:
             yield np.concatenate(numbers)[order], together[order]
 
     def _compare_within_buckets(
-        self, files: SignatureFiles[np.uint32], numbers: NDArray[np.int64], keys: NDArray[np.uint64]
+        self,
+        files: SignatureFiles[np.uint32],
+        numbers: NDArray[np.int64],
+        keys: NDArray[np.uint64],
+        known: NDArray[np.int64],
     ) -> list[NDArray[np.int64]]:
         """Similar documents among those with the same key, each pair as later * documents + earlier.
 
+        Pairs that another band has found (`known`, sorted) are not read from disk again.
         The first of each bucket is compared with the others; those unlike it form a bucket of their own, and again. All
         buckets go a step at once; most are done after one.
         """
@@ -103,8 +108,10 @@ class NearDuplicates:
             is_first[1:] = keys[1:] != keys[:-1]
             firsts = numbers[is_first][np.cumsum(is_first) - 1]
             others, firsts, keys = numbers[~is_first], firsts[~is_first], keys[~is_first]
-            similar = self._are_similar(files, others, firsts)
-            found.append(others[similar] * len(files) + firsts[similar])
+            pairs = others * len(files) + firsts
+            similar = _are_among(pairs, known)
+            similar[~similar] = self._are_similar(files, others[~similar], firsts[~similar])
+            found.append(pairs[similar])
             numbers, keys = others[~similar], keys[~similar]
         return found
 
@@ -150,6 +157,15 @@ def choose_rows_per_band(threshold: float, num_hashes: int) -> int:
         if (1 - threshold**rows) ** (num_hashes // rows) <= _MISSED_AT_THRESHOLD
     ]
     return max(fitting, default=1)
+
+
+def _are_among(values: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[len(values)] whether each is one of the ordered ones."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=np.bool_)
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    among: NDArray[np.bool_] = ordered[places] == values
+    return among
 
 
 def _batches(texts: Sequence[str]) -> list[Sequence[str]]:
