@@ -200,8 +200,8 @@ def test_nothing_left_says_what_happened(tmp_path: Path) -> None:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The result of a run in a dozen shards, beside its raw files."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    inputs = write_raw_files(folder / "raw", documents=600)
-    prepare(inputs, folder / "clean", {"reading.shard_megabytes": 0.1}, workers=2)
+    inputs = write_raw_files(folder / "raw", documents=160)
+    prepare(inputs, folder / "clean", {"reading.shard_megabytes": 0.02}, workers=2)
     return folder / "clean"
 
 
@@ -209,7 +209,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_run_again_it_is_the_same(tmp_path: Path, moment: str, uninterrupted: Path) -> None:
     inputs = sorted((uninterrupted.parent / "raw").iterdir())
     arguments = ["--input", *map(str, inputs), "--output-dir", str(tmp_path / "killed"), "--workers", "2"]
-    options = ["--reading.shard-megabytes", "0.1", "--split.validation", "0.2", "--languages", "en"]
+    options = ["--reading.shard-megabytes", "0.02", "--split.validation", "0.2", "--languages", "en"]
     command = [sys.executable, "-m", "megatron_7b", "data", "prepare", *arguments, *options]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_for(tmp_path / "killed" / "work" / moment, process)
