@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_7b.errors import DataFormatError, MegatronError
-from megatron_7b.prepare.running.supervisor import run_tasks
+from megatron_7b.prepare.running.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Job:
 def run(folder: Path, endings: list[str], workers: int = 2) -> list[int]:
     done: list[int] = []
     jobs = [Job(folder / str(index), ending) for index, ending in enumerate(endings)]
-    run_tasks(jobs, num_workers=workers, on_done=done.append)
+    with Supervisor(workers) as supervisor:
+        supervisor.run(jobs, done.append)
     return sorted(done)
 
 
@@ -70,3 +71,14 @@ def test_mistakes_and_defects_stop_the_run(tmp_path: Path) -> None:
         run(tmp_path, ["disk full"])
     with pytest.raises(RuntimeError, match=r"(?s)job 0 failed.*Traceback.*ZeroDivisionError: ours"):
         run(tmp_path, ["defect"])
+
+
+def test_workers_serve_one_list_of_tasks_after_another(tmp_path: Path) -> None:
+    done: list[int] = []
+    with Supervisor(2) as supervisor:
+        supervisor.run([Job(tmp_path / "a")], done.append)
+        supervisor.run([Job(tmp_path / name, "killed once") for name in ("b", "c")], done.append)
+        supervisor.run([], done.append)
+        supervisor.run([Job(tmp_path / name) for name in ("d", "e", "f")], done.append)
+    assert sorted(path.name for path in tmp_path.iterdir()) == list("abcdef")
+    assert sorted(done) == [0, 0, 0, 1, 1, 2]

@@ -27,7 +27,7 @@ from megatron_7b.prepare.running.corpus_task import CorpusTask
 from megatron_7b.prepare.running.document_task import DocumentTask
 from megatron_7b.prepare.running.duplicate_task import DuplicateTask
 from megatron_7b.prepare.running.steps import find_step_names
-from megatron_7b.prepare.running.supervisor import run_tasks
+from megatron_7b.prepare.running.supervisor import Supervisor
 from megatron_7b.prepare.running.workspace import (
     describe_sections,
     hash_of,
@@ -186,26 +186,23 @@ def build_plan(job: PrepareJob) -> Plan:
 def _execute(plan: Plan, num_workers: int, progress: Progress) -> None:
     """Run what is not done yet."""
     sizes = [task.shard.size for task in plan.documents]
-    _run_phase("reading and filtering", plan.documents, sizes, num_workers, progress)
-    _run_phase("finding duplicates", [plan.duplicates], [sum(sizes)], 1, progress)
-    _run_phase("writing", plan.corpus, sizes, num_workers, progress)
+    with Supervisor(num_workers) as supervisor:
+        _run_phase("reading and filtering", plan.documents, sizes, supervisor, progress)
+        _run_phase("finding duplicates", [plan.duplicates], [sum(sizes)], supervisor, progress)
+        _run_phase("writing", plan.corpus, sizes, supervisor, progress)
 
 
 def _run_phase(
     name: str,
     tasks: Sequence[DocumentTask | DuplicateTask | CorpusTask],
     sizes: Sequence[int],
-    num_workers: int,
+    supervisor: Supervisor,
     progress: Progress,
 ) -> None:
     progress.begin(name, sum(sizes))
     waiting = [index for index, task in enumerate(tasks) if not task.folder.exists()]
     progress.advance(sum(sizes) - sum(sizes[index] for index in waiting))
-    run_tasks(
-        [tasks[index] for index in waiting],
-        num_workers=num_workers,
-        on_done=lambda done: progress.advance(sizes[waiting[done]]),
-    )
+    supervisor.run([tasks[index] for index in waiting], lambda done: progress.advance(sizes[waiting[done]]))
 
 
 def _add_up(job: PrepareJob, plan: Plan, seconds: float) -> RunReport:

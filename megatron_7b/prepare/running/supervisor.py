@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from megatron_7b.errors import MegatronError
 
@@ -43,45 +43,48 @@ class _Worker:
     task: int | None = None
 
 
-def run_tasks(tasks: Sequence[Task], *, num_workers: int, on_done: Callable[[int], None]) -> None:
-    """Run every task, `num_workers` at a time, in their order.
+class Supervisor:
+    """Worker processes, started when there is work for them and ended at the end of the `with`."""
 
-    Args:
-        tasks: What to do.
-        num_workers: Processes.
-        on_done: Called here with the index of each task that is done.
-
-    Raises:
-        MegatronError: What a task raised, or a task whose worker was killed on every try.
-        RuntimeError: A task failed in another way; with its traceback.
-    """
-    if tasks:
-        _Supervisor(tasks, on_done).run(min(num_workers, len(tasks)))
-
-
-class _Supervisor:
-    def __init__(self, tasks: Sequence[Task], on_done: Callable[[int], None]) -> None:
-        self._tasks, self._on_done = tasks, on_done
-        self._waiting = deque(range(len(tasks)))
-        self._deaths: Counter[int] = Counter()
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
         self._workers: list[_Worker] = []
+        self._tasks: Sequence[Task] = ()
+        self._waiting: deque[int] = deque()
         # Not forked: the parent may have threads.
         self._context = multiprocessing.get_context("spawn")
 
-    def run(self, num_workers: int) -> None:
-        try:
-            for _ in range(num_workers):
-                self._start_worker()
-            while any(worker.task is not None for worker in self._workers):
-                ready = wait([worker.connection for worker in self._workers])
-                for worker in [worker for worker in self._workers if worker.connection in ready]:
-                    self._hear(worker)
-        finally:
-            for worker in self._workers:
-                worker.connection.close()
-                worker.process.terminate()
-            for worker in self._workers:
-                worker.process.join()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.connection.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+
+    def run(self, tasks: Sequence[Task], on_done: Callable[[int], None]) -> None:
+        """Run every task, as many at a time as there are workers, in their order.
+
+        Args:
+            tasks: What to do.
+            on_done: Called here with the index of each task that is done.
+
+        Raises:
+            MegatronError: What a task raised, or a task whose worker was killed on every try.
+            RuntimeError: A task failed in another way; with its traceback.
+        """
+        self._tasks, self._waiting = tasks, deque(range(len(tasks)))
+        deaths: Counter[int] = Counter()
+        for worker in list(self._workers):
+            self._hand_out(worker)
+        while self._waiting and len(self._workers) < self._num_workers:
+            self._start_worker()
+        while any(worker.task is not None for worker in self._workers):
+            ready = wait([worker.connection for worker in self._workers])
+            for worker in [worker for worker in self._workers if worker.connection in ready]:
+                self._hear(worker, on_done, deaths)
 
     def _start_worker(self) -> None:
         ours, theirs = self._context.Pipe()
@@ -95,13 +98,17 @@ class _Supervisor:
     def _hand_out(self, worker: _Worker) -> None:
         worker.task = self._waiting.popleft() if self._waiting else None
         if worker.task is not None:
-            worker.connection.send(self._tasks[worker.task])
+            try:
+                worker.connection.send(self._tasks[worker.task])
+            except OSError:  # it has died with nothing to do; its end will be heard
+                self._waiting.appendleft(worker.task)
+                worker.task = None
 
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: _Worker, on_done: Callable[[int], None], deaths: Counter[int]) -> None:
         try:
             failure = worker.connection.recv()
         except (EOFError, OSError):
-            self._bury(worker)
+            self._bury(worker, deaths)
             return
         if isinstance(failure, MegatronError):
             raise failure
@@ -110,25 +117,25 @@ class _Supervisor:
             raise RuntimeError(f"{self._tasks[worker.task].label} failed:\n{failure}")
         done = worker.task
         self._hand_out(worker)
-        self._on_done(done)
+        on_done(done)
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: _Worker, deaths: Counter[int]) -> None:
         worker.process.join()
         worker.connection.close()
         self._workers.remove(worker)
-        if worker.task is None:
-            return
-        self._deaths[worker.task] += 1
-        if self._deaths[worker.task] >= ATTEMPTS:
-            code = worker.process.exitcode
-            how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-            raise MegatronError(
-                f"{self._tasks[worker.task].label}: its worker was {how}, {ATTEMPTS} times",
-                hint="signal 9 is most often the kernel being out of memory: fewer --workers, or a smaller "
-                "--reading.shard-megabytes; the same command goes on where it stopped",
-            )
-        self._waiting.appendleft(worker.task)
-        self._start_worker()
+        if worker.task is not None:
+            deaths[worker.task] += 1
+            if deaths[worker.task] >= ATTEMPTS:
+                code = worker.process.exitcode
+                how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                raise MegatronError(
+                    f"{self._tasks[worker.task].label}: its worker was {how}, {ATTEMPTS} times",
+                    hint="signal 9 is most often the kernel being out of memory: fewer --workers, or a smaller "
+                    "--reading.shard-megabytes; the same command goes on where it stopped",
+                )
+            self._waiting.appendleft(worker.task)
+        if self._waiting:
+            self._start_worker()
 
 
 def _work(connection: Connection) -> None:
