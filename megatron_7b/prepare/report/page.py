@@ -226,7 +226,7 @@ def _samples(samples: Mapping[str, Sequence[Sample]], stages: Sequence[StageCoun
     if not pieces:
         return ""
     return (
-        "<h2>What was dropped</h2><p class=note>A few documents for each reason, in the order of the stages; more are in "
+        "<h2>What was dropped</h2><p class=note>A few for each reason, in the order of the stages; more are in "
         f"<code>dropped/</code>.</p>{''.join(pieces)}"
     )
 
