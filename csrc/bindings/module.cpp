@@ -33,4 +33,5 @@ PYBIND11_MODULE(_index, module) {
   megatron_7b::register_writer(module);
   megatron_7b::register_corpus(module);
   megatron_7b::register_sampling(module);
+  megatron_7b::register_text(module);
 }
