@@ -44,4 +44,4 @@ format:
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis quickstart_run
 	find megatron_7b tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -f megatron_7b/data/_index*.so
+	rm -f megatron_7b/data/_index*.so megatron_7b/runtime/_kernels*.so

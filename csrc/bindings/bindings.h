@@ -11,5 +11,7 @@ void register_errors(pybind11::module_& module);
 void register_writer(pybind11::module_& module);
 void register_corpus(pybind11::module_& module);
 void register_sampling(pybind11::module_& module);
+void register_packing(pybind11::module_& module);
+void register_text(pybind11::module_& module);
 
 }  // namespace megatron_7b

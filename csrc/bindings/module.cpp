@@ -28,9 +28,11 @@ void register_errors(py::module_&) {
 }  // namespace megatron_7b
 
 PYBIND11_MODULE(_index, module) {
-  module.doc() = "Native part of megatron_7b.data: the MMIDIDX files, sample order, blends and batches.";
+  module.doc() = "Native part of megatron_7b.data: the MMIDIDX files, sample order, blends, batches and packing.";
   megatron_7b::register_errors(module);
   megatron_7b::register_writer(module);
   megatron_7b::register_corpus(module);
   megatron_7b::register_sampling(module);
+  megatron_7b::register_packing(module);
+  megatron_7b::register_text(module);
 }

@@ -1,5 +1,6 @@
 #include <mutex>
 #include <optional>
+#include <tuple>
 
 #include "bindings.h"
 #include "megatron_7b/index_writer.h"
@@ -10,10 +11,16 @@ namespace megatron_7b {
 
 namespace {
 
+// num_documents, num_sequences, num_tokens, bounds_implied
+using State = std::tuple<std::int64_t, std::int64_t, std::int64_t, bool>;
+
 // The writer with a lock: its calls run without the GIL, so two threads could otherwise be in it at once.
 class LockedWriter {
  public:
   LockedWriter(const std::string& prefix, int token_bytes) : writer_(prefix, token_bytes) {}
+  LockedWriter(const std::string& prefix, int token_bytes, const State& state)
+      : writer_(prefix, token_bytes, {std::get<0>(state), std::get<1>(state), std::get<2>(state), std::get<3>(state)}) {
+  }
 
   void add_document(const py::array& ids, const std::optional<py::array>& sequence_lengths) {
     if (!sequence_lengths) {
@@ -33,9 +40,25 @@ class LockedWriter {
     });
   }
 
+  State checkpoint() {
+    const std::scoped_lock lock(mutex_);
+    const IndexWriter::Checkpoint at = writer_.checkpoint();
+    return {at.num_documents, at.num_sequences, at.num_tokens, at.bounds_implied};
+  }
+
+  void complete() {
+    const std::scoped_lock lock(mutex_);
+    writer_.complete();
+  }
+
   void finish() {
     const std::scoped_lock lock(mutex_);
     writer_.finish();
+  }
+
+  void suspend() {
+    const std::scoped_lock lock(mutex_);
+    writer_.suspend();
   }
 
   void abort() {
@@ -90,10 +113,14 @@ void register_writer(py::module_& module) {
   using py::arg;
   py::class_<LockedWriter>(module, "IndexWriter", "Writes PREFIX.bin and PREFIX.idx; they appear on finish().")
       .def(py::init<const std::string&, int>(), arg("prefix"), arg("token_bytes"))
+      .def(py::init<const std::string&, int, const State&>(), arg("prefix"), arg("token_bytes"), arg("checkpoint"))
       .def("add_document", &LockedWriter::add_document, arg("ids"), arg("sequence_lengths") = py::none(),
            "Append one document.")
       .def("add_documents", &LockedWriter::add_documents, arg("ids"), arg("lengths"),
            "Append many documents whose ids lie one after the other.")
+      .def("checkpoint", &LockedWriter::checkpoint, py::call_guard<py::gil_scoped_release>(), "Hand all to the kernel.")
+      .def("complete", &LockedWriter::complete, py::call_guard<py::gil_scoped_release>(), "Complete the .tmp files.")
+      .def("suspend", &LockedWriter::suspend, py::call_guard<py::gil_scoped_release>(), "Close the .tmp files.")
       .def("finish", &LockedWriter::finish, py::call_guard<py::gil_scoped_release>(), "Publish both files.")
       .def("abort", &LockedWriter::abort, py::call_guard<py::gil_scoped_release>(), "Remove the temporary files.")
       .def_property_readonly("num_documents", [](const LockedWriter& self) { return self.get().num_documents(); })

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -9,15 +10,11 @@
 
 namespace megatron_7b {
 
-Batcher::Batcher(std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights,
-                 std::int64_t seq_length, std::int64_t vocab_size, std::optional<std::int64_t> masked_eod)
-    : streams_(std::move(streams)), seq_length_(seq_length), vocab_size_(vocab_size), masked_eod_(masked_eod) {
-  if (streams_.empty() || (streams_.size() > 1) != weights.has_value() ||
-      (weights && weights->size() != streams_.size())) {
-    throw std::invalid_argument("several streams need one weight each, a single one needs none");
-  }
-  if (weights) {
-    blend_ = std::make_unique<Blend>(std::move(*weights));
+Batcher::Batcher(std::vector<TokenStream> streams, std::unique_ptr<const CappedBlend> blend, std::int64_t seq_length,
+                 BatchOptions options)
+    : streams_(std::move(streams)), blend_(std::move(blend)), seq_length_(seq_length), options_(std::move(options)) {
+  if (streams_.empty() || (streams_.size() > 1 && !blend_)) {
+    throw std::invalid_argument("several streams need a blend");
   }
 }
 
@@ -34,28 +31,63 @@ BatchView Batcher::view(void* buffer, std::int64_t num_samples) const {
   return {ids, ids + tokens, ids + 2 * tokens, reinterpret_cast<float*>(ids + 3 * tokens)};
 }
 
-void Batcher::assemble(const std::int64_t* indices, std::int64_t num_samples, const BatchView& batch) const {
+std::vector<std::int32_t> Batcher::assemble(const std::int64_t* indices, std::int64_t num_samples,
+                                            const BatchView& batch) const {
   const auto row_bytes = static_cast<std::size_t>(seq_length_) * sizeof(std::int64_t);
+  if (options_.document_boundaries && num_samples > std::numeric_limits<std::int32_t>::max() / seq_length_) {
+    throw std::invalid_argument("cumulative lengths are 32 bits wide: too many tokens in one batch");
+  }
   std::vector<std::int64_t> sample(static_cast<std::size_t>(seq_length_) + 1);
+  std::vector<std::int64_t> starts;
+  std::vector<std::int32_t> cumulative;
+  const bool wants_starts =
+      options_.document_boundaries || options_.reset_position_ids || options_.fill_in_the_middle.has_value();
   for (std::int64_t row = 0; row < num_samples; ++row) {
     if (indices[row] < 0) {
       throw std::invalid_argument("sample number " + std::to_string(indices[row]));
     }
     const Blend::Pick picked = pick(indices[row]);
-    const std::int64_t real =
-        streams_[static_cast<std::size_t>(picked.set)].read(picked.sample, vocab_size_, sample.data());
+    const std::int64_t real = streams_[static_cast<std::size_t>(picked.set)].read(
+        picked.sample, options_.vocab_size, sample.data(), wants_starts ? &starts : nullptr);
+    if (options_.fill_in_the_middle) {
+      options_.fill_in_the_middle->permute(picked.set, picked.sample, starts, real, sample.data());
+    }
     const std::int64_t begin = row * seq_length_;
     std::memcpy(batch.tokens + begin, sample.data(), row_bytes);
     std::memcpy(batch.labels + begin, sample.data() + 1, row_bytes);
-    std::iota(batch.position_ids + begin, batch.position_ids + begin + seq_length_, std::int64_t{0});
-    float* mask = batch.loss_mask + begin;
-    const std::int64_t predicted = std::max<std::int64_t>(real - 1, 0);
-    std::fill(mask, mask + predicted, 1.0F);
-    std::fill(mask + predicted, mask + seq_length_, 0.0F);
-    if (masked_eod_) {
-      for (std::int64_t i = 0; i < predicted; ++i) {
-        mask[i] = sample[static_cast<std::size_t>(i)] == *masked_eod_ ? 0.0F : 1.0F;
+    fill_positions(starts, batch.position_ids + begin);
+    fill_mask(sample.data(), std::max<std::int64_t>(real - 1, 0), batch.loss_mask + begin);
+    if (options_.document_boundaries) {
+      cumulative.push_back(static_cast<std::int32_t>(begin));
+      for (const std::int64_t start : starts) {
+        if (start < seq_length_) {  // One that begins with the last label has no input in this row.
+          cumulative.push_back(static_cast<std::int32_t>(begin + start));
+        }
       }
+    }
+  }
+  if (options_.document_boundaries) {
+    cumulative.push_back(static_cast<std::int32_t>(num_samples * seq_length_));
+  }
+  return cumulative;
+}
+
+void Batcher::fill_positions(const std::vector<std::int64_t>& starts, std::int64_t* positions) const {
+  std::iota(positions, positions + seq_length_, std::int64_t{0});
+  if (options_.reset_position_ids) {
+    for (std::size_t i = 0; i < starts.size(); ++i) {
+      const std::int64_t end = i + 1 < starts.size() ? starts[i + 1] : seq_length_;
+      std::iota(positions + starts[i], positions + std::min(end, seq_length_), std::int64_t{0});
+    }
+  }
+}
+
+void Batcher::fill_mask(const std::int64_t* sample, std::int64_t predicted, float* mask) const {
+  std::fill(mask, mask + predicted, 1.0F);
+  std::fill(mask + predicted, mask + seq_length_, 0.0F);
+  if (options_.masked_eod) {
+    for (std::int64_t i = 0; i < predicted; ++i) {
+      mask[i] = sample[i] == *options_.masked_eod ? 0.0F : 1.0F;
     }
   }
 }

@@ -183,4 +183,14 @@ std::vector<std::int64_t> Blend::counts(std::int64_t n) const {
   return counts;
 }
 
+std::int64_t Blend::slot_of(std::size_t set, std::int64_t sample) const {
+  for (std::int64_t slot = release(set, sample); slot < deadline(set, sample); ++slot) {
+    const Pick picked = pick(slot);
+    if (static_cast<std::size_t>(picked.set) == set && picked.sample == sample) {
+      return slot;
+    }
+  }
+  throw std::logic_error("blend: sample " + std::to_string(sample) + " of set " + std::to_string(set) + " not found");
+}
+
 }  // namespace megatron_7b

@@ -88,8 +88,11 @@ void Corpus::check_sequence(std::int64_t sequence) {
     fail(bin_.path(), "is " + std::to_string(bin_.size()) + " bytes long, but " + where() + "has " +
                           std::to_string(tokens) + " tokens from byte " + std::to_string(begin) + " on");
   }
-  const std::int64_t before = sequence == 0 ? 0 : pointer(sequence - 1) + length(sequence - 1) * token_bytes_;
-  contiguous_ = contiguous_ && begin == before;
+  // Unsigned: the entry before may not have been checked, and hold anything.
+  const auto end_before = [&](std::int64_t before) {
+    return static_cast<std::uint64_t>(pointer(before)) + static_cast<std::uint64_t>(length(before) * token_bytes_);
+  };
+  contiguous_ = contiguous_ && static_cast<std::uint64_t>(begin) == (sequence == 0 ? 0 : end_before(sequence - 1));
 }
 
 void Corpus::check_document(std::int64_t document) const {
@@ -102,17 +105,31 @@ void Corpus::check_document(std::int64_t document) const {
 }
 
 void Corpus::check_entries(bool verify_all) {
+  const auto stride_of = [&](std::int64_t count) {
+    return verify_all || count <= kFullyChecked ? 1 : (count + kSpotChecks - 1) / kSpotChecks;
+  };
   const auto check = [&](std::int64_t count, const auto& check_one) {
-    const std::int64_t stride = verify_all ? 1 : std::max<std::int64_t>(1, count / kSpotChecks);
-    for (std::int64_t i = 0; i < count; i += stride) {
+    for (std::int64_t i = 0; i < count; i += stride_of(count)) {
       check_one(i);
     }
     if (count > 0) {
       check_one(count - 1);
     }
   };
+  const bool scattered = stride_of(num_sequences_) > 1 || stride_of(num_documents()) > 1;
+  if (scattered) {  // From a disk the pages come all at once instead of one after the other.
+    idx_.expect_scattered_reads(true);
+    check(num_sequences_, [&](std::int64_t i) {
+      idx_.prefetch(lengths_ + i * 4);
+      idx_.prefetch(pointers_ + i * 8);
+    });
+    check(num_documents(), [&](std::int64_t i) { idx_.prefetch(bounds_ + i * 8); });
+  }
   check(num_sequences_, [&](std::int64_t i) { check_sequence(i); });
   check(num_documents(), [&](std::int64_t i) { check_document(i); });
+  if (scattered) {
+    idx_.expect_scattered_reads(false);
+  }
 }
 
 void Corpus::check_ends() {
@@ -136,7 +153,15 @@ std::int64_t Corpus::document_begin(std::int64_t document) const {
     fail(idx_.path(), "document " + std::to_string(document) + " begins at sequence " + std::to_string(sequence) +
                           " of " + std::to_string(num_sequences_));
   }
-  return sequence == num_sequences_ ? num_tokens() : pointer(sequence) / token_bytes_;
+  if (sequence == num_sequences_) {
+    return num_tokens();
+  }
+  const std::int64_t begin = pointer(sequence);
+  if (begin < 0 || begin > bin_.size()) {
+    fail(idx_.path(), "sequence " + std::to_string(sequence) + " begins at byte " + std::to_string(begin) + " of " +
+                          std::to_string(bin_.size()));
+  }
+  return begin / token_bytes_;
 }
 
 std::int64_t Corpus::document_at(std::int64_t position) const {

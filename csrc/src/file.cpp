@@ -57,10 +57,42 @@ MappedFile::~MappedFile() {
   }
 }
 
+void MappedFile::expect_scattered_reads(bool scattered) const {
+  if (size_ > 0) {
+    ::madvise(const_cast<std::uint8_t*>(data_), static_cast<std::size_t>(size_), scattered ? MADV_RANDOM : MADV_NORMAL);
+  }
+}
+
+void MappedFile::prefetch(const std::uint8_t* address) const {
+  static const auto page = static_cast<std::ptrdiff_t>(::sysconf(_SC_PAGESIZE));
+  // Only advice: a failure costs time, no more.
+  ::madvise(const_cast<std::uint8_t*>(data_ + (address - data_) / page * page), 1, MADV_WILLNEED);
+}
+
 BufferedFile::BufferedFile(const std::string& path) : path_(path), buffer_(kBufferBytes) {
   descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (descriptor_ < 0) {
     throw_errno("create", path);
+  }
+}
+
+BufferedFile::BufferedFile(const std::string& path, std::int64_t kept_bytes) : path_(path), buffer_(kBufferBytes) {
+  descriptor_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (descriptor_ < 0) {
+    throw_errno("open", path);
+  }
+  struct stat status{};
+  const bool known = ::fstat(descriptor_, &status) == 0;
+  if (!known || status.st_size < kept_bytes) {
+    ::close(descriptor_);
+    throw FormatError(path + " has less than the " + std::to_string(kept_bytes) + " bytes that were written to it");
+  }
+  if (::ftruncate(descriptor_, static_cast<off_t>(kept_bytes)) != 0 ||
+      ::lseek(descriptor_, 0, SEEK_END) != static_cast<off_t>(kept_bytes)) {
+    const int error = errno;
+    ::close(descriptor_);
+    errno = error;
+    throw_errno("cut to its last checkpoint", path);
   }
 }
 

@@ -17,6 +17,16 @@ namespace megatron_7b {
 namespace {
 
 constexpr std::size_t kChunk = 8192;
+constexpr std::int64_t kLengthBytes = 4;
+constexpr std::int64_t kBoundBytes = 8;
+
+std::string bounds_path(const std::string& prefix) { return prefix + ".bounds.tmp"; }
+
+void check_token_bytes(int token_bytes) {
+  if (token_bytes != 2 && token_bytes != 4) {
+    throw std::invalid_argument("token_bytes is " + std::to_string(token_bytes) + ", expected 2 or 4");
+  }
+}
 
 // Narrows `count` ids; false where one does not fit. Branch-free inside, so that it vectorises.
 template <typename Out, typename Id>
@@ -33,9 +43,7 @@ bool narrow(const Id* ids, std::size_t count, Out* out) {
 }  // namespace
 
 IndexWriter::IndexWriter(const std::string& prefix, int token_bytes) : prefix_(prefix), token_bytes_(token_bytes) {
-  if (token_bytes != 2 && token_bytes != 4) {
-    throw std::invalid_argument("token_bytes is " + std::to_string(token_bytes) + ", expected 2 or 4");
-  }
+  check_token_bytes(token_bytes);
   bin_ = std::make_unique<BufferedFile>(bin_path(prefix) + ".tmp");
   try {
     idx_ = std::make_unique<BufferedFile>(idx_path(prefix) + ".tmp");
@@ -43,8 +51,20 @@ IndexWriter::IndexWriter(const std::string& prefix, int token_bytes) : prefix_(p
     bin_->remove();
     throw;
   }
-  const std::array<char, kHeaderBytes> header{};  // Filled in by finish(), when the counts are known.
+  const std::array<char, kHeaderBytes> header{};  // Filled in by complete(), when the counts are known.
   idx_->write(header.data(), header.size());
+}
+
+IndexWriter::IndexWriter(const std::string& prefix, int token_bytes, const Checkpoint& checkpoint)
+    : prefix_(prefix), token_bytes_(token_bytes), at_(checkpoint) {
+  check_token_bytes(token_bytes);
+  auto bin = std::make_unique<BufferedFile>(bin_path(prefix) + ".tmp", at_.num_tokens * token_bytes);
+  auto idx = std::make_unique<BufferedFile>(idx_path(prefix) + ".tmp", kHeaderBytes + at_.num_sequences * kLengthBytes);
+  if (!at_.bounds_implied) {
+    bounds_ = std::make_unique<BufferedFile>(bounds_path(prefix), (at_.num_documents + 1) * kBoundBytes);
+  }
+  bin_ = std::move(bin);
+  idx_ = std::move(idx);
 }
 
 IndexWriter::~IndexWriter() { abort(); }
@@ -63,8 +83,9 @@ void IndexWriter::write_ids(const Id* ids, std::int64_t count) {
     for (std::int64_t begin = 0; begin < count; begin += static_cast<std::int64_t>(kChunk)) {
       const auto size = static_cast<std::size_t>(std::min<std::int64_t>(kChunk, count - begin));
       if (!narrow(ids + begin, size, chunk.data())) {
-        throw FormatError("a token id of document " + std::to_string(num_documents_) + " or after does not fit the " +
-                              std::to_string(sizeof(Out)) + "-byte ids of " + bin_path(prefix_),
+        throw FormatError("a token id of document " + std::to_string(at_.num_documents) +
+                              " or after does not fit the " + std::to_string(sizeof(Out)) + "-byte ids of " +
+                              bin_path(prefix_),
                           "write 4-byte ids: the vocabulary is larger than was said");
       }
       bin_->write(chunk.data(), size * sizeof(Out));
@@ -79,24 +100,30 @@ void IndexWriter::write_ids(const Id* ids, std::int64_t count) {
   } else {
     put(std::int32_t{});
   }
-  num_tokens_ += count;
+  at_.num_tokens += count;
 }
 
 void IndexWriter::write_length(std::int64_t length) {
   const auto stored = static_cast<std::int32_t>(length);
   idx_->write(&stored, sizeof(stored));
-  ++num_sequences_;
+  ++at_.num_sequences;
+}
+
+void IndexWriter::spool_implied_bounds() {
+  bounds_ = std::make_unique<BufferedFile>(bounds_path(prefix_));
+  for (std::int64_t bound = 0; bound < at_.num_documents; ++bound) {
+    bounds_->write(&bound, sizeof(bound));
+  }
+  at_.bounds_implied = false;
 }
 
 void IndexWriter::end_document() {
-  ++num_documents_;
-  if (bounds_implied_ && num_sequences_ != num_documents_) {
-    bounds_implied_ = false;
-    bounds_.resize(static_cast<std::size_t>(num_documents_));
-    std::iota(bounds_.begin(), bounds_.end(), std::int64_t{0});
+  ++at_.num_documents;
+  if (at_.bounds_implied && at_.num_sequences != at_.num_documents) {
+    spool_implied_bounds();
   }
-  if (!bounds_implied_) {
-    bounds_.push_back(num_sequences_);
+  if (!at_.bounds_implied) {
+    bounds_->write(&at_.num_sequences, sizeof(at_.num_sequences));
   }
 }
 
@@ -155,8 +182,8 @@ void IndexWriter::write_pointers() {
   std::array<std::int32_t, kChunk> lengths;
   std::array<std::int64_t, kChunk> pointers;
   std::int64_t pointer = 0;
-  for (std::int64_t begin = 0; begin < num_sequences_; begin += static_cast<std::int64_t>(kChunk)) {
-    const auto size = static_cast<std::size_t>(std::min<std::int64_t>(kChunk, num_sequences_ - begin));
+  for (std::int64_t begin = 0; begin < at_.num_sequences; begin += static_cast<std::int64_t>(kChunk)) {
+    const auto size = static_cast<std::size_t>(std::min<std::int64_t>(kChunk, at_.num_sequences - begin));
     idx_->read_at(kHeaderBytes + begin * 4, lengths.data(), size * sizeof(lengths[0]));
     for (std::size_t i = 0; i < size; ++i) {
       pointers[i] = pointer;
@@ -167,43 +194,81 @@ void IndexWriter::write_pointers() {
 }
 
 void IndexWriter::write_document_bounds() {
-  if (!bounds_implied_) {
-    idx_->write(bounds_.data(), bounds_.size() * sizeof(bounds_[0]));
+  if (at_.bounds_implied) {
+    for (std::int64_t bound = 0; bound <= at_.num_documents; ++bound) {
+      idx_->write(&bound, sizeof(bound));
+    }
     return;
   }
-  for (std::int64_t bound = 0; bound <= num_documents_; ++bound) {
-    idx_->write(&bound, sizeof(bound));
+  std::array<std::int64_t, kChunk> bounds;
+  const std::int64_t count = at_.num_documents + 1;
+  for (std::int64_t begin = 0; begin < count; begin += static_cast<std::int64_t>(kChunk)) {
+    const auto size = static_cast<std::size_t>(std::min<std::int64_t>(kChunk, count - begin));
+    bounds_->read_at(begin * kBoundBytes, bounds.data(), size * sizeof(bounds[0]));
+    idx_->write(bounds.data(), size * sizeof(bounds[0]));
   }
 }
 
-void IndexWriter::finish() {
+IndexWriter::Checkpoint IndexWriter::checkpoint() {
+  check_open();
+  for (auto* file : {&bin_, &idx_, &bounds_}) {
+    if (*file) {
+      (*file)->flush();
+    }
+  }
+  return at_;
+}
+
+void IndexWriter::complete() {
   check_open();
   write_pointers();
   write_document_bounds();
   std::array<std::uint8_t, kHeaderBytes> header;
   const auto code = static_cast<std::uint8_t>(token_bytes_ == 2 ? TokenType::kUint16 : TokenType::kInt32);
-  const std::uint64_t counts[2] = {static_cast<std::uint64_t>(num_sequences_),
-                                   static_cast<std::uint64_t>(num_documents_) + 1};
+  const std::uint64_t counts[2] = {static_cast<std::uint64_t>(at_.num_sequences),
+                                   static_cast<std::uint64_t>(at_.num_documents) + 1};
   std::memcpy(header.data(), kMagic, 9);
   std::memcpy(header.data() + 9, &kVersion, 8);
   header[17] = code;
   std::memcpy(header.data() + 18, counts, 16);
   idx_->write_at(0, header.data(), header.size());
 
-  bin_->sync();
-  bin_->close();
-  idx_->sync();
-  idx_->close();
-  // An index of an earlier corpus must not be found beside the new ids, should we die between the two renames.
-  ::unlink(idx_path(prefix_).c_str());
-  publish(bin_->path(), bin_path(prefix_));
-  publish(idx_->path(), idx_path(prefix_));
+  for (auto* file : {&bin_, &idx_}) {
+    (*file)->sync();
+    (*file)->close();
+  }
   bin_.reset();
   idx_.reset();
 }
 
+void IndexWriter::finish() {
+  const std::string bin = bin_path(prefix_) + ".tmp";
+  const std::string idx = idx_path(prefix_) + ".tmp";
+  complete();
+  abort();  // Of what is left open: the bounds, which the index now holds.
+  try {
+    // An index of an earlier corpus must not be found beside the new ids, should we die between the two renames.
+    ::unlink(idx_path(prefix_).c_str());
+    publish(bin, bin_path(prefix_));
+    publish(idx, idx_path(prefix_));
+  } catch (...) {
+    ::unlink(bin.c_str());
+    ::unlink(idx.c_str());
+    throw;
+  }
+}
+
+void IndexWriter::suspend() {
+  for (auto* file : {&bin_, &idx_, &bounds_}) {
+    if (*file) {
+      (*file)->flush();
+      file->reset();
+    }
+  }
+}
+
 void IndexWriter::abort() noexcept {
-  for (auto* file : {&bin_, &idx_}) {
+  for (auto* file : {&bin_, &idx_, &bounds_}) {
     if (*file) {
       (*file)->remove();
       file->reset();

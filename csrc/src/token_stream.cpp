@@ -98,27 +98,64 @@ TokenStream::Place TokenStream::locate(std::int64_t sample) const {
   return {epoch, (first + order(sample - first)) * seq_length_ - epoch * num_tokens_};
 }
 
-std::int64_t TokenStream::read(std::int64_t sample, std::int64_t vocab_size, std::int64_t* ids) const {
-  std::int64_t missing = seq_length_ + 1;
+std::int64_t TokenStream::read(std::int64_t sample, std::int64_t vocab_size, std::int64_t* ids,
+                               std::vector<std::int64_t>* starts) const {
+  const std::int64_t wanted = seq_length_ + 1;
+  if (starts != nullptr) {
+    starts->clear();
+  }
   if (!shuffle_) {
     const std::int64_t begin = std::min(sample, num_samples()) * seq_length_;
-    const std::int64_t real = std::clamp<std::int64_t>(num_tokens_ - begin, 0, missing);
+    const std::int64_t real = std::clamp<std::int64_t>(num_tokens_ - begin, 0, wanted);
     const std::int64_t count = sample < num_samples() ? real : 0;
     copy(token_begin_ + begin, count, vocab_size, ids);
-    std::fill(ids + count, ids + missing, std::int64_t{0});
+    std::fill(ids + count, ids + wanted, std::int64_t{0});
+    if (starts != nullptr) {
+      find_starts(token_begin_ + begin, count, 0, *starts);
+      if (0 < count && count < wanted) {
+        starts->push_back(count);
+      }
+    }
     return count;
   }
   Place place = locate(sample);
-  while (missing > 0) {
+  for (std::int64_t done = 0; done < wanted;) {
     const std::int64_t left_in_epoch = num_tokens_ - place.offset;
     const std::int64_t position = (ring_start(place.epoch) + place.offset) % num_tokens_;
-    const std::int64_t count = std::min({missing, left_in_epoch, num_tokens_ - position});
-    copy(token_begin_ + position, count, vocab_size, ids);
-    ids += count;
-    missing -= count;
+    const std::int64_t count = std::min({wanted - done, left_in_epoch, num_tokens_ - position});
+    copy(token_begin_ + position, count, vocab_size, ids + done);
+    if (starts != nullptr) {
+      if (done > 0) {
+        starts->push_back(done);  // The ring and the range begin with a document.
+      }
+      find_starts(token_begin_ + position, count, done, *starts);
+    }
+    done += count;
     place = count == left_in_epoch ? Place{place.epoch + 1, 0} : Place{place.epoch, place.offset + count};
   }
-  return seq_length_ + 1;
+  return wanted;
+}
+
+// Documents that begin inside of [position, position + count), which lies in the sample from `place` on.
+void TokenStream::find_starts(std::int64_t position, std::int64_t count, std::int64_t place,
+                              std::vector<std::int64_t>& starts) const {
+  if (count == 0) {
+    return;
+  }
+  std::int64_t last = position;
+  for (std::int64_t document = corpus_->document_at(position) + 1; document < corpus_->num_documents(); ++document) {
+    const std::int64_t begin = corpus_->document_begin(document);
+    if (begin >= position + count) {
+      break;
+    }
+    if (begin < last) {  // Only an index that is damaged where opening did not look.
+      throw FormatError(idx_path(corpus_->prefix()) + ": its documents are not in ascending order");
+    }
+    if (begin > last) {  // Empty documents begin where the next one does.
+      starts.push_back(place + begin - position);
+      last = begin;
+    }
+  }
 }
 
 void TokenStream::copy(std::int64_t position, std::int64_t count, std::int64_t vocab_size, std::int64_t* ids) const {

@@ -1,6 +1,7 @@
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <system_error>
 
 #include "check.h"
 #include "corpora.h"
@@ -61,6 +62,52 @@ TEST(what_is_written_is_read) {
     }
     CHECK(corpus.id_range() == std::make_pair(std::int64_t{0}, begin - 1));
   }
+}
+
+TEST(a_writer_that_died_is_continued) {
+  const TemporaryFolder folder;
+  const auto documents = test::numbered_documents(40);
+  const std::vector<std::int32_t> halves{1, 2};
+  const std::vector<std::int32_t> ids{7, 8, 9};
+  // Two sequences per document from number `several` on: before, at or behind the place where the first writer stops.
+  for (const std::size_t several : {10U, 20U, 30U, 100U}) {
+    const auto write = [&](IndexWriter& writer, std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        if (i >= several) {
+          writer.add_document(ids.data(), 3, halves.data(), 2);
+        } else {
+          writer.add_document(documents[i].data(), static_cast<std::int64_t>(documents[i].size()), nullptr, 0);
+        }
+      }
+    };
+    {
+      IndexWriter writer(folder / "whole", 2);
+      write(writer, 0, 40);
+      writer.finish();
+    }
+    IndexWriter::Checkpoint at;
+    {
+      IndexWriter writer(folder / "cut", 2);
+      write(writer, 0, 20);
+      at = writer.checkpoint();
+      write(writer, 5, 17);  // What came behind the checkpoint is cut off.
+      writer.suspend();
+    }
+    {
+      IndexWriter writer(folder / "cut", 2, at);
+      write(writer, 20, 40);
+      writer.finish();
+    }
+    for (const char* suffix : {".bin", ".idx"}) {
+      CHECK(read_file((folder / "cut") + suffix) == read_file((folder / "whole") + suffix));
+    }
+    CHECK(!std::filesystem::exists((folder / "cut") + ".bounds.tmp"));
+  }
+  IndexWriter::Checkpoint missing;
+  CHECK_THROWS(std::system_error, IndexWriter(folder / "absent", 2, missing));
+  write_file((folder / "short") + ".bin.tmp", "abc");
+  missing.num_tokens = 2;
+  CHECK_THROWS(FormatError, IndexWriter(folder / "short", 2, missing));
 }
 
 TEST(documents_of_several_sequences) {

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <atomic>
+#include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 
@@ -97,7 +99,12 @@ TEST(batches_from_several_threads) {
     const auto corpus = std::make_shared<const Corpus>(folder / name, true);
     streams.emplace_back(corpus, 0, 100, 16, streams.size(), true);
   }
-  const Batcher batcher(streams, std::vector<std::int64_t>{2, 1}, 16, 5000, 0);
+  BatchOptions options;
+  options.vocab_size = 5000;
+  options.masked_eod = 0;
+  const std::vector<std::int64_t> unlimited(2, CappedBlend::kUnlimited);
+  const Batcher batcher(streams, std::make_unique<CappedBlend>(std::vector<std::int64_t>{2, 1}, unlimited), 16,
+                        options);
   BufferPool pool(4);
   std::atomic<std::int64_t> sum{0};
   std::vector<std::thread> threads;
@@ -118,4 +125,96 @@ TEST(batches_from_several_threads) {
     thread.join();
   }
   CHECK(sum > 0 && sum % 4 == 0);
+}
+
+TEST(document_boundaries_of_batches) {
+  const TemporaryFolder folder;
+  // Every id tells its document: 100 * document + place; some documents are empty.
+  test::Documents documents(60);
+  for (std::size_t i = 0; i < documents.size(); ++i) {
+    for (std::size_t place = 0; place < (i * 7919) % 13; ++place) {
+      documents[i].push_back(static_cast<std::int32_t>(100 * i + place));
+    }
+  }
+  test::write_corpus(folder / "a", documents, 2);
+  const auto corpus = std::make_shared<const Corpus>(folder / "a", true);
+  for (const bool shuffle : {true, false}) {
+    for (const std::int64_t s : {1, 7, 64}) {
+      const std::vector<TokenStream> streams{TokenStream(corpus, 0, 60, s, 5, shuffle)};
+      BatchOptions options;
+      options.document_boundaries = options.reset_position_ids = true;
+      const Batcher batcher(streams, nullptr, s, options);
+      const std::int64_t rows = 2 * corpus->num_tokens() / s + 2;
+      std::vector<std::int64_t> indices(static_cast<std::size_t>(rows));
+      std::iota(indices.begin(), indices.end(), std::int64_t{0});
+      BufferPool::Buffer buffer = BufferPool(1).take(Batcher::batch_bytes(rows, s));
+      const BatchView view = batcher.view(buffer.data.get(), rows);
+      const std::vector<std::int32_t> cumulative = batcher.assemble(indices.data(), rows, view);
+      CHECK(cumulative.front() == 0 && cumulative.back() == rows * s);
+      std::size_t segment = 0;
+      for (std::int64_t i = 0; i < rows * s; ++i) {
+        if (cumulative[segment + 1] == i) {
+          ++segment;
+        }
+        CHECK(view.position_ids[i] == i - cumulative[segment]);
+        if (i % s == 0) {
+          CHECK(cumulative[segment] == i);
+        } else if (shuffle || view.loss_mask[i] == 1.0F) {
+          const bool same = view.tokens[i] / 100 == view.tokens[i - 1] / 100 && view.tokens[i] > view.tokens[i - 1];
+          CHECK(same == (cumulative[segment] != i));
+        }
+      }
+    }
+  }
+}
+
+TEST(capped_blends_run_out_exactly) {
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 8; ++round) {
+    std::vector<std::int64_t> weights(static_cast<std::size_t>(1 + round));
+    std::vector<std::int64_t> limits(weights.size());
+    for (std::size_t k = 0; k < weights.size(); ++k) {
+      weights[k] = static_cast<std::int64_t>(1 + random() % 20);
+      limits[k] = static_cast<std::int64_t>(1 + random() % 3000);
+    }
+    const CappedBlend blend(weights, limits);
+    std::vector<std::int64_t> counts(weights.size(), 0);
+    for (std::int64_t n = 0; n < blend.num_samples(); ++n) {
+      const auto pick = blend.pick(n);
+      const auto k = static_cast<std::size_t>(pick.set);
+      CHECK(pick.sample == counts[k]++ && pick.sample < limits[k]);
+      if (n % 97 == 0) {
+        CHECK(blend.counts(n + 1) == counts && blend.number_of(pick.set, pick.sample) == n);
+      }
+    }
+    CHECK(counts == limits);
+    CHECK_THROWS(std::out_of_range, blend.pick(blend.num_samples()));
+    // Asked for at once, the end is the same.
+    const CappedBlend fresh(weights, limits);
+    const auto last = fresh.pick(fresh.num_samples() - 1);
+    CHECK(last.sample + 1 == limits[static_cast<std::size_t>(last.set)]);
+  }
+}
+
+TEST(fill_in_the_middle_keeps_lengths) {
+  FillInTheMiddle fim;
+  fim.rate = 1;
+  fim.prefix_id = 1000;
+  fim.middle_id = 1001;
+  fim.suffix_id = 1002;
+  fim.eod_id = 7;
+  for (const double spm_rate : {0.0, 1.0}) {
+    fim.spm_rate = spm_rate;
+    for (std::int64_t sample = 0; sample < 200; ++sample) {
+      std::vector<std::int64_t> ids{7, 10, 11, 12, 7, 20, 21, 22, 23, 24, 7, 30, 31, 32, 33, 34, 35};
+      const std::vector<std::int64_t> before = ids;
+      fim.permute(0, sample, {1, 5, 11}, 17, ids.data());
+      CHECK(std::equal(ids.begin(), ids.begin() + 5, before.begin()));  // Too short.
+      CHECK(ids[5] == 1000 && ids[10] == 7 && ids[11] == 1000);
+      CHECK(std::count(ids.begin() + 11, ids.end(), 1001) == 1 && std::count(ids.begin() + 11, ids.end(), 1002) == 1);
+      for (const std::int64_t token : {20, 21, 30, 31, 32}) {
+        CHECK(std::count(ids.begin(), ids.end(), token) == 1);
+      }
+    }
+  }
 }

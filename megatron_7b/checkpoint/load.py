@@ -13,16 +13,11 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, verify_files
-from megatron_7b.checkpoint.sharding import (
-    model_state,
-    optimizer_state,
-    random_state,
-    redirect_main_copies,
-    restore_optimizer,
-    restore_random_state,
-)
+from megatron_7b.checkpoint.optimizer_state import load_optimizer
+from megatron_7b.checkpoint.sharding import model_state, random_state, restore_random_state
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer
 from megatron_7b.parallel import ParallelLayout
@@ -73,13 +68,15 @@ def load_checkpoint(
             hint="start a new run from its weights with --checkpoint.initialize-from",
         )
     model = model_state(chunks)
-    wanted: dict[str, Any] = {"model": model, "optimizer": optimizer_state(optimizer, model, is_loading=True)}
-    redirect_main_copies(wanted["optimizer"], _saved_keys(folder))
+    wanted: dict[str, Any] = {"model": model}
     same_layout = manifest.layout == str(layout)
     if same_layout:
         wanted["random"] = random_state(layout.rank, layout.world_size)
     loaded = _load_model(folder, chunks, wanted)
-    restore_optimizer(optimizer, loaded["optimizer"], num_updates=manifest.counters.optimizer_steps)
+    try:
+        load_optimizer(folder, optimizer, model, num_updates=manifest.counters.optimizer_steps)
+    except (CheckpointException, KeyError, RuntimeError, OSError, ValueError) as error:
+        raise CheckpointError(f"the optimizer's state in {folder} could not be loaded: {error}") from error
     if same_layout:
         restore_random_state(loaded["random"])
     if layout.is_main:
@@ -88,21 +85,21 @@ def load_checkpoint(
 
 
 def _open(folder: Path, *, verify: bool) -> Manifest:
-    """Read the manifest on every rank and check the files once; all ranks raise the same error.
+    """Read the manifest on every rank and check the files, each on one of them; all ranks raise the same error.
 
     The pickles that torch's format contains are read only after their hashes were found right.
     """
-    problem: list[str | None] = [None]
     manifest = read_manifest(folder)
     if verify:
-        if dist.get_rank() == 0:
-            try:
-                verify_files(folder, manifest)
-            except CheckpointError as error:
-                problem[0] = str(error)
-        dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise CheckpointError(problem[0])
+        problem = None
+        try:
+            verify_files(folder, manifest, names=list(manifest.files)[dist.get_rank() :: dist.get_world_size()])
+        except CheckpointError as error:
+            problem = str(error)
+        problems: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        if any(problems):
+            raise CheckpointError("; ".join(filter(None, problems)))
     return manifest
 
 
@@ -127,8 +124,7 @@ def _load_model(folder: Path, chunks: Sequence[torch.nn.Module], wanted: dict[st
         )
     names = {index: [n for n in wanted["model"] if n.startswith(f"chunk{index}.")] for index in range(len(chunks))}
     try:
-        # A redirected main copy reads a parameter's shard a second time, which the access check would refuse.
-        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder), validate_access_integrity=False)
+        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
     except (CheckpointingException, KeyError, RuntimeError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder} could not be loaded: {error}") from error
     for index, chunk in enumerate(chunks):

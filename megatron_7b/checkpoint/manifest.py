@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TypedDict
 
 import xxhash
 
@@ -17,6 +18,16 @@ MANIFEST = "checkpoint.json"
 CONFIG = "config.yaml"
 FORMAT_VERSION = 1
 _CHUNK = 1 << 24
+
+
+class FileRecord(TypedDict):
+    """Size and hash of a file."""
+
+    bytes: int
+    xxh3: str
+
+
+NO_HASHES: Mapping[str, FileRecord] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +52,8 @@ class Manifest:
     """Layout that wrote it, in words; it can be loaded at any other."""
     world_size: int
     has_optimizer: bool
-    files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-    """Relative path → {"bytes", "xxh3"}."""
+    files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
+    """By path relative to the folder."""
     format_version: int = FORMAT_VERSION
 
 
@@ -62,19 +73,29 @@ def _hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hash_files(paths: list[Path]) -> list[str]:
+def hash_files(folder: Path, paths: Sequence[Path]) -> dict[str, FileRecord]:
+    """Read files of a checkpoint and return their records."""
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
-        return list(pool.map(_hash_file, paths))
+        return {
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3": digest}
+            for path, digest in zip(paths, pool.map(_hash_file, paths), strict=True)
+        }
 
 
-def write_manifest(folder: Path, manifest: Manifest, config: RunConfig) -> None:
-    """Write `config.yaml`, hash every file of a checkpoint that is complete otherwise, and write `checkpoint.json`."""
+def write_manifest(
+    folder: Path, manifest: Manifest, config: RunConfig, hashes: Mapping[str, FileRecord] = NO_HASHES
+) -> None:
+    """Write `config.yaml`, and `checkpoint.json` with a record of every file of the otherwise complete checkpoint.
+
+    Args:
+        folder: The checkpoint.
+        manifest: What it is.
+        config: Of the run.
+        hashes: Records of files that have been hashed already; the others are hashed here.
+    """
     save_config(config, folder / CONFIG)
-    paths = sorted(_payload_files(folder))
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3": digest}
-        for path, digest in zip(paths, _hash_files(paths), strict=True)
-    }
+    others = [path for path in _payload_files(folder) if str(path.relative_to(folder)) not in hashes]
+    files = dict(sorted(({**hashes, **hash_files(folder, others)}).items()))
     text = json.dumps(dataclasses.asdict(dataclasses.replace(manifest, files=files)), indent=1)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(text)
@@ -128,9 +149,9 @@ def verify_files(folder: Path, manifest: Manifest, *, names: list[str] | None = 
             problems.append(f"{name} has {path.stat().st_size} bytes, expected {record['bytes']}")
         else:
             present[name] = path
-    for name, digest in zip(present, _hash_files(list(present.values())), strict=True):
-        if digest != expected[name]["xxh3"]:
-            problems.append(f"{name} was changed: hash {digest}, expected {expected[name]['xxh3']}")
+    for name, found in hash_files(folder, list(present.values())).items():
+        if found["xxh3"] != expected[name]["xxh3"]:
+            problems.append(f"{name} was changed: hash {found['xxh3']}, expected {expected[name]['xxh3']}")
     if problems:
         raise CheckpointError(
             f"{folder} is damaged: " + "; ".join(problems), hint="resume from an older checkpoint of the same run"

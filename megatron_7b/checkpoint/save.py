@@ -1,10 +1,10 @@
-"""Saving: all ranks write their shards beside, the main rank hashes and publishes."""
+"""Saving: all ranks write their shards beside and hash them, the main rank publishes."""
 
 import logging
 import queue
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
 from megatron_7b.checkpoint.folders import check_free_space, keep_newest, new_staging_folder, publish
-from megatron_7b.checkpoint.manifest import Counters, Manifest, write_manifest
-from megatron_7b.checkpoint.sharding import drop_main_copies, model_state, optimizer_state, random_state
+from megatron_7b.checkpoint.manifest import NO_HASHES, Counters, FileRecord, Manifest, hash_files, write_manifest
+from megatron_7b.checkpoint.optimizer_state import OptimizerShare
+from megatron_7b.checkpoint.sharding import model_state, random_state
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer
@@ -59,16 +59,16 @@ def save_checkpoint(
         CheckpointError: there is too little room, or a rank could not write; nothing was published.
     """
     started = time.perf_counter()
+    replicas = data_parallel_group()
     model = model_state(chunks)
-    tensors: dict[str, Any] = {"model": model, "random": random_state(layout.rank, layout.world_size)}
-    if optimizer is not None:
-        tensors["optimizer"] = optimizer_state(optimizer, model, is_loading=False)
-        drop_main_copies(tensors["optimizer"], model)
-    staging = _agree_on_staging_folder(checkpoints, counters.step, _bytes_of_this_rank(tensors), layout)
+    share = OptimizerShare(optimizer, model, replicas.rank(), replicas.size()) if optimizer is not None else None
+    own_bytes = _model_bytes(model) // replicas.size() + (share.num_bytes if share else 0)
+    staging = _agree_on_staging_folder(checkpoints, counters.step, own_bytes, layout)
+    tensors = {"model": model, "random": random_state(layout.rank, layout.world_size)}
     try:
-        dist_checkpointing.save(
-            tensors, str(staging), save_strategy(data_parallel_group() if layout.dp_size > 1 else None)
-        )
+        dist_checkpointing.save(tensors, str(staging), save_strategy(replicas if replicas.size() > 1 else None))
+        if share is not None:
+            share.write(staging)
     except Exception as error:
         if layout.is_main:
             shutil.rmtree(staging, ignore_errors=True)
@@ -82,7 +82,10 @@ def save_checkpoint(
         world_size=layout.world_size,
         has_optimizer=optimizer is not None,
     )
-    published = _broadcast_result(_try_to_publish(staging, manifest, config, tokenizer) if layout.is_main else None)
+    hashes = _hash_own_files(staging, layout)
+    published = _broadcast_result(
+        _try_to_publish(staging, manifest, config, tokenizer, hashes) if layout.is_main else None
+    )
     if layout.is_main:
         size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
         logger.info("saved %s: %.1f MB in %.1f s", published, size / 1e6, time.perf_counter() - started)
@@ -99,18 +102,25 @@ def save_strategy(replicas: dist.ProcessGroup | None = None) -> Any:
     return strategy if replicas is None else FullyParallelSaveStrategyWrapper(strategy, replicas)
 
 
-def _bytes_of_this_rank(tensors: dict[str, Any]) -> int:
-    return sum(
-        entry.data.numel() * entry.data.element_size()
-        for entry in nested_values(tensors)
-        if isinstance(entry, ShardedTensor | ShardedTensorFactory)
-    )
+def _model_bytes(model: dict[str, Any]) -> int:
+    return sum(entry.data.numel() * entry.data.element_size() for entry in nested_values(model))
+
+
+def _hash_own_files(staging: Path, layout: ParallelLayout) -> dict[str, FileRecord]:
+    """Hash on every rank what it has written, which its node still has in memory; the main rank gets all of them.
+
+    Collective: all ranks.
+    """
+    records = hash_files(staging, sorted(staging.rglob(f"__{layout.rank}_*.distcp")))
+    gathered: list[dict[str, FileRecord]] | None = [{}] * layout.world_size if layout.is_main else None
+    dist.gather_object(records, gathered, dst=0)
+    return {name: record for part in gathered or () for name, record in part.items()}
 
 
 def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layout: ParallelLayout) -> Path:
     """Check the free space and create the folder on the main rank; every rank gets its name, or the same error."""
     device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    total = torch.tensor(own_bytes // layout.dp_size, dtype=torch.int64, device=device)
+    total = torch.tensor(own_bytes, dtype=torch.int64, device=device)
     dist.all_reduce(total)
     outcome: Path | Exception | None = None
     if layout.is_main:
@@ -123,17 +133,37 @@ def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layou
     return _broadcast_result(outcome)
 
 
-def publish_staged(staging: Path, manifest: Manifest, config: RunConfig, tokenizer: Path | None) -> Path:
-    """Add tokenizer, configuration and hashes to the tensors in a staging folder, and publish it."""
+def publish_staged(
+    staging: Path,
+    manifest: Manifest,
+    config: RunConfig,
+    tokenizer: Path | None,
+    hashes: Mapping[str, FileRecord] = NO_HASHES,
+) -> Path:
+    """Add tokenizer, configuration and hashes to the tensors in a staging folder, and publish it.
+
+    Args:
+        staging: From `new_staging_folder`.
+        manifest: What the checkpoint is.
+        config: Of the run.
+        tokenizer: Folder to copy.
+        hashes: Of files that have been hashed already.
+    """
     if tokenizer is not None:
         shutil.copytree(tokenizer, staging / "tokenizer")
-    write_manifest(staging, manifest, config)
+    write_manifest(staging, manifest, config, hashes)
     return publish(staging, manifest.counters.step)
 
 
-def _try_to_publish(staging: Path, manifest: Manifest, config: RunConfig, tokenizer: Path | None) -> Path | Exception:
+def _try_to_publish(
+    staging: Path,
+    manifest: Manifest,
+    config: RunConfig,
+    tokenizer: Path | None,
+    hashes: Mapping[str, FileRecord],
+) -> Path | Exception:
     try:
-        return publish_staged(staging, manifest, config, tokenizer)
+        return publish_staged(staging, manifest, config, tokenizer, hashes)
     except OSError as error:
         return CheckpointError(f"checkpoint of step {manifest.counters.step} could not be published: {error}")
 

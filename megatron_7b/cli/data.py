@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_7b.cli.data_corpora import add_adopt, add_merge, add_verify
@@ -99,21 +100,23 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _find_tokenizer(prefix: str, given: str | None) -> "Tokenizer | None":
     """The tokenizer on the command line, else the manifest's, else None with a note that says why."""
-    from megatron_7b.data.show import manifest_tokenizer
+    from megatron_7b.data.corpus_manifest import load_tokenizer_facts
     from megatron_7b.tokenizer import load_tokenizer
 
-    named = manifest_tokenizer(prefix)
+    named = load_tokenizer_facts(prefix)
     if given is not None:
         tokenizer = load_tokenizer(given)
     elif named is None:
         _note(f"no manifest at {prefix}.json names a tokenizer, so ids are shown; --tokenizer DIR shows text")
         return None
-    elif named.path is None:
-        _note(f"the tokenizer {named.written_path} is not there any more, so ids are shown; --tokenizer DIR shows text")
-        return None
-    else:
+    elif named.kind == "bytes":
+        tokenizer = load_tokenizer("bytes")
+    elif named.path is not None and Path(named.path).exists():
         tokenizer = load_tokenizer(named.path)
-    if named is not None and named.identity not in (None, tokenizer.identity):
+    else:
+        _note(f"the tokenizer {named.path} is not there any more, so ids are shown; --tokenizer DIR shows text")
+        return None
+    if named is not None and named.identity != tokenizer.identity:
         _note("this is not the tokenizer that wrote the corpus (its content differs): the text may be wrong")
     return tokenizer
 

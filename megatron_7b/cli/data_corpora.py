@@ -117,6 +117,9 @@ def _merge(arguments: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     merge = Merge(arguments.prefixes, arguments.output)
+    if merge.is_done:
+        print(f"nothing to do: {arguments.output} already holds these corpora")
+        return 0
     for difference in merge.find_differences():
         print(f"warning: {difference}", file=sys.stderr)
     command = ["megatron-7b", "data", "merge", *arguments.prefixes, "--output", arguments.output]

@@ -71,12 +71,15 @@ def _make_plan(command_line: CommandLine) -> dict[str, object]:
     )
     check_config(config, world_size=flags.nproc, require_data=True)
     clock = StepClock(config.training)
-    # Which predictions count has no influence on what is read, and would ask for the tokenizer.
-    dataset = open_split(replace(config.data, eod_mask_loss=False), "train", seed=config.training.seed)
+    # Neither has an influence on what is read, and both would ask for the tokenizer.
+    dataset = open_split(replace(config.data, eod_mask_loss=False, fim_rate=0.0), "train", seed=config.training.seed)
     rows = []
     for row in plan_sets(dataset, config.data.train, clock.num_samples):
-        ends = row.first_epoch_ends
-        rows.append({**asdict(row), "first_epoch_ends_at_step": None if ends is None else clock.step_of(ends)})
+        steps = {
+            f"{name}_at_step": None if number is None else clock.step_of(number)
+            for name, number in (("first_epoch_ends", row.first_epoch_ends), ("runs_out", row.runs_out))
+        }
+        rows.append({**asdict(row), **steps})
     return {
         "train_steps": config.training.train_steps,
         "samples": clock.num_samples,
@@ -91,22 +94,29 @@ def _as_table(plan: dict[str, object]) -> str:
     assert isinstance(sets, list)
     samples = f"{plan['samples']:,} samples of {plan['seq_length']:,}"
     lines = [f"{plan['train_steps']:,} steps, {samples}, {plan['tokens']:,} tokens"]
-    titles = ("set", "tokens", "share", "samples", "epochs", "first epoch ends")
+    titles = ["set", "tokens", "share", "samples", "epochs", "first epoch ends"]
     rows = [titles]
+    is_bounded = any(row["max_samples"] is not None for row in sets)
+    if is_bounded:
+        titles.append("runs out")
     for row in sets:
-        step = row["first_epoch_ends_at_step"]
-        rows.append(
-            (
-                row["prefix"],
-                f"{row['tokens']:,}",
-                f"{row['share']:.4%}",
-                f"{row['samples']:,}",
-                f"{row['epochs']:,.3f}",
-                "not in this run" if step is None else f"at step {step:,}",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(titles))]
+        cells = [
+            row["prefix"],
+            f"{row['tokens']:,}",
+            f"{row['share']:.4%}",
+            f"{row['samples']:,}",
+            f"{row['epochs']:,.3f}",
+            _at_step(row["first_epoch_ends_at_step"]),
+        ]
+        if is_bounded:
+            cells.append("never" if row["max_samples"] is None else _at_step(row["runs_out_at_step"]))
+        rows.append(cells)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells))
     return "\n".join(lines)
+
+
+def _at_step(step: int | None) -> str:
+    return "not in this run" if step is None else f"at step {step:,}"

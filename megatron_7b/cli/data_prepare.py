@@ -3,6 +3,7 @@
 megatron-7b data prepare --input crawl/*.warc.gz books/ --output-dir clean --languages en de --quality.fineweb {}
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_
 if TYPE_CHECKING:
     from megatron_7b.prepare.accounting import RunReport, StageCount
     from megatron_7b.prepare.reading.inputs import Inputs
-    from megatron_7b.prepare.running.run import Progress
+    from megatron_7b.prepare.running.run import PrepareJob, Progress
 
 SUMMARY = "raw files to clean, deduplicated, split JSONL, with a report of everything that went"
 _REASONS_SHOWN = 8
@@ -46,12 +47,17 @@ def _add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="where the corpus and its report appear")
     add_config_flag(parser)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; without it, one per core")
     parser.add_argument("--languages", nargs="+", metavar="CODE", help="the same as --language.languages")
     parser.add_argument("--overwrite", action="store_true", help="replace the result of another recipe in DIR")
     parser.add_argument(
         "--keep-work", action="store_true", help="keep DIR/work, so that a file added later costs only itself"
     )
+    slurm = parser.add_argument_group("as Slurm jobs instead of on this machine, --workers of them at once")
+    slurm.add_argument("--slurm-partition", metavar="NAME", help="submit to this partition")
+    slurm.add_argument("--slurm-time", default="24:00:00", metavar="LIMIT", help="of each job")
+    slurm.add_argument("--slurm-memory-gb", type=int, default=4, metavar="N", help="of each job; 0: the cluster's own")
+    slurm.add_argument("--slurm-account", metavar="NAME", help="to which the time is charged")
 
 
 def _run(command_line: CommandLine, argv: Sequence[str]) -> int:
@@ -71,14 +77,34 @@ def _run(command_line: CommandLine, argv: Sequence[str]) -> int:
         inputs=inputs,
         output_folder=Path(flags.output_dir),
         book=book,
-        num_workers=flags.workers,
+        num_workers=len(os.sched_getaffinity(0)) if flags.workers is None else flags.workers,
         overwrite=flags.overwrite,
         keep_work=flags.keep_work,
         command=["megatron-7b", "data", "prepare", *argv],
     )
+    if flags.slurm_partition:
+        return _submit(job, flags)
     with _show_progress() as progress:
         report = run_prepare(job, progress)
     _print_report(report, flags.output_dir)
+    return 0
+
+
+def _submit(job: "PrepareJob", flags: argparse.Namespace) -> int:
+    from megatron_7b.prepare.running.slurm import SlurmOptions, submit_prepare
+
+    options = SlurmOptions(
+        partition=flags.slurm_partition,
+        time_limit=flags.slurm_time,
+        memory_gb=flags.slurm_memory_gb,
+        account=flags.slurm_account,
+        max_jobs=flags.workers,
+    )
+    jobs = submit_prepare(job, options)
+    if jobs is None:
+        print(f"{job.output_folder} holds the result of this recipe and these inputs")
+        return 0
+    print(f"submitted jobs {' '.join(map(str, jobs))}; the last one writes {job.output_folder}/report.html")
     return 0
 
 

@@ -77,10 +77,10 @@ def _check_tokenizer(prefix: str, folder: Path) -> None:
     corpus, carried = read_corpus_tokenizer(prefix), tokenizer_path(folder)
     if corpus is None or carried is None:
         return
-    identity = load_tokenizer(carried).identity
-    if corpus.identity != identity:
+    (written, facts), identity = corpus, load_tokenizer(carried).identity
+    if facts.identity != identity:
         raise ConfigError(
-            f"{corpus.prefix} was written with tokenizer {corpus.identity}, but {folder} was trained with {identity}",
+            f"{written} was written with tokenizer {facts.identity}, but {folder} was trained with {identity}",
             hint=f"preprocess the text with --tokenizer-model {carried}",
         )
 

@@ -11,7 +11,9 @@ from megatron_7b.errors import DataFormatError
 
 if TYPE_CHECKING:
     from megatron_7b.data.preprocess.encoding import BatchEncoder
-    from megatron_7b.data.preprocess.pipeline import PreprocessJob, PreprocessReport
+    from megatron_7b.data.preprocess.job import PreprocessJob, PreprocessReport
+    from megatron_7b.data.preprocess.journal import Journal
+    from megatron_7b.data.preprocess.shards import Shard
     from megatron_7b.data.preprocess.sources import Source
     from megatron_7b.tokenizer import Tokenizer, TokenizerKind
 
@@ -33,6 +35,14 @@ _EPILOG = """\
 output:
   PREFIX_KEY_document.bin and .idx (PREFIX_KEY_sentence with --split-sentences) in Megatron's MMIDIDX format, and
   PREFIX_KEY_document.json, a manifest: tokenizer, counts, hashes, sources. They appear only when all is done.
+
+killed or interrupted:
+  The same command continues where the last one stopped, whatever stopped it, and writes what an uninterrupted one
+  writes, byte for byte. Until then PREFIX_KEY_document.journal and .tmp files lie there.
+
+shards:
+  --shard i/N reads the i-th of N parts and writes PREFIX_0000i-of-0000N_KEY_document; `megatron-7b data merge` joins
+  them to what one run writes. In a Slurm job array, or a step of several tasks, each process takes its part by itself.
 
 bad records:
   Lines that are not JSON, lack a key, hold no string, or are not UTF-8 are left out and counted; the first are named.
@@ -76,6 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--split-sentences", action="store_true", help="one sequence per sentence (nltk's Punkt)")
     data.add_argument("--lang", default="english", help="language of the installed Punkt model (default: english)")
+    data.add_argument(
+        "--shard",
+        default=None,
+        metavar="i/N",
+        help="read only the i-th of N parts, from 0; none: all of it (default: what Slurm says, if it started several)",
+    )
     data.add_argument("--strict", action="store_true", help="stop at the first bad record")
 
     tokens = parser.add_argument_group("tokenizer")
@@ -127,50 +143,73 @@ def main(argv: list[str]) -> int:
     """
     started = time.perf_counter()
     arguments = build_parser().parse_args(argv)
-    num_workers = arguments.workers or len(os.sched_getaffinity(0))
 
-    from megatron_7b.data.preprocess.pipeline import check_job
+    from megatron_7b.data.preprocess.job import check_job, discard_remains, is_done, open_journal
+    from megatron_7b.data.preprocess.pipeline import publish_all
     from megatron_7b.data.preprocess.sources import find_sources
     from megatron_7b.tokenizer import load_tokenizer
 
+    shard = _choose_shard(arguments.shard)
     sources = find_sources(arguments.input)
     tokenizer = load_tokenizer(arguments.tokenizer_model, kind=_KINDS[arguments.tokenizer_type])
-    total_bytes = sum(source.size for source in sources)
     if arguments.verify_sample_mb is None:
-        arguments.verify_sample_mb = max(0.25, total_bytes / 1e9)
-    job = _build_job(arguments, tokenizer, num_workers, argv)
+        arguments.verify_sample_mb = max(0.25, sum(source.size for source in sources) / 1e9)
+    job = _build_job(arguments, tokenizer, shard, argv)
+    job = _add_splitter(job, sources, arguments)  # all of the input, so that every shard splits alike
+    sources = _take_part(sources, job)
     check_job(job, sources)
-    job = _add_splitter(job, sources, arguments)
-    report, encoder_name = _run(arguments, job, tokenizer, sources)
-    _print_summary(report, encoder_name, total_bytes, time.perf_counter() - started)
+    with open_journal(job, sources) as journal:
+        if journal.is_complete:
+            publish_all(job, journal)
+            print(f"a former run had written all of {', '.join(job.get_output_prefixes())}: gave the files their names")
+            return 0
+        if not job.overwrite and is_done(job, sources):
+            discard_remains(job, journal)
+            print(f"nothing to do: this command has already written {', '.join(job.get_output_prefixes())}")
+            return 0
+        report, encoder_name = _run(arguments, job, tokenizer, sources, journal)
+    _print_summary(report, encoder_name, sum(source.share for source in sources), time.perf_counter() - started)
     return 0
 
 
-def _build_job(
-    arguments: argparse.Namespace, tokenizer: "Tokenizer", num_workers: int, argv: Sequence[str]
-) -> "PreprocessJob":
-    from megatron_7b.data.preprocess.manifest import TokenizerFacts
-    from megatron_7b.data.preprocess.pipeline import PreprocessJob
+def _choose_shard(given: str | None) -> "Shard | None":
+    from megatron_7b.data.preprocess.shards import Shard, find_slurm_shard
 
-    facts = TokenizerFacts(
-        identity=tokenizer.identity,
-        kind=tokenizer.kind,
-        path=None if tokenizer.path is None else str(tokenizer.path.absolute()),  # training may start elsewhere
-        vocab_size=tokenizer.vocab_size,
-        eod_id=tokenizer.eod_id,
-        bos_id=tokenizer.bos_id,
-        pad_id=tokenizer.pad_id,
-    )
+    if given is not None:
+        return None if given == "none" else Shard.parse(given)
+    found = find_slurm_shard(os.environ)
+    if found is None:
+        return None
+    shard, origin = found
+    print(f"shard {shard}, from {origin} (--shard none takes all of the input)", file=sys.stderr)
+    return shard
+
+
+def _take_part(sources: "Sequence[Source]", job: "PreprocessJob") -> "Sequence[Source]":
+    from megatron_7b.data.preprocess.shards import take_shard
+
+    return sources if job.shard is None else take_shard(sources, job.shard, job.text_documents)
+
+
+def _build_job(
+    arguments: argparse.Namespace, tokenizer: "Tokenizer", shard: "Shard | None", argv: Sequence[str]
+) -> "PreprocessJob":
+    from megatron_7b.data.preprocess.job import PreprocessJob
+    from megatron_7b.data.preprocess.manifest import describe_tokenizer
+
     return PreprocessJob(
         output_prefix=arguments.output_prefix,
-        tokenizer=facts,
+        tokenizer=describe_tokenizer(tokenizer),
         keys=tuple(arguments.json_keys),
         append_eod=arguments.append_eod,
         prepend_bos=arguments.prepend_bos,
         text_documents=arguments.text_documents,
-        num_workers=num_workers,
+        shard=shard,
+        num_workers=arguments.workers or len(os.sched_getaffinity(0)),
         strict=arguments.strict,
         overwrite=arguments.overwrite,
+        engine=arguments.engine,
+        verify=arguments.verify,
         sample_characters=int(arguments.verify_sample_mb * 1e6),
         command=["megatron-7b", "preprocess", *argv],
         level="sentence" if arguments.split_sentences else "document",
@@ -186,11 +225,15 @@ def _add_splitter(job: "PreprocessJob", sources: "Sequence[Source]", arguments: 
 
     splitter, origin = build_sentence_splitter(sources, job.keys[0], arguments.lang, job.text_documents)
     print(f"sentences: {origin}", file=sys.stderr)
-    return replace(job, split_sentences=splitter)
+    return replace(job, split_sentences=splitter, sentence_model=origin)
 
 
 def _run(
-    arguments: argparse.Namespace, job: "PreprocessJob", tokenizer: "Tokenizer", sources: "Sequence[Source]"
+    arguments: argparse.Namespace,
+    job: "PreprocessJob",
+    tokenizer: "Tokenizer",
+    sources: "Sequence[Source]",
+    journal: "Journal",
 ) -> "tuple[PreprocessReport, str]":
     """Run with the fast engine, and once more with the reference if that is rejected."""
     from megatron_7b.cli.progress import open_progress
@@ -199,23 +242,27 @@ def _run(
     from megatron_7b.tokenizer.checked import EngineRejectedError, TrustedEngine
     from megatron_7b.tokenizer.engines import build_reference_engine
 
-    total = sum(source.size for source in sources)
+    total = sum(source.share for source in sources)
     try:
-        encoder = _build_encoder(arguments, job, tokenizer)
-        with open_progress(total, arguments.log_interval) as progress:
-            return run_preprocess(job, sources, encoder, progress), encoder.name
+        if not journal.needs_reference:
+            encoder = _build_encoder(arguments, job, tokenizer)
+            with open_progress(total, arguments.log_interval) as progress:
+                return run_preprocess(job, sources, encoder, progress, journal), encoder.name
     except EngineRejectedError as error:
         if arguments.engine not in ("auto", "tokenizers"):
             raise DataFormatError(str(error), hint="--engine tokenizers is right by definition") from error
         print(f"{error}\nStarting again with the reference.", file=sys.stderr)
+        journal.needs_reference = True  # also for whoever continues this run
     encoder = TrustedEngine(build_reference_engine(tokenizer))
     with open_progress(total, arguments.log_interval) as progress:
-        return run_preprocess(job, find_sources(arguments.input), encoder, progress), encoder.name
+        again = _take_part(find_sources(arguments.input), job)
+        return run_preprocess(job, again, encoder, progress, journal), encoder.name
 
 
 def _build_encoder(arguments: argparse.Namespace, job: "PreprocessJob", tokenizer: "Tokenizer") -> "BatchEncoder":
     from concurrent.futures import ThreadPoolExecutor
 
+    from megatron_7b.data._index import find_unknown
     from megatron_7b.tokenizer.checked import CheckedEngine, TrustedEngine
     from megatron_7b.tokenizer.engines import build_fast_engine, build_reference_engine
 
@@ -228,7 +275,7 @@ def _build_encoder(arguments: argparse.Namespace, job: "PreprocessJob", tokenize
         if arguments.engine == "auto" and tokenizer.kind != "bytes":
             print(f"engine: {reference.name} ({reason})", file=sys.stderr)
         return TrustedEngine(reference)
-    checked = CheckedEngine(fast, reference, verify=arguments.verify)
+    checked = CheckedEngine(fast, reference, verify=arguments.verify, find_unknown=find_unknown)
     checked.probe(tokenizer)
     return checked
 
@@ -236,11 +283,12 @@ def _build_encoder(arguments: argparse.Namespace, job: "PreprocessJob", tokenize
 def _print_summary(report: "PreprocessReport", engine: str, total_bytes: int, seconds: float) -> None:
     for prefix in report.prefixes:
         print(f"wrote {prefix}.bin, .idx, .json")
-    print(
-        f"{report.documents:,} documents, {report.tokens:,} tokens "
-        f"from {total_bytes / 1e6:,.1f} MB in {seconds:.2f} s: "
-        f"{total_bytes / 1e6 / seconds:,.1f} MB/s, {report.tokens / seconds / 1e6:,.2f} M tokens/s with {engine}"
-    )
+    size = f"{report.documents:,} documents, {report.tokens:,} tokens from {total_bytes / 1e6:,.1f} MB"
+    if report.continued_at:
+        print(f"{size}, {report.continued_at:,} of the documents by a former run; with {engine}")
+    else:
+        rate = f"{total_bytes / 1e6 / seconds:,.1f} MB/s, {report.tokens / seconds / 1e6:,.2f} M tokens/s"
+        print(f"{size} in {seconds:.2f} s: {rate} with {engine}")
     if report.empty_documents:
         print(f"{report.empty_documents:,} empty documents")
     if report.num_differences:

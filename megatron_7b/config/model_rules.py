@@ -180,6 +180,18 @@ def _context_parallel_needs_transformer_engine(case: Case) -> Iterator[Problem]:
         )
 
 
+@rule("data.reset_attention_mask", "parallel.context_parallel_size")
+def _documents_are_whole_on_a_rank(case: Case) -> Iterator[Problem]:
+    # Transformer Engine would need each document padded to a multiple of 2 * cp, which moves every later token.
+    cp = case.config.parallel.context_parallel_size
+    if case.config.data.reset_attention_mask and cp > 1:
+        yield case.problem(
+            "data.reset_attention_mask",
+            f"cannot be honoured with parallel.context_parallel_size = {cp}, which cuts documents apart: "
+            "set that to 1, or this to False",
+        )
+
+
 @rule("parallel.overlap_param_gather", "parallel.overlap_grad_reduce", "parallel.use_distributed_optimizer")
 def _overlap_needs_sharded_optimizer(case: Case) -> Iterator[Problem]:
     parallel = case.config.parallel

@@ -58,6 +58,7 @@ POSITIVE = (
     "runtime.distributed_timeout_minutes",
 )
 FRACTIONS = ("model.hidden_dropout", "model.attention_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2")
+SHARES = ("data.fim_rate", "data.fim_spm_rate")
 MAX_SEED = 2**32 - 1
 """NumPy's limit, the tightest of the generators that are seeded."""
 
@@ -69,6 +70,7 @@ def find_out_of_range(case: Case) -> Iterator[Problem]:
         (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
         (POSITIVE, lambda value: value > 0, "must be above 0"),
         (FRACTIONS, lambda value: 0 <= value < 1, "must be at least 0 and below 1"),
+        (SHARES, lambda value: 0 <= value <= 1, "must be at least 0 and at most 1"),
         (("training.seed",), lambda value: value <= MAX_SEED, f"must be at most {MAX_SEED}"),
     ]
     for paths, is_allowed, message in ranges:

@@ -122,6 +122,17 @@ def _split_is_shares(case: Case) -> Iterator[Problem]:
         )
 
 
+@rule("data.reset_position_ids", "data.reset_attention_mask")
+def _positions_restart_only_within_documents(case: Case) -> Iterator[Problem]:
+    data = case.config.data
+    if data.reset_position_ids and not data.reset_attention_mask:
+        yield case.problem(
+            "data.reset_position_ids",
+            "needs data.reset_attention_mask True: rotary embeddings see distances only, and across documents they "
+            "would contradict such positions",
+        )
+
+
 def split_blend(entries: tuple[str, ...]) -> list[tuple[float, str]]:
     """Weights and prefixes of a corpus option: one prefix, or weights and prefixes in turn.
 
@@ -163,6 +174,17 @@ def _training_blend_is_well_formed(case: Case) -> Iterator[Problem]:
 @rule("data.valid")
 def _validation_blend_is_well_formed(case: Case) -> Iterator[Problem]:
     yield from _check_blend(case, "data.valid")
+
+
+@rule("data.max_epochs", "data.train")
+def _every_set_has_its_bound(case: Case) -> Iterator[Problem]:
+    bounds, entries = case.config.data.max_epochs, case.config.data.train
+    if any(bound < 0 for bound in bounds):
+        yield case.problem("data.max_epochs", "must not be negative; 0 is no bound")
+    elif entries and len(bounds) > 1 and not list(_check_blend(case, "data.train")):
+        num_sets = len(split_blend(entries))
+        if len(bounds) != num_sets:
+            yield case.problem("data.max_epochs", f"expected one number, or one for each of the {num_sets} sets")
 
 
 def _check_files(case: Case, path: str) -> Iterator[Problem]:

@@ -151,12 +151,24 @@ class DataConfig:
     """Validation corpus; empty means the valid share of `split`."""
     split: str = "98,2,0"
     """Shares of the documents of `train` for training, validation and test."""
+    max_epochs: tuple[float, ...] = ()
+    """Most epochs of each set of `train`, or one number for all; 0 is no bound. Then the others take over its share."""
     tokenizer: str | None = None
     """Tokenizer folder or file; None means the one that the corpus names."""
     seq_length: int = 256
     """Tokens per sample."""
+    reset_attention_mask: bool = False
+    """No token attends to one of another document."""
+    reset_position_ids: bool = False
+    """Count positions from 0 in each document; needs reset_attention_mask."""
     eod_mask_loss: bool = False
     """Leave the prediction after an end-of-document token out of the loss."""
+    fim_rate: float = 0.0
+    """Share of the training documents that are permuted to fill in the middle; each gives up its last three tokens."""
+    fim_spm_rate: float = 0.5
+    """Share of those that are written suffix first (SPM); the others are prefix first (PSM)."""
+    fim_tokens: tuple[str, str, str] = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
+    """Tokens of the tokenizer that announce prefix, middle and suffix."""
     num_workers: int = 1
     """Threads that assemble batches ahead of the training step; 0 assembles in line."""
 

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Buffer, Sequence
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,12 +7,29 @@ from numpy.typing import NDArray
 class IndexWriter:
     """Writes PREFIX.bin and PREFIX.idx; they appear on finish(). Dropped unfinished, it leaves nothing behind."""
 
+    @overload
     def __init__(self, prefix: str, token_bytes: int) -> None: ...
+    @overload
+    def __init__(self, prefix: str, token_bytes: int, checkpoint: tuple[int, int, int, bool]) -> None:
+        """Go on behind a checkpoint of an earlier writer; DataFormatError where the .tmp files hold less."""
+
     def add_document(self, ids: NDArray[np.integer], sequence_lengths: NDArray[np.integer] | None = None) -> None:
         """Append one document, [length]; as one sequence unless `sequence_lengths` cuts it."""
 
     def add_documents(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
         """Append many documents whose ids lie one after the other, without the GIL."""
+
+    def checkpoint(self) -> tuple[int, int, int, bool]:
+        """Hand all to the kernel: (documents, sequences, tokens, whether each document is one sequence) to go on from.
+
+        What was written before outlives this process; only `complete` makes it outlive the machine.
+        """
+
+    def complete(self) -> None:
+        """Complete PREFIX.bin.tmp and PREFIX.idx.tmp, on the disk; renaming them is left to the caller."""
+
+    def suspend(self) -> None:
+        """Close the temporary files as they are, for a later writer."""
 
     def finish(self) -> None:
         """Flush both files to the disk and give them their names, the index last."""
@@ -93,21 +111,80 @@ class Blend:
     def counts(self, n: int) -> NDArray[np.int64]:
         """Samples taken from each set before number n, [num_sets]."""
 
+class CappedBlend:
+    """A blend whose sets may run out."""
+
+    def __init__(self, weights: Sequence[int], limits: Sequence[int | None]) -> None: ...
+    @property
+    def num_samples(self) -> int | None:
+        """Samples until all sets have run out; None where one never does."""
+
+    def picks(self, begin: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sets and samples of the numbers [begin, begin + count)."""
+
+    def counts(self, n: int) -> NDArray[np.int64]:
+        """Samples taken from each set before number n, [num_sets]."""
+
+    def number_of(self, set_index: int, sample: int) -> int:
+        """The number of a set's sample."""
+
+class FillInTheMiddle:
+    """How documents are permuted."""
+
+    def __init__(
+        self,
+        *,
+        rate: float,
+        spm_rate: float,
+        prefix_id: int,
+        middle_id: int,
+        suffix_id: int,
+        eod_id: int | None = None,
+        key: int = 0,
+    ) -> None: ...
+
+def pack_best_fit(
+    lengths: NDArray[np.int64], capacity: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(row_begin, document, offset, length) of documents packed into rows of `capacity` tokens, without the GIL."""
+
 class Batcher:
     """Assembles microbatches."""
 
     def __init__(
         self,
         streams: Sequence[TokenStream],
-        weights: Sequence[int] | None,
+        weights: Sequence[int] | None = None,
+        limits: Sequence[int | None] | None = None,
+        *,
         seq_length: int,
-        vocab_size: int,
-        masked_eod: int | None,
+        vocab_size: int = 0,
+        masked_eod: int | None = None,
+        document_boundaries: bool = False,
+        reset_position_ids: bool = False,
+        fill_in_the_middle: FillInTheMiddle | None = None,
     ) -> None: ...
     def assemble(
         self, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        """(tokens, labels, loss_mask, position_ids) of these samples, each [b, s], without the GIL."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.int32] | None]:
+        """(tokens, labels, loss_mask, position_ids) of these samples, each [b, s], and cu_seqlens, without the GIL."""
 
     def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(sets, samples) of these global samples."""
+
+def parse_jsonl(
+    data: Buffer, keys: Sequence[str]
+) -> tuple[list[list[str]], list[int], list[tuple[int, int, int, int]]]:
+    """Texts of the records that are plainly well formed: `texts[key][record]`, the line of each record, and doubts.
+
+    A doubt is a line to be given to a general parser: (records before it, its number, its begin, its end). Lines are
+    counted from 0. Scans without the GIL.
+    """
+
+def frame_documents(
+    ids: NDArray[np.uint32], lengths: NDArray[np.int64], token_bytes: int, bos: int | None, eod: int | None
+) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """Narrow ids to uint16 or int32, with bos before and eod behind every document that has any."""
+
+def find_unknown(text: str, known: NDArray[np.bool_]) -> list[int]:
+    """Where the characters from U+0080 on lie that are False in `known` [0x110000]; the first of each."""

@@ -10,7 +10,7 @@ from megatron_7b import __version__
 from megatron_7b.data.corpus_manifest import manifest_path
 from megatron_7b.data.corpus_scan import Advance, ScannedBin, count_empty_documents, document_of, scan_bin, scan_file
 from megatron_7b.data.indexed_dataset import IndexedDataset, resolve_prefix
-from megatron_7b.data.preprocess.manifest import Counts, EngineFacts, FileFacts, Manifest, TokenizerFacts
+from megatron_7b.data.preprocess.manifest import Counts, EngineFacts, FileFacts, Manifest, describe_tokenizer
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.tokenizer import Tokenizer
 
@@ -71,19 +71,6 @@ def adopt_corpus(
     )
     manifest.save(file)
     return manifest
-
-
-def describe_tokenizer(tokenizer: Tokenizer) -> TokenizerFacts:
-    """What a manifest remembers of a tokenizer. Its path is made absolute: a later run starts in another folder."""
-    return TokenizerFacts(
-        identity=tokenizer.identity,
-        kind=tokenizer.kind,
-        path=None if tokenizer.path is None else str(tokenizer.path.absolute()),
-        vocab_size=tokenizer.vocab_size,
-        eod_id=tokenizer.eod_id,
-        bos_id=tokenizer.bos_id,
-        pad_id=tokenizer.pad_id,
-    )
 
 
 def _scan(dataset: IndexedDataset, tokenizer: Tokenizer, advance: Advance) -> tuple[ScannedBin, FileFacts]:

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from megatron_7b.data.preprocess.manifest import FORMAT_VERSION, Manifest
+from megatron_7b.data.preprocess.manifest import FORMAT_VERSION, Manifest, TokenizerFacts
 from megatron_7b.errors import DataFormatError
 
 _TOKEN_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np.int32)}
@@ -29,18 +29,10 @@ def load_manifest(prefix: str) -> Manifest | None:
     Raises:
         DataFormatError: It is not JSON, not a manifest, or of another format version.
     """
-    file = manifest_path(prefix)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    content = _read(prefix)
+    if content is None:
         return None
-    except (OSError, ValueError) as error:
-        raise DataFormatError(f"{file} cannot be read: {error}", hint=_HINT) from error
-    if isinstance(content, dict) and content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
-        raise DataFormatError(
-            f"{file} has format version {content['format_version']!r}, expected {FORMAT_VERSION}",
-            hint="it was written by another version of megatron-7b",
-        )
+    file = manifest_path(prefix)
     try:
         manifest = _build(Manifest, content, "manifest")
     except _MismatchError as error:
@@ -49,6 +41,26 @@ def load_manifest(prefix: str) -> Manifest | None:
     if manifest.token_bytes not in _TOKEN_TYPES:
         raise DataFormatError(f"{file}: token_bytes is {manifest.token_bytes}, expected 2 or 4", hint=_HINT)
     return manifest
+
+
+def load_tokenizer_facts(prefix: str) -> TokenizerFacts | None:
+    """What the manifest of a corpus says of its tokenizer, whatever else it holds; None where there is no manifest.
+
+    Args:
+        prefix: As `resolve_prefix` returns it.
+
+    Raises:
+        DataFormatError: It is not JSON, names no tokenizer, or is of another format version.
+    """
+    content = _read(prefix)
+    if content is None:
+        return None
+    try:
+        facts = _build(TokenizerFacts, content.get("tokenizer"), "tokenizer")
+    except _MismatchError as error:
+        raise DataFormatError(f"{manifest_path(prefix)} is not a manifest: {error}", hint=_HINT) from None
+    assert isinstance(facts, TokenizerFacts)
+    return facts
 
 
 def token_dtype(manifest: Manifest) -> np.dtype[Any]:
@@ -61,6 +73,24 @@ _HINT = "`megatron-7b data adopt PREFIX --tokenizer DIR --overwrite` writes a ne
 
 class _MismatchError(Exception):
     pass
+
+
+def _read(prefix: str) -> dict[str, Any] | None:
+    file = manifest_path(prefix)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataFormatError(f"{file} cannot be read: {error}", hint=_HINT) from error
+    if not isinstance(content, dict):
+        raise DataFormatError(f"{file} is not a manifest: it is {content!r:.60}, expected an object", hint=_HINT)
+    if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise DataFormatError(
+            f"{file} has format version {content['format_version']!r}, expected {FORMAT_VERSION}",
+            hint="it was written by another version of megatron-7b",
+        )
+    return content
 
 
 def _build(expected: Any, value: object, where: str) -> object:

@@ -1,45 +1,25 @@
 """The tokenizer that a corpus says it was written with, and whether it fits a run."""
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_7b.config.schema import DataConfig
 from megatron_7b.data.blend import parse_blend
+from megatron_7b.data.corpus_manifest import load_tokenizer_facts
 from megatron_7b.data.indexed_dataset import resolve_prefix
-from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.data.preprocess.manifest import TokenizerFacts
+from megatron_7b.errors import ConfigError
 from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 
 
-@dataclass(frozen=True)
-class CorpusTokenizer:
-    """What the manifest of a corpus remembers of its tokenizer."""
-
-    prefix: str
-    identity: str
-    kind: str
-    path: str | None
-    vocab_size: int
-    eod_id: int | None
-
-
-def read_corpus_tokenizer(prefix: str) -> CorpusTokenizer | None:
-    """Return what `PREFIX.json` says, or None where there is no manifest (a corpus from Megatron-LM).
+def read_corpus_tokenizer(prefix: str) -> tuple[str, TokenizerFacts] | None:
+    """Return a corpus's full prefix and what its manifest says, or None where there is none (one from Megatron-LM).
 
     Raises:
         DataFormatError: the corpus does not exist, or its manifest cannot be read.
     """
     resolved = resolve_prefix(prefix)
-    manifest = Path(f"{resolved}.json")
-    if not manifest.is_file():
-        return None
-    try:
-        facts = json.loads(manifest.read_text(encoding="utf-8"))["tokenizer"]
-        names = ("identity", "kind", "path", "vocab_size", "eod_id")
-        return CorpusTokenizer(resolved, **{name: facts[name] for name in names})
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataFormatError(f"{manifest} cannot be read: {error!r}", hint="write the corpus again") from error
+    facts = load_tokenizer_facts(resolved)
+    return None if facts is None else (resolved, facts)
 
 
 def find_tokenizer(data: DataConfig, *, elsewhere: Path | None = None) -> Tokenizer | None:
@@ -56,25 +36,26 @@ def find_tokenizer(data: DataConfig, *, elsewhere: Path | None = None) -> Tokeni
         ConfigError: corpora of the run were written with different tokenizers, or with another than the one named.
         DataFormatError: a corpus, manifest or tokenizer cannot be read.
     """
-    corpora = [facts for facts in map(read_corpus_tokenizer, _prefixes(data)) if facts is not None]
+    corpora = _corpora(data)
     if data.tokenizer is not None:
         tokenizer = load_tokenizer(data.tokenizer)
-        for facts in corpora:
+        for prefix, facts in corpora:
             if facts.identity != tokenizer.identity:
                 raise ConfigError(
-                    f"{facts.prefix} was written with tokenizer {facts.identity} ({facts.path}), but data.tokenizer is "
+                    f"{prefix} was written with tokenizer {facts.identity} ({facts.path}), but data.tokenizer is "
                     f"{tokenizer.identity} ({data.tokenizer})",
                     hint="preprocess the text with this tokenizer, or name the corpus's own as data.tokenizer",
                 )
         return tokenizer
-    for facts in corpora:
-        if facts.identity != corpora[0].identity:
+    for prefix, facts in corpora:
+        first_prefix, first = corpora[0]
+        if facts.identity != first.identity:
             raise ConfigError(
-                f"{corpora[0].prefix} and {facts.prefix} were written with different tokenizers: "
-                f"{corpora[0].identity} and {facts.identity}",
+                f"{first_prefix} and {prefix} were written with different tokenizers: "
+                f"{first.identity} and {facts.identity}",
                 hint="preprocess both with the same tokenizer",
             )
-    for facts in corpora:
+    for _, facts in corpora:
         for place in ("bytes" if facts.kind == "bytes" else facts.path, elsewhere):
             if place is not None and (place == "bytes" or Path(place).exists()):
                 tokenizer = load_tokenizer(place)
@@ -85,10 +66,11 @@ def find_tokenizer(data: DataConfig, *, elsewhere: Path | None = None) -> Tokeni
 
 def corpus_vocab_size(data: DataConfig) -> int | None:
     """Return the vocabulary size that the corpora of a run remember, or None."""
-    return next((facts.vocab_size for facts in map(read_corpus_tokenizer, _prefixes(data)) if facts is not None), None)
+    return next((facts.vocab_size for _, facts in _corpora(data)), None)
 
 
-def _prefixes(data: DataConfig) -> Iterable[str]:
-    for name, entries in (("data.train", data.train), ("data.valid", data.valid)):
-        if entries:
-            yield from (part.prefix for part in parse_blend(entries, name=name))
+def _corpora(data: DataConfig) -> list[tuple[str, TokenizerFacts]]:
+    """Those of a run that have a manifest."""
+    blends = (("data.train", data.train), ("data.valid", data.valid))
+    prefixes = [part.prefix for name, entries in blends if entries for part in parse_blend(entries, name=name)]
+    return [corpus for corpus in map(read_corpus_tokenizer, prefixes) if corpus is not None]

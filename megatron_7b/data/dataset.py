@@ -1,16 +1,19 @@
 """What a run reads: numbered samples of one corpus or of a blend."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import DataConfig
-from megatron_7b.data._index import Batcher
+from megatron_7b.data._index import Batcher, FillInTheMiddle
 from megatron_7b.data.blend import BlendPart, integer_weights, parse_blend
+from megatron_7b.data.fill_in_the_middle import build_fill_in_the_middle
 from megatron_7b.data.indexed_dataset import IndexedDataset
 from megatron_7b.data.sampling import open_stream, stream_key
 from megatron_7b.data.split import SPLITS, Split, document_range, parse_split
@@ -21,7 +24,7 @@ WHOLE = (1.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class Batch:
-    """One microbatch. The four arrays lie in one buffer, which is used again once nothing refers to any of them."""
+    """One microbatch. The arrays [b, s] lie in one buffer, which is used again once nothing refers to any of them."""
 
     tokens: NDArray[np.int64]
     """Inputs, [b, s]."""
@@ -30,7 +33,13 @@ class Batch:
     loss_mask: NDArray[np.float32]
     """1 where the prediction counts, [b, s]."""
     position_ids: NDArray[np.int64]
-    """0 … s - 1 over the whole sample, across its documents, [b, s]."""
+    """0 … s - 1 over the whole sample, or over each of its documents where they are reset, [b, s]."""
+    cu_seqlens: NDArray[np.int32] | None = None
+    """Cumulative lengths of the documents when the rows are laid one after the other, [documents + 1]: 0, …, b × s.
+
+    A row's beginning always begins one, even where it goes on with a document of which an earlier sample had the first
+    part. None where nobody asked for boundaries.
+    """
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,14 @@ class DatasetPart:
     num_tokens: int
     num_samples: int
     """Samples that begin in the first epoch (of the single pass, where it isn't shuffled)."""
+    max_samples: int | None = None
+    """Samples after which the set has run out (`data.max_epochs`); None: never."""
 
 
 class Dataset:
     """Samples by their global number, from 0 without end: what lies behind the first epoch is the next one.
+
+    Only where `data.max_epochs` bounds every set do the samples end, once all have run out.
 
     The number is the whole state. Any process that asks for sample i gets the same tokens, whatever was asked before.
     """
@@ -68,11 +81,31 @@ class Dataset:
         """Samples of all sets in one epoch of each."""
         return sum(part.num_samples for part in self.parts)
 
+    @property
+    def end(self) -> int | None:
+        """Samples after which all sets have run out; None where one never does."""
+        limits = [part.max_samples for part in self.parts]
+        return None if None in limits else sum(limit for limit in limits if limit is not None)
+
+    def check_end(self, num_samples: int) -> None:
+        """Refuse a run that is longer than its data.
+
+        Raises:
+            ConfigError: The sets run out before so many samples.
+        """
+        if self.end is not None and num_samples > self.end:
+            raise ConfigError(
+                f"the run takes {num_samples:,} samples of {self.seq_length:,} tokens, but with data.max_epochs all "
+                f"sets have run out after {self.end:,}",
+                hint="shorten training.train_steps, raise data.max_epochs, or leave one set without a bound (0)",
+            )
+
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """The samples of these global numbers, in this order. Releases the GIL; any thread may call it.
 
         Raises:
             DataFormatError: A token id lies outside of the vocabulary.
+            IndexError: All sets have run out before.
         """
         return Batch(*self._batcher.assemble(np.asarray(indices, dtype=np.int64)))
 
@@ -88,6 +121,7 @@ def open_split(
     seed: int,
     vocab_size: int | None = None,
     eod_id: int | None = None,
+    fim_ids: tuple[int, int, int] | None = None,
 ) -> Dataset:
     """The shuffled, endless samples of one split.
 
@@ -99,10 +133,11 @@ def open_split(
         split: Which one.
         seed: The run's seed; determines the order, for each split its own.
         vocab_size: True vocabulary size that ids are checked against while batches are assembled; None: unchecked.
-        eod_id: End-of-document token, for `config.eod_mask_loss`.
+        eod_id: End-of-document token, for `config.eod_mask_loss`; `config.fim_rate` leaves it where it is.
+        fim_ids: Tokens that announce prefix, middle and suffix, for `config.fim_rate`; see `find_fim_ids`.
 
     Raises:
-        ConfigError: The corpus, its weights or the split are malformed, the split's share is 0, or `eod_id` is missing.
+        ConfigError: The corpus, its weights or the split are malformed, the split's share is 0, or an id is missing.
         DataFormatError: A file is damaged, or a split of it is smaller than one sample.
 
     **Collective:** none.
@@ -112,6 +147,9 @@ def open_split(
             "data.eod_mask_loss is set, but the tokenizer has no end-of-document token",
             hint="use a tokenizer with one, or leave data.eod_mask_loss off",
         )
+    fill_in_the_middle = None
+    if config.fim_rate > 0 and split == "train":
+        fill_in_the_middle = build_fill_in_the_middle(config, fim_ids, eod_id=eod_id, seed=seed)
     entries, name, shares = _split_source(config, split)
     if shares[SPLITS.index(split)] == 0:
         raise ConfigError(
@@ -124,9 +162,13 @@ def open_split(
         shares=shares,
         seed=seed,
         seq_length=config.seq_length,
-        vocab_size=vocab_size,
-        masked_eod=eod_id if config.eod_mask_loss else None,
+        vocab_size=vocab_size or 0,
         shuffle=True,
+        max_epochs=config.max_epochs if split == "train" else (),
+        masked_eod=eod_id if config.eod_mask_loss else None,
+        document_boundaries=config.reset_attention_mask,
+        reset_position_ids=config.reset_position_ids,
+        fill_in_the_middle=fill_in_the_middle,
     )
 
 
@@ -153,9 +195,9 @@ def open_sequential(
         shares=WHOLE,
         seed=0,
         seq_length=seq_length,
-        vocab_size=vocab_size,
-        masked_eod=masked_eod,
+        vocab_size=vocab_size or 0,
         shuffle=False,
+        masked_eod=masked_eod,
     )
 
 
@@ -188,6 +230,16 @@ def _split_source(config: DataConfig, split: Split) -> tuple[tuple[str, ...], st
     return config.train, "data.train", (train, 0.0, test)
 
 
+class _BatchOptions(TypedDict, total=False):
+    """What the native batcher is told besides which streams it reads."""
+
+    vocab_size: int
+    masked_eod: int | None
+    document_boundaries: bool
+    reset_position_ids: bool
+    fill_in_the_middle: FillInTheMiddle | None
+
+
 def _open(
     blend: Sequence[BlendPart],
     *,
@@ -195,13 +247,14 @@ def _open(
     shares: tuple[float, float, float],
     seed: int,
     seq_length: int,
-    vocab_size: int | None,
-    masked_eod: int | None,
     shuffle: bool,
+    max_epochs: Sequence[float] = (),
+    **options: Unpack[_BatchOptions],
 ) -> Dataset:
     weights = integer_weights([part.weight for part in blend])
+    bounds = _bounds_per_set(max_epochs, len(blend))
     streams, parts = [], []
-    for number, (part, weight) in enumerate(zip(blend, weights, strict=True)):
+    for number, (part, weight, bound) in enumerate(zip(blend, weights, bounds, strict=True)):
         dataset = IndexedDataset(part.prefix)
         key = stream_key(seed, split, number)
         stream = open_stream(dataset, seq_length=seq_length, shares=shares, split=split, key=key, shuffle=shuffle)
@@ -215,7 +268,24 @@ def _open(
                 end_document=end,
                 num_tokens=stream.num_tokens,
                 num_samples=stream.num_samples,
+                max_samples=math.ceil(bound * stream.num_tokens / seq_length) if bound else None,
             )
         )
-    batcher = Batcher(streams, weights if len(weights) > 1 else None, seq_length, vocab_size or 0, masked_eod)
+    limits = [part.max_samples for part in parts] if any(bounds) else None
+    batcher = Batcher(streams, weights if len(weights) > 1 else None, limits, seq_length=seq_length, **options)
     return Dataset(parts, batcher, seq_length=seq_length)
+
+
+def _bounds_per_set(max_epochs: Sequence[float], num_sets: int) -> list[Fraction]:
+    """Most epochs of each set, 0 for no bound; exactly the decimal number that was written.
+
+    Raises:
+        ConfigError: There are neither as many bounds as sets, nor one for all.
+    """
+    bounds = [Fraction(str(bound)) for bound in max_epochs] or [Fraction(0)]
+    if len(bounds) not in (1, num_sets) or min(bounds) < 0:
+        raise ConfigError(
+            f"data.max_epochs is {list(max_epochs)}, expected one number for all {num_sets} sets, or one for each",
+            hint="0 leaves a set without a bound",
+        )
+    return bounds if len(bounds) == num_sets else bounds * num_sets

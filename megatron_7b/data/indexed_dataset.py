@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,11 @@ DEFAULT_SUFFIX = "_text_document"
 def token_bytes_for(vocab_size: int | None) -> int:
     """Bytes per token id in the .bin file, as Megatron chooses them: 2 for uint16, 4 for int32."""
     return 2 if vocab_size is not None and vocab_size < UINT16_VOCABULARY_LIMIT else 4
+
+
+def token_dtype_for(vocab_size: int | None) -> np.dtype[Any]:
+    """The type of the ids in the .bin file, as Megatron chooses it."""
+    return np.dtype(np.uint16) if token_bytes_for(vocab_size) == 2 else np.dtype(np.int32)
 
 
 def resolve_prefix(prefix: str | Path) -> str:

@@ -2,12 +2,12 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_7b.data.dataset import Batch, Dataset
+from megatron_7b.data.dataset import Batch
 from megatron_7b.errors import ConfigError
 
 
@@ -39,6 +39,17 @@ def microbatch_indices(
     return step.reshape(-1, data_parallel_size, micro_batch_size)[:, data_parallel_rank]
 
 
+class ReadsBatches(Protocol):
+    """What a loader reads: samples by their global number."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch."""
+
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """The samples of these numbers, from any thread."""
+
+
 class BatchLoader:
     """Reads steps by their global sample number; the step after the one that was asked for is already being assembled.
 
@@ -47,7 +58,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: ReadsBatches,
         *,
         micro_batch_size: int,
         data_parallel_rank: int = 0,

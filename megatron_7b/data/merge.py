@@ -22,13 +22,14 @@ from megatron_7b import __version__
 from megatron_7b.data.corpus_manifest import load_manifest, manifest_path
 from megatron_7b.data.corpus_scan import Advance, read_chunks, scan_file
 from megatron_7b.data.indexed_dataset import IndexedDataset, resolve_prefix
+from megatron_7b.data.preprocess.journal import hash_job
 from megatron_7b.data.preprocess.manifest import Counts, EngineFacts, FileFacts, Manifest
+from megatron_7b.data.preprocess.publish import PUBLISHED, find_existing, get_suffixed, publish, remove_temporary
+from megatron_7b.data.preprocess.shards import Shard
 from megatron_7b.errors import ConfigError, DataFormatError
 
 _HEADER_BYTES = 34
 _ENTRIES_AT_ONCE = 1 << 19
-_SUFFIXES = (".bin", ".json", ".idx")
-"""In the order of publication: a corpus is found by its index, so it appears with everything in place."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,14 @@ class Merge:
         self.output = output
         self._parts = [_open_part(prefix) for prefix in prefixes]
         _check_parts(self._parts)
-        self._check_output()
+        _check_shards(self._parts)
+        self._job_hash = hash_job(
+            {"parts": [[one.manifest.bin.xxh3_128, one.manifest.idx.xxh3_128] for one in self._parts]}
+        )
+        self.is_done = self._find_own_output()
+        """Whether an earlier call has already joined these very parts."""
+        if not self.is_done:
+            self._check_output()
 
     @property
     def num_bytes(self) -> int:
@@ -79,35 +87,37 @@ class Merge:
         return found
 
     def run(self, *, advance: Advance, command: Sequence[str] = ()) -> Manifest:
-        """Write the joined corpus; whatever stops it leaves nothing behind.
+        """Write the joined corpus; whatever stops it leaves nothing behind, or what the next call replaces.
 
         Raises:
             DataFormatError: A part is not what its manifest says.
         """
-        temporary = {suffix: Path(f"{self.output}{suffix}.tmp") for suffix in (".bin", ".idx")}
-        published: list[Path] = []
         try:
             Path(self.output).parent.mkdir(parents=True, exist_ok=True)
-            bin_facts = _write(temporary[".bin"], self._copy_bins(advance))
-            idx_facts = _write(temporary[".idx"], self._join_indices(advance))
-            manifest = _join_manifests(self._parts, bin_facts, idx_facts, command)
-            for suffix in _SUFFIXES:
-                target = Path(self.output + suffix)
-                published.append(target)
-                if suffix == ".json":
-                    manifest.save(target)
-                else:
-                    os.replace(temporary[suffix], target)
+            bin_facts = _write(get_suffixed(self.output, ".bin.tmp"), self._copy_bins(advance))
+            idx_facts = _write(get_suffixed(self.output, ".idx.tmp"), self._join_indices(advance))
+            manifest = _join_manifests(self._parts, bin_facts, idx_facts, command, self._job_hash)
+            manifest.write(get_suffixed(self.output, ".json.tmp"))
+            publish(self.output)
         except BaseException:
-            for file in (*temporary.values(), Path(f"{self.output}.json.tmp"), *published):
-                file.unlink(missing_ok=True)
+            remove_temporary(self.output)
+            for suffix in PUBLISHED:  # there were none before
+                get_suffixed(self.output, suffix).unlink(missing_ok=True)
             raise
         return manifest
 
+    def _find_own_output(self) -> bool:
+        if len(find_existing(self.output)) < len(PUBLISHED):
+            return False
+        try:
+            manifest = load_manifest(self.output)
+        except DataFormatError:
+            return False
+        return manifest is not None and manifest.job_hash == self._job_hash
+
     def _check_output(self) -> None:
-        existing = [self.output + suffix for suffix in _SUFFIXES if Path(self.output + suffix).exists()]
-        if existing:
-            raise ConfigError(f"the output exists: {', '.join(existing)}", hint="choose another, or remove these")
+        if existing := find_existing(self.output):
+            raise ConfigError(f"the output exists: {', '.join(map(str, existing))}", hint="choose another, or remove these")
         folder = next(folder for folder in Path(self.output).absolute().parents if folder.exists())
         if not os.access(folder, os.W_OK):
             raise ConfigError(f"the output folder {folder} cannot be written")
@@ -191,6 +201,29 @@ def _check_parts(parts: Sequence[_Part]) -> None:
             )
 
 
+def _check_shards(parts: Sequence[_Part]) -> None:
+    """Shards of one run must be all of them, in order; other corpora may be joined as one likes."""
+    names = [part.manifest.options.get("shard") for part in parts]
+    if not any(names):
+        return
+    unlike = next((part.prefix for part, name in zip(parts, names, strict=True) if name is None), None)
+    if unlike is not None:
+        raise ConfigError(f"{unlike} is no shard, but others of the parts are", hint="join all shards first")
+    shards = [Shard.parse(str(name)) for name in names]
+    expected = [Shard(index, shards[0].count) for index in range(shards[0].count)]
+    if shards == expected:
+        return
+    if missing := [str(one) for one in expected if one not in shards]:
+        raise ConfigError(
+            f"shards {', '.join(missing[:10])} are not among the {len(parts)} parts",
+            hint="write them first; without them documents would be lost",
+        )
+    raise ConfigError(
+        f"the shards come in the order {', '.join(map(str, shards[:10]))}",
+        hint="give each once and in order, so that the result is what one run writes",
+    )
+
+
 def _check_hash(file: Path, expected: str, found: str) -> None:
     if expected != found:
         raise DataFormatError(
@@ -223,13 +256,13 @@ def _write(file: Path, pieces: Iterator[memoryview] | Iterator[memoryview | byte
 
 
 def _join_manifests(
-    parts: Sequence[_Part], bin_facts: FileFacts, idx_facts: FileFacts, command: Sequence[str]
+    parts: Sequence[_Part], bin_facts: FileFacts, idx_facts: FileFacts, command: Sequence[str], job_hash: str
 ) -> Manifest:
     manifests = [part.manifest for part in parts]
     common = {
         name: value
         for name, value in manifests[0].options.items()
-        if name != "merged_from" and all(one.options.get(name) == value for one in manifests)
+        if name not in ("merged_from", "shard") and all(one.options.get(name) == value for one in manifests)
     }
     origins = [
         {"prefix": part.prefix, "documents": part.manifest.counts.documents, "tokens": part.manifest.counts.tokens}
@@ -247,6 +280,7 @@ def _join_manifests(
         bad_records=[record for one in manifests for record in one.bad_records],
         command=list(command),
         version=__version__,
+        job_hash=job_hash,
     )
 
 

@@ -1,10 +1,9 @@
 """What a run will take from each set of its blend: counted by the schedule that training itself follows."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_7b.data._index import Blend
+from megatron_7b.data._index import CappedBlend
 from megatron_7b.data.blend import integer_weights, parse_blend
 from megatron_7b.data.dataset import Dataset
 
@@ -17,7 +16,7 @@ class SetPlan:
     tokens: int
     """Of the split's documents, each counted once."""
     share: float
-    """Of all samples."""
+    """Of all samples, as long as no set has run out."""
     samples_per_epoch: int
     """Samples that begin in the first epoch."""
     samples: int
@@ -26,6 +25,10 @@ class SetPlan:
     """How often each of its tokens is read, on average."""
     first_epoch_ends: int | None
     """After so many samples of all sets the first epoch has been read; None where the run ends before."""
+    max_samples: int | None
+    """That it can give (`data.max_epochs`); None is no bound."""
+    runs_out: int | None
+    """After so many samples of all sets it has given them; None where the run ends before."""
 
 
 def plan_sets(dataset: Dataset, entries: Sequence[str], num_samples: int) -> list[SetPlan]:
@@ -35,10 +38,21 @@ def plan_sets(dataset: Dataset, entries: Sequence[str], num_samples: int) -> lis
         dataset: As `open_split` made it.
         entries: The blend that it was made of, such as `config.data.train`.
         num_samples: Of the whole run.
+
+    Raises:
+        ConfigError: All sets run out before the end of the run.
     """
+    dataset.check_end(num_samples)
     weights = integer_weights([part.weight for part in parse_blend(entries)])
-    blend = Blend(weights)
+    blend = CappedBlend(weights, [part.max_samples for part in dataset.parts])
     taken = [int(count) for count in blend.counts(num_samples)]
+
+    def number_after(set_number: int, count: int | None) -> int | None:
+        """Samples of all sets after which one has given `count`, where the run comes to that."""
+        if count is None or taken[set_number] < count:
+            return None
+        return blend.number_of(set_number, count - 1) + 1
+
     return [
         SetPlan(
             prefix=part.prefix,
@@ -47,21 +61,9 @@ def plan_sets(dataset: Dataset, entries: Sequence[str], num_samples: int) -> lis
             samples_per_epoch=part.num_samples,
             samples=taken[number],
             epochs=taken[number] * dataset.seq_length / part.num_tokens,
-            first_epoch_ends=(
-                _find_count(blend, weights, number, part.num_samples) if taken[number] >= part.num_samples else None
-            ),
+            first_epoch_ends=number_after(number, part.num_samples),
+            max_samples=part.max_samples,
+            runs_out=number_after(number, part.max_samples),
         )
         for number, part in enumerate(dataset.parts)
     ]
-
-
-def _find_count(blend: Blend, weights: Sequence[int], number: int, wanted: int) -> int:
-    """The first n such that n samples hold `wanted` of a set.
-
-    After n samples a set of weight w among W has given floor(n w / W) or one more: only a few n are in question.
-    """
-    total, weight = sum(weights), weights[number]
-    too_few = (wanted - 1) * total // weight
-    enough = -(-wanted * total // weight)
-    candidates = range(too_few, enough + 1)
-    return candidates[bisect_left(candidates, wanted, key=lambda n: int(blend.counts(n)[number]))]

@@ -16,18 +16,17 @@ With transformers the same figure comes from
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_7b.checkpoint.open_model import OpenModel
 from megatron_7b.data import Dataset
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.microbatches import run_microbatches
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
 
 _MICROBATCHES_PER_STAGE = 4
@@ -103,7 +102,13 @@ def measure_loss(
     totals = torch.zeros(2, dtype=torch.float64, device=model.device)
     result = CorpusLoss(math.nan, 0)
     for end, rows in _rounds(model, num_windows):
-        totals += _run_round(model, [_load(dataset, indices, num_windows, model.device) for indices in rows])
+        totals += run_microbatches(
+            model.chunks,
+            [_load(dataset, indices, num_windows, model.device) for indices in rows],
+            seq_length=model.config.data.seq_length,
+            micro_batch_size=model.config.training.micro_batch_size,
+            forward_only=True,
+        )
         loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals.clone())).tolist()
         result = CorpusLoss(loss_sum / num_tokens, round(num_tokens))
         if report is not None:
@@ -129,47 +134,9 @@ def _rounds(model: OpenModel, num_windows: int) -> Iterator[tuple[int, np.ndarra
 
 
 def _load(dataset: Dataset, windows: np.ndarray, num_windows: int, device: torch.device) -> dict[str, Tensor]:
-    """Return the arrays [b, s] of windows; those beyond the end count nothing."""
+    """Return the model's inputs [b, s] of windows; those beyond the end count nothing."""
     batch = dataset.batch(windows)
-    arrays = {
-        name: torch.from_numpy(getattr(batch, name)) for name in ("tokens", "labels", "loss_mask", "position_ids")
-    }
-    on_device = {name: array.to(device, copy=True) for name, array in arrays.items()}
+    names = {"input_ids": "tokens", "labels": "labels", "loss_mask": "loss_mask", "position_ids": "position_ids"}
+    on_device = {name: torch.from_numpy(getattr(batch, array)).to(device, copy=True) for name, array in names.items()}
     on_device["loss_mask"][torch.from_numpy(windows >= num_windows).to(device)] = 0.0
     return on_device
-
-
-def _forward_step(batches: Iterator[dict[str, Tensor]], chunk: Any) -> tuple[Tensor, Any]:
-    batch = next(batches)
-    output = chunk(
-        input_ids=batch["tokens"],
-        position_ids=batch["position_ids"],
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
-    )
-
-    def count_tokens(loss_sum: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        num_tokens = batch["loss_mask"].sum()
-        # What is reported must be a copy: megatron-core scales the first of the three in place.
-        return loss_sum, num_tokens.to(torch.int), torch.stack((loss_sum.double(), num_tokens.double()))
-
-    return output, count_tokens
-
-
-def _run_round(model: OpenModel, batches: Sequence[dict[str, Tensor]]) -> Tensor:
-    """Run microbatches through all stages; returns FP64 (loss sum, tokens) on the last stage, zeros on the others."""
-    chunks = model.chunks
-    iterators = [iter(batches) for _ in chunks]
-    outputs: list[Tensor] = get_forward_backward_func()(
-        forward_step_func=_forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=chunks if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(batches),
-        seq_length=model.config.data.seq_length,
-        micro_batch_size=model.config.training.micro_batch_size,
-        forward_only=True,
-    )
-    totals = torch.zeros(2, dtype=torch.float64, device=model.device)
-    for output in outputs:
-        totals += output
-    return totals

@@ -74,7 +74,8 @@ class LanguageModel(HybridModel):
             output: Tensor = super().forward(input_ids, position_ids, attention_mask, labels=labels, **kwargs)
             return (output.float() * loss_mask).sum() if self.post_process else output
         embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
-        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, None)
+        packed = kwargs.get("packed_seq_params")
+        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, packed)
         hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=self.rotary_pos_emb(length), **kwargs)
         return self._fused_loss(hidden, labels, loss_mask) if self.post_process else hidden
 

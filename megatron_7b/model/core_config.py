@@ -63,8 +63,9 @@ def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl
         fp8_recipe=precision.fp8_recipe,
         fp8_param=precision.fp8_param_gather,
         # Kernels
-        gradient_accumulation_fusion=on_gpu and _has_fused_weight_gradient(impl),
+        gradient_accumulation_fusion=not on_gpu or _has_fused_weight_gradient(impl),
         bias_activation_fusion=on_gpu,
+        use_te_activation_func=not on_gpu,  # on a CPU the layer spec's own
         bias_dropout_fusion=on_gpu,
         apply_rope_fusion=on_gpu and impl == "transformer_engine",
         masked_softmax_fusion=False,

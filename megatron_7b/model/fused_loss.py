@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_7b.runtime import cpu_kernels
+from megatron_7b.runtime.cpu_kernels import accumulate_weight_gradient
+
 _CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, and products still run at full speed
 
 
@@ -31,29 +34,50 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with_gradients = any(ctx.needs_input_grad)
         loss_sum = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if with_gradients else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
+        ctx.in_main_grad = with_gradients and hidden.device.type == "cpu" and hasattr(weight, "main_grad")
+        if ctx.in_main_grad:
+            grad_weight = weight.main_grad  # type: ignore[attr-defined]
+        else:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
         rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             logits = hidden[part] @ weight.t()
-            logits[:, num_true:] = torch.finfo(logits.dtype).min
             losses, grad_logits = _cross_entropy(logits, labels[part] - first_token, loss_mask[part], num_true, group)
             loss_sum += losses
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 grad_logits = grad_logits.to(weight.dtype)
                 torch.mm(grad_logits, weight, out=grad_hidden[part])
-                if weight.dtype == torch.float32:
-                    grad_weight.addmm_(grad_logits.t(), hidden[part])
-                else:
-                    grad_weight += grad_logits.t() @ hidden[part]
-        if grad_hidden is not None and grad_weight is not None:
+                accumulate_weight_gradient(hidden[part], grad_logits, grad_weight)
+        if ctx.in_main_grad:
+            ctx.weight = weight
+            ctx.save_for_backward(grad_hidden)
+        elif grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return loss_sum
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grad_output), grad_weight.mul_(grad_output), None, None, None, None, None
+        grad_hidden, *rest = ctx.saved_tensors
+        if ctx.in_main_grad:
+            # What lies in the gradient buffer cannot be scaled any more. The schedule has no reason to: it divides by
+            # the tokens of the whole batch at the end.
+            assert grad_output.item() == 1.0, "the sum of the token losses was scaled before its backward pass"
+            grad_weight = _stand_in(ctx.weight)
+        else:
+            grad_weight = rest[0].mul_(grad_output)
+            grad_hidden = grad_hidden.mul_(grad_output)
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+def _stand_in(weight: Tensor) -> Tensor:
+    """Return a gradient that tells the gradient buffer's hook that this weight's is in the buffer already.
+
+    Source: the protocol of megatron-core's linear layers with `gradient_accumulation_fusion`: where the weight is also
+    the embedding (`zero_out_wgrad`), the hook adds what autograd collected from both, so this part must be zero.
+    """
+    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
 
 
 def _cross_entropy(
@@ -62,7 +86,7 @@ def _cross_entropy(
     """Return the masked sum of losses over the whole vocabulary, and its gradient by these logits.
 
     Args:
-        logits: [n, v/tp], padding masked.
+        logits: [n, v/tp]; overwritten.
         labels: [n], relative to the first column; outside [0, v/tp) where another rank holds it.
         loss_mask: [n].
         num_true: Columns that stand for tokens.
@@ -76,24 +100,26 @@ def _cross_entropy(
     held = (labels >= 0) & (labels < num_true)
     index = torch.where(held, labels, 0).unsqueeze(1)
     label_logits = logits.gather(1, index).squeeze(1).float()
-    log_probabilities = torch.log_softmax(logits, dim=1, dtype=torch.float32)
     # Over this rank's columns only; another rank's are joined through the logarithm of the sum.
-    label_log_probabilities = log_probabilities.gather(1, index).squeeze(1)
-    probabilities = log_probabilities.exp_()
-    if group is None:
-        losses = -label_log_probabilities
-        probabilities *= loss_mask.unsqueeze(1)
+    factor = loss_mask if group is None else torch.ones_like(loss_mask)
+    if cpu_kernels.is_supported(logits):
+        normalizer, probabilities = cpu_kernels.softmax_(logits, factor, num_true), logits
     else:
-        local_normalizer = label_logits - label_log_probabilities
-        normalizers = local_normalizer.new_empty(group.size(), *local_normalizer.shape)
-        dist.all_gather(list(normalizers), local_normalizer, group=group)
-        normalizer = torch.logsumexp(normalizers, dim=0)
-        label_logits = torch.where(held, label_logits, 0.0)
-        dist.all_reduce(label_logits, group=group)
-        losses = normalizer - label_logits
-        probabilities *= (torch.exp(local_normalizer - normalizer) * loss_mask).unsqueeze(1)
-    probabilities.scatter_add_(1, index, torch.where(held, -loss_mask, 0.0).unsqueeze(1))
-    return (losses * loss_mask).sum(), probabilities
+        logits[:, num_true:] = torch.finfo(logits.dtype).min
+        log_probabilities = torch.log_softmax(logits, dim=1, dtype=torch.float32)
+        normalizer = label_logits - log_probabilities.gather(1, index).squeeze(1)
+        probabilities = log_probabilities.exp_().mul_(factor.unsqueeze(1))
+    if group is not None:
+        mine = torch.stack((normalizer, torch.where(held, label_logits, 0.0)))
+        of_ranks = mine.new_empty(group.size(), *mine.shape)
+        dist.all_gather(list(of_ranks), mine, group=group)
+        local, normalizer, label_logits = normalizer, torch.logsumexp(of_ranks[:, 0], dim=0), of_ranks[:, 1].sum(dim=0)
+        probabilities *= (torch.exp(local - normalizer) * loss_mask).unsqueeze(1)
+    # p - 1 of the label from FP32: where p is almost 1, a BF16 one has lost what counts.
+    label_gradient = (torch.expm1(label_logits - normalizer) * loss_mask).to(probabilities.dtype).unsqueeze(1)
+    of_index = torch.where(held.unsqueeze(1), label_gradient, probabilities.gather(1, index))
+    probabilities.scatter_(1, index, of_index)
+    return ((normalizer - label_logits) * loss_mask).sum(), probabilities
 
 
 def linear_cross_entropy(

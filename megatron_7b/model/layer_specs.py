@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConfigError
-from megatron_7b.model.local_layers import RMSNorm, ScaledDotProductAttention
+from megatron_7b.model.local_layers import RMSNorm, ScaledDotProductAttention, SwiGLU
 from megatron_7b.runtime.device import DeviceType
 
 TransformerImpl = Literal["transformer_engine", "local"]
@@ -71,7 +71,11 @@ def build_stack_spec(impl: TransformerImpl, *, qk_layernorm: bool) -> ModuleSpec
     )
     mlp = functools.partial(
         MLP.as_mlp_submodule,
-        submodules=MLPSubmodules(linear_fc1=kernels["norm_linear"], linear_fc2=kernels["row_linear"]),
+        submodules=MLPSubmodules(
+            linear_fc1=kernels["norm_linear"],
+            linear_fc2=kernels["row_linear"],
+            activation_func=kernels["activation"],  # used where TransformerConfig.use_te_activation_func asks for it
+        ),
     )
     # Transformer Engine's linear layers contain the norm before them; the torch-native ones do not.
     norm = IdentityOp if impl == "transformer_engine" else kernels["norm"]
@@ -106,6 +110,7 @@ def _local_kernels() -> dict[str, Any]:
         "norm_linear": ColumnParallelLinear,
         "row_linear": RowParallelLinear,
         "attention": ScaledDotProductAttention,
+        "activation": SwiGLU,
     }
 
 
@@ -122,4 +127,5 @@ def _transformer_engine_kernels() -> dict[str, Any]:
         "norm_linear": TELayerNormColumnParallelLinear,
         "row_linear": TERowParallelLinear,
         "attention": TEDotProductAttention,
+        "activation": None,
     }

@@ -1,5 +1,6 @@
 """Torch-native kernels for the layer spec that needs neither Transformer Engine nor apex."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.runtime import cpu_kernels
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -25,12 +27,34 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., h]."""
+        if cpu_kernels.is_supported(x, self.weight) and self.eps is not None:
+            return cpu_kernels.rms_norm(x, self.weight, self.eps)
+        return super().forward(x)
+
+
+class SwiGLU(torch.nn.Module):
+    """The gated activation between the two linear layers of an MLP: one pass forward and one back, on a CPU."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        assert config.gated_linear_unit
+        assert config.activation_func is functional.silu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return silu(gate) × up, where [..., 2f] holds gate and up side by side."""
+        if cpu_kernels.is_supported(x):
+            return cpu_kernels.swiglu(x)
+        gate, up = x.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
 
 class ScaledDotProductAttention(MegatronModule):
     """Core attention on torch.nn.functional.scaled_dot_product_attention: no s×s matrix is kept.
 
     Raises:
-        ConfigError: context parallelism or packed documents are asked for, which this kernel cannot honour.
+        ConfigError: context parallelism is asked for, which this kernel cannot honour.
     """
 
     def __init__(
@@ -70,19 +94,24 @@ class ScaledDotProductAttention(MegatronModule):
         """Attend causally.
 
         Args:
-            query: [s, b, n/tp, d].
-            key: [s_k, b, g/tp, d]; s_k > s where a key-value cache holds earlier positions.
-            value: [s_k, b, g/tp, d].
+            query: [s, b, n/tp, d]; [t, n/tp, d] where documents are packed into t tokens.
+            key: [s_k, b, g/tp, d] or [t, g/tp, d]; s_k > s where a key-value cache holds earlier positions.
+            value: As the key.
             attention_mask: Unused; the causal mask is implied.
             attn_mask_type: Unused; a query sees its own position and all before it.
             attention_bias: Must be None.
-            packed_seq_params: Must be None.
+            packed_seq_params: Where documents begin, in megatron-core's thd format: none sees another.
 
         Returns:
-            [s, b, n/tp × d].
+            [s, b, n/tp × d], or [t, n/tp, d].
+
+        Raises:
+            ConfigError: a bias or a packed format other than thd is asked for, which this kernel cannot honour.
         """
-        if packed_seq_params is not None or attention_bias is not None:
-            raise ConfigError("the torch-native attention honours neither packed documents nor an attention bias")
+        if attention_bias is not None or (packed_seq_params is not None and packed_seq_params.qkv_format != "thd"):
+            raise ConfigError("the torch-native attention honours neither a bias nor a packed format other than thd")
+        if packed_seq_params is not None:
+            return self._attend_within_documents(query, key, value, packed_seq_params)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, heads, s, d]
         s, s_k = q.shape[2], k.shape[2]
         mask = None
@@ -100,3 +129,22 @@ class ScaledDotProductAttention(MegatronModule):
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _attend_within_documents(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:
+        """Attend document by document: the cost is the sum of their squared lengths, and no mask is needed."""
+        cumulative = packed.cu_seqlens_q.tolist()
+        lengths = [end - begin for begin, end in pairwise(cumulative)]
+        documents = zip(*(torch.split(x.transpose(0, 1), lengths, dim=1) for x in (query, key, value)), strict=True)
+        contexts = [
+            functional.scaled_dot_product_attention(
+                q[None],
+                k[None],
+                v[None],
+                dropout_p=self.attention_dropout if self.training else 0.0,
+                is_causal=q.shape[1] > 1,
+                scale=self.softmax_scale,
+                enable_gqa=q.shape[0] != k.shape[0],
+            )
+            for q, k, v in documents  # [heads, length, d]
+        ]
+        return torch.cat(contexts, dim=2)[0].transpose(0, 1)

@@ -9,13 +9,16 @@ Source: measured against megatron-core 0.19.2; `tests/runtime/test_cpu_backend.p
 
 import contextlib
 import functools
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._device
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.runtime.cpu_kernels import accumulate_weight_gradient, is_supported, rotary_embedding
 
 _CPU = torch.device("cpu")
 _FACTORIES = (
@@ -144,6 +147,19 @@ def _set_rng_state(new_state: torch.Tensor, *_args: object, **_kwargs: object) -
     torch.set_rng_state(new_state)
 
 
+def _rotary_embedding(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(original)
+    def apply(t: torch.Tensor, freqs: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        plain = not any(kwargs.get(name) for name in ("rotary_interleaved", "mla_rotary_interleaved"))
+        plain = plain and kwargs.get("mscale", 1.0) == 1.0 and kwargs.get("multi_latent_attention") is None
+        same_for_all = freqs.shape[1:-1] == (1, 1) and freqs.shape[0] == t.shape[0]
+        if plain and same_for_all and t.dim() == 4 and is_supported(t) and not freqs.requires_grad:
+            return rotary_embedding(t, freqs)
+        return original(t, freqs, **kwargs)
+
+    return apply
+
+
 def _seed(seed: int) -> None:
     # torch.manual_seed would also seed the (absent) CUDA generators and go through torch.cuda again.
     torch.default_generator.manual_seed(int(seed))
@@ -186,10 +202,24 @@ def replacements() -> tuple[Replacement, ...]:
 
 def _core_replacements() -> tuple[Replacement, ...]:
     """Names inside megatron-core itself; imported only once torch's are in place."""
+    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.tensor_parallel import layers as core_layers
     from megatron.core.tensor_parallel import random as core_random
 
     reason = "reads and writes the CUDA generator through torch._C"
+    fused = types.SimpleNamespace(
+        wgrad_gemm_accum_fp32=accumulate_weight_gradient, wgrad_gemm_accum_fp16=accumulate_weight_gradient
+    )
+    apex = "stands for apex's module of that name: weight gradients go straight into the gradient buffer"
     return (
+        Replacement(core_layers, "fused_weight_gradient_mlp_cuda", fused, apex),
+        Replacement(core_layers, "_grad_accum_fusion_available", True, apex),
+        Replacement(
+            rope_utils,
+            "_apply_rotary_pos_emb_bshd",
+            _rotary_embedding(rope_utils._apply_rotary_pos_emb_bshd),
+            "six passes over memory and as many temporaries; the kernel needs one",
+        ),
         Replacement(core_random, "_get_cuda_rng_state", _get_rng_state, reason),
         Replacement(core_random, "_set_cuda_rng_state", _set_rng_state, reason),
     )

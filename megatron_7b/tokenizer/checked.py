@@ -13,9 +13,8 @@ Three nets, from wide to narrow:
 `all` compares every text and takes the reference's ids wherever they differ.
 """
 
-import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,8 +24,9 @@ from megatron_7b.tokenizer.base import Tokenizer
 from megatron_7b.tokenizer.engines import Engine, FlatIds
 
 type Verify = Literal["sample", "all"]
-type CheckedIds = tuple[FlatIds, list[Disagreement]]
-"""Ids of a batch, and where the reference had to replace the fast engine's."""
+
+type FindUnknown = Callable[[str, NDArray[np.bool_]], Sequence[int]]
+"""Where in a text the characters lie that a table of all code points does not have, the first of each, ascending."""
 
 _EXCERPT = 2048
 """Characters of one sampled excerpt."""
@@ -56,6 +56,24 @@ class Disagreement:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedIds:
+    """A batch encoded, and what was compared on the way.
+
+    Which texts are compared follows from the texts alone, so that the counts are the same however often a run was
+    interrupted; the comparison of new characters, which depends on who meets them first, is left out of them.
+    """
+
+    ids: NDArray[np.uint32]
+    """Of all texts, one after another [total]."""
+    lengths: NDArray[np.int64]
+    """Ids of each text [number of texts]."""
+    disagreements: list[Disagreement] = field(default_factory=list)
+    """Where the reference's ids stand in place of the fast engine's."""
+    compared_texts: int = 0
+    compared_characters: int = 0
+
+
 class EngineRejectedError(Exception):
     """The fast engine differs from the reference where it has no excuse; the caller starts again without it."""
 
@@ -73,29 +91,30 @@ class TrustedEngine:
 
     def encode_checked(self, texts: Sequence[str], *, sample_characters: int = 0) -> CheckedIds:  # noqa: ARG002
         """Encode a batch; there is nothing to sample."""
-        return self._reference.encode_flat(texts), []
+        return CheckedIds(*self._reference.encode_flat(texts))
 
 
 class CheckedEngine:
-    """Encodes with the fast engine, compares by the rules above, and answers with ids that are right as far as seen.
+    """Encodes with the fast engine, compares by the rules above, and answers with ids that are right as far as seen."""
 
-    Attributes:
-        checked_texts: Texts, whole or in part, that both engines encoded.
-        checked_characters: How much text that was.
-        replaced_texts: Texts whose ids came from the reference.
-    """
+    def __init__(
+        self, fast: Engine, reference: Engine, *, verify: Verify = "sample", find_unknown: FindUnknown | None = None
+    ) -> None:
+        """Put a fast engine under check.
 
-    def __init__(self, fast: Engine, reference: Engine, *, verify: Verify = "sample") -> None:
+        Args:
+            fast: The engine.
+            reference: What it must agree with.
+            verify: Which texts are compared.
+            find_unknown: Does what `find_unknown_slowly` does, and quicker.
+        """
         self.name = fast.name
+        self._find_unknown = find_unknown or find_unknown_slowly
         self._fast = fast
         self._reference = reference
         self._verify = verify
         self._proven = np.zeros(_LAST_CODE_POINT + 1, np.bool_)
         self._proven[:128] = True
-        self._lock = threading.Lock()
-        self.checked_texts = 0
-        self.checked_characters = 0
-        self.replaced_texts = 0
 
     def probe(self, tokenizer: Tokenizer) -> None:
         """Compare on the probes.
@@ -113,43 +132,42 @@ class CheckedEngine:
         """
         encoded = self._fast.encode_flat(texts)
         if self._verify == "all":
-            return self._take_reference(texts, encoded, range(len(texts)))
-        self._compare_sample(texts, sample_characters)
+            return self._take_reference(texts, encoded, range(len(texts)), [])
+        sample = self._compare_sample(texts, sample_characters)
         suspects = [index for index, text in enumerate(texts) if not text.isascii() and not self._prove(text)]
-        return self._take_reference(texts, encoded, suspects) if suspects else (encoded, [])
+        return self._take_reference(texts, encoded, suspects, sample)
 
-    def _compare_sample(self, texts: Sequence[str], characters: int) -> None:
+    def _compare_sample(self, texts: Sequence[str], characters: int) -> list[str]:
+        """The excerpts that were compared."""
         if characters <= 0 or not texts:
-            return
+            return []
         count = min(len(texts), -(-characters // _EXCERPT))
         picked = [texts[index * len(texts) // count] for index in range(count)]
-        self._reject_unless_equal([_excerpt(text) for text in picked])
+        return self._reject_unless_equal([_excerpt(text) for text in picked])
 
     def _prove(self, text: str) -> bool:
         """Whether all characters are proven, after comparing around those that were not."""
-        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        new = np.flatnonzero(~self._proven[points])
-        if new.size == 0:
+        new = self._find_unknown(text, self._proven)
+        if len(new) == 0:
             return True
-        _, first = np.unique(points[new], return_index=True)
-        windows = [text[start:end] for start, end in _merge_windows(np.sort(new[first]), len(text))]
+        windows = [text[start:end] for start, end in _merge_windows(np.asarray(new, np.int64), len(text))]
         if self._compare(windows) is not None:
             return False
         for window in windows:
             self._proven[np.frombuffer(window.encode("utf-32-le"), np.uint32)] = True
         return True
 
-    def _reject_unless_equal(self, texts: Sequence[str]) -> None:
+    def _reject_unless_equal(self, texts: Sequence[str]) -> list[str]:
         # Characters that are new are the third net's business: they must not reject the engine.
         texts = [text for text in texts if text.isascii() or self._prove(text)]
         disagreement = self._compare(texts)
         if disagreement is not None:
             raise EngineRejectedError(self.name, disagreement)
+        return texts
 
     def _compare(self, texts: Sequence[str]) -> Disagreement | None:
         fast_ids, fast_lengths = self._fast.encode_flat(texts)
         reference_ids, reference_lengths = self._reference.encode_flat(texts)
-        self._count(len(texts), sum(map(len, texts)))
         if np.array_equal(fast_lengths, reference_lengths) and np.array_equal(fast_ids, reference_ids):
             return None
         fast, reference = _split(fast_ids, fast_lengths), _split(reference_ids, reference_lengths)
@@ -159,8 +177,14 @@ class CheckedEngine:
             if (difference := find_disagreement(index, text, fast[index], reference[index])) is not None
         )
 
-    def _take_reference(self, texts: Sequence[str], encoded: FlatIds, suspects: Sequence[int]) -> CheckedIds:
+    def _take_reference(
+        self, texts: Sequence[str], encoded: FlatIds, suspects: Sequence[int], sample: Sequence[str]
+    ) -> CheckedIds:
         """Encode the suspects again with the reference, and put its ids in place where they differ."""
+        compared = len(suspects) + len(sample)
+        characters = sum(len(texts[index]) for index in suspects) + sum(map(len, sample))
+        if not suspects:
+            return CheckedIds(*encoded, [], compared, characters)
         documents = _split(*encoded)
         reference = _split(*self._reference.encode_flat([texts[index] for index in suspects]))
         disagreements = []
@@ -169,17 +193,10 @@ class CheckedEngine:
             if difference is not None:
                 disagreements.append(difference)
                 documents[index] = ids
-        self._count(len(suspects), sum(len(texts[index]) for index in suspects), len(disagreements))
-        if not disagreements:
-            return encoded, []
-        lengths = np.fromiter(map(len, documents), np.int64, len(documents))
-        return (np.concatenate(documents), lengths), disagreements
-
-    def _count(self, texts: int, characters: int, replaced: int = 0) -> None:
-        with self._lock:
-            self.checked_texts += texts
-            self.checked_characters += characters
-            self.replaced_texts += replaced
+        if disagreements:
+            lengths = np.fromiter(map(len, documents), np.int64, len(documents))
+            encoded = np.concatenate(documents), lengths
+        return CheckedIds(*encoded, disagreements, compared, characters)
 
 
 def build_probes(tokenizer: Tokenizer) -> list[str]:
@@ -213,6 +230,14 @@ def find_disagreement(
         int(reference[at]) if at < len(reference) else None,
         text[max(0, near - 20) : near + 20],
     )
+
+
+def find_unknown_slowly(text: str, known: NDArray[np.bool_]) -> list[int]:
+    """Where the characters lie that are False in `known` [0x110000], the first of each, ascending."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    new = np.flatnonzero(~known[points])
+    _, first = np.unique(points[new], return_index=True)
+    return list(np.sort(new[first]).tolist())
 
 
 def _excerpt(text: str) -> str:

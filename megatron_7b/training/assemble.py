@@ -12,6 +12,7 @@ from megatron_7b.checkpoint import resolve_checkpoint, tokenizer_path
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import BatchLoader, has_split, open_split
 from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer
+from megatron_7b.data.fill_in_the_middle import find_fim_ids
 from megatron_7b.data.split import Split
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.builder import build_model
@@ -19,9 +20,11 @@ from megatron_7b.model.core_config import params_dtype
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
+from megatron_7b.runtime.allocator import keep_freed_memory
 from megatron_7b.runtime.device import DeviceType, torch_device
 from megatron_7b.runtime.distributed import initialize_process
 from megatron_7b.tokenizer import Tokenizer
+from megatron_7b.training.batch_schedule import consumed_samples_after
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +84,18 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
     start = config.checkpoint.initialize_from
     carried = tokenizer_path(resolve_checkpoint(Path(start))) if start is not None else None
     tokenizer = find_tokenizer(config.data, elsewhere=carried)
+    eod_id = tokenizer.eod_id if tokenizer is not None else None
+    fim_ids = find_fim_ids(config.data, tokenizer)
     config = with_vocab_size(config, tokenizer)
     device_type = initialize_process(config.runtime)
     core = build_core(config, device_type)
     if tokenizer is None and core.layout.is_main:
         logger.warning("no tokenizer is known: checkpoints and exports will carry none; name it as data.tokenizer")
     folder = _keep_tokenizer(tokenizer, run_dir, is_main=core.layout.is_main) if tokenizer is not None else None
-    eod_id = tokenizer.eod_id if tokenizer is not None else None
     return Trainer(
         **{field.name: getattr(core, field.name) for field in dataclasses.fields(core)},
-        loader=_open_loader(core, "train", eod_id),
-        valid_loader=_open_loader(core, "valid", eod_id) if has_split(config.data, "valid") else None,
+        loader=_open_loader(core, "train", eod_id, fim_ids),
+        valid_loader=_open_loader(core, "valid", eod_id, fim_ids) if has_split(config.data, "valid") else None,
         tokenizer_folder=folder,
     )
 
@@ -130,6 +134,8 @@ def build_core(config: RunConfig, device_type: DeviceType) -> Core:
         ConfigError: the layout does not fit the number of ranks, or a kernel was asked for that is not there.
     """
     assert config.model.vocab_size is not None
+    if device_type == "cpu":
+        keep_freed_memory()
     layout = initialize_model_parallel(config.parallel, seed=config.training.seed)
     groups = process_groups()
     chunks = build_model(
@@ -140,11 +146,18 @@ def build_core(config: RunConfig, device_type: DeviceType) -> Core:
     return Core(config=config, layout=layout, device_type=device_type, model=model, optimizer=optimizer)
 
 
-def _open_loader(core: Core, split: Split, eod_id: int | None) -> BatchLoader:
+def _open_loader(core: Core, split: Split, eod_id: int | None, fim_ids: tuple[int, int, int] | None) -> BatchLoader:
     config = core.config
     dataset = open_split(
-        config.data, split, seed=config.training.seed, vocab_size=config.model.vocab_size, eod_id=eod_id
+        config.data,
+        split,
+        seed=config.training.seed,
+        vocab_size=config.model.vocab_size,
+        eod_id=eod_id,
+        fim_ids=fim_ids,
     )
+    if split == "train":
+        dataset.check_end(consumed_samples_after(config.training.train_steps, config.training))
     return BatchLoader(
         dataset,
         micro_batch_size=config.training.micro_batch_size,

@@ -1,13 +1,16 @@
 """One step: forward and backward over the microbatches of all pipeline stages, then the update."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.packed_seq_params import PackedSeqParams
+from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_7b.model.microbatches import run_microbatches
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
 
@@ -33,33 +36,32 @@ class StepResult:
     skipped: bool
 
 
-def _forward_step(batches: Iterator[dict[str, Tensor]], model: Any) -> tuple[Tensor, Any]:
-    batch = next(batches)
-    output = model(
-        input_ids=batch["tokens"],
-        position_ids=batch["position_ids"],
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
+def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -> dict[str, Any]:
+    """Return what the model's forward takes of one microbatch, on the device.
+
+    Where the batch knows its documents, its rows become a single one of b × s tokens, whose documents megatron-core's
+    packed attention keeps apart; positions are counted from each document's beginning.
+    """
+    names = {"input_ids": "tokens", "labels": "labels", "loss_mask": "loss_mask", "position_ids": "position_ids"}
+    inputs: dict[str, Any] = {
+        name: torch.from_numpy(getattr(batch, array)).to(device, non_blocking=True) for name, array in names.items()
+    }
+    if batch.cu_seqlens is None:
+        return {name: _context_parallel_share(rows, layout) for name, rows in inputs.items()}
+    inputs = {name: rows.reshape(1, -1) for name, rows in inputs.items()}
+    return {**inputs, "packed_seq_params": _packed_documents(batch.cu_seqlens, device)}
+
+
+def _packed_documents(cu_seqlens: NDArray[np.int32], device: torch.device) -> PackedSeqParams:
+    cumulative = torch.from_numpy(cu_seqlens).to(device, non_blocking=True)
+    longest = int(np.diff(cu_seqlens).max())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cumulative,
+        cu_seqlens_kv=cumulative,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
     )
-
-    def count_tokens(loss_sum: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        num_tokens = batch["loss_mask"].sum().to(torch.int)
-        # megatron-core scales the first of the three in place; what is reported must be its own copy.
-        return loss_sum, num_tokens, {"loss_sum": loss_sum.detach().clone(), "num_tokens": num_tokens.clone()}
-
-    return output, count_tokens
-
-
-def _to_device(batches: "Sequence[Batch]", core: "Core") -> list[dict[str, Tensor]]:
-    return [
-        {
-            name: _context_parallel_share(
-                torch.from_numpy(getattr(batch, name)).to(core.device, non_blocking=True), core.layout
-            )
-            for name in ("tokens", "labels", "loss_mask", "position_ids")
-        }
-        for batch in batches
-    ]
 
 
 def _context_parallel_share(rows: Tensor, layout: ParallelLayout) -> Tensor:
@@ -78,20 +80,13 @@ def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: 
 
     Collective: all ranks.
     """
-    on_device = _to_device(batches, trainer)
-    iterators = [iter(on_device) for _ in trainer.model]
-    outputs = get_forward_backward_func()(
-        forward_step_func=_forward_step,
-        data_iterator=iterators if len(iterators) > 1 else iterators[0],
-        model=trainer.model if len(trainer.model) > 1 else trainer.model[0],
-        num_microbatches=len(batches),
-        seq_length=trainer.config.data.seq_length,
-        micro_batch_size=trainer.config.training.micro_batch_size,
-        forward_only=forward_only,
+    inputs = [model_inputs(batch, trainer.device, trainer.layout) for batch in batches]
+    seq_length, micro_batch_size = trainer.config.data.seq_length, trainer.config.training.micro_batch_size
+    if trainer.config.data.reset_attention_mask:
+        seq_length, micro_batch_size = seq_length * micro_batch_size, 1  # what `model_inputs` makes of such batches
+    totals = run_microbatches(
+        trainer.model, inputs, seq_length=seq_length, micro_batch_size=micro_batch_size, forward_only=forward_only
     )
-    totals = torch.zeros(2, dtype=torch.float64, device=trainer.device)
-    for output in outputs:  # empty on all stages but the last
-        totals += torch.stack((output["loss_sum"].double(), output["num_tokens"].double()))
     loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
     return loss_sum, int(num_tokens)
 

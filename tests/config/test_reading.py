@@ -39,6 +39,8 @@ from megatron_7b.errors import ConfigError
         ("data.train", "", ()),
         ("training.rampup_batch_size", ["4", "4", "1000"], (4, 4, 1000)),
         ("training.rampup_batch_size", ["none"], None),
+        ("data.max_epochs", ["1", "0.5", "0"], (1.0, 0.5, 0.0)),
+        ("data.max_epochs", 2, (2.0,)),
     ],
 )
 def test_reads_what_people_write(path, written, expected):

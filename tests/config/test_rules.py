@@ -8,7 +8,7 @@ from megatron_7b.config import check_config, load_config
 from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.model_rules import RULES as MODEL_RULES
 from megatron_7b.config.options import options
-from megatron_7b.config.ranges import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, POSITIVE
+from megatron_7b.config.ranges import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, POSITIVE, SHARES
 from megatron_7b.config.rule import Case
 from megatron_7b.config.run_rules import FILE_RULES, split_blend
 from megatron_7b.config.run_rules import RULES as RUN_RULES
@@ -42,6 +42,10 @@ CASES = [
     ({PP: 2, VP: 1}, 2, VP, "at least 2"),
     ({CP: 2, "model.transformer_impl": "local"}, 2, CP, "needs Transformer Engine"),
     ({CP: 2, "runtime.device": "cpu"}, 2, CP, "no CPU kernels"),
+    ({CP: 2, "data.reset_attention_mask": True}, 2, "data.reset_attention_mask", "cuts documents apart"),
+    ({"data.max_epochs": (1, -2)}, 1, "data.max_epochs", "must not be negative"),
+    ({"data.max_epochs": (1, 2), "data.train": ("1", "a", "2", "b", "3", "c")}, 1, "data.max_epochs", "of the 3 sets"),
+    ({"data.reset_position_ids": True}, 1, "data.reset_position_ids", "needs data.reset_attention_mask True"),
     ({"parallel.overlap_param_gather": True}, 1, "parallel.overlap_param_gather", SHARDED),
     ({"parallel.overlap_param_gather": True, SHARDED: True}, 1, "parallel.overlap_param_gather", "overlap_grad_reduce"),
     (
@@ -145,11 +149,17 @@ def test_every_rule_is_tried():
 
 def test_rules_and_ranges_read_options_that_exist():
     rules = [*MODEL_RULES, *RUN_RULES, *FILE_RULES]
-    paths = [path for rule in rules for path in rule.reads] + [*AT_LEAST_ONE, *FRACTIONS, *NOT_NEGATIVE, *POSITIVE]
+    paths = [path for rule in rules for path in rule.reads] + [
+        *AT_LEAST_ONE,
+        *FRACTIONS,
+        *NOT_NEGATIVE,
+        *POSITIVE,
+        *SHARES,
+    ]
     assert [path for path in paths if path not in options()] == []
 
 
-@pytest.mark.parametrize("path", [*AT_LEAST_ONE, *FRACTIONS, *NOT_NEGATIVE, *POSITIVE])
+@pytest.mark.parametrize("path", [*AT_LEAST_ONE, *FRACTIONS, *NOT_NEGATIVE, *POSITIVE, *SHARES])
 def test_numbers_out_of_range_are_refused_and_crash_no_rule(path):
     for number in (0, -1) if path in (*AT_LEAST_ONE, *POSITIVE) else (-1,):
         problems = find_conflicts(load_config(None, {path: number}), world_size=1)

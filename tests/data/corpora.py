@@ -64,13 +64,23 @@ class ReferenceStream:
         self.key = key
 
     def epoch_stream(self, epoch: int) -> NDArray[np.int64]:
-        """Ids of one epoch in the order of its ring, [T]."""
+        """The corpus's tokens in the order of one epoch's ring, [T]."""
         position = mix(mix(self.key, 2), epoch) % len(self.ids)
         start = self.starts[self.starts <= position].max()
-        return np.concatenate([self.ids[start:], self.ids[:start]])
+        return (start + np.arange(len(self.ids))) % len(self.ids)
 
     def samples(self, count: int) -> NDArray[np.int64]:
         """The first samples, [count, s + 1]."""
+        return self.ids[self.positions(count)]
+
+    def document_begins(self, count: int) -> NDArray[np.bool_]:
+        """Where in the first samples a document begins, [count, s + 1]; a sample's own beginning always counts."""
+        begins = np.isin(self.positions(count), self.starts)
+        begins[:, 0] = True
+        return begins
+
+    def positions(self, count: int) -> NDArray[np.int64]:
+        """The corpus's tokens that the first samples hold, [count, s + 1]."""
         size, s = len(self.ids), self.seq_length
         num_epochs = count * s // size + 3
         endless = np.concatenate([self.epoch_stream(epoch) for epoch in range(num_epochs)])

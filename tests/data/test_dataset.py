@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,21 @@ def test_eod_masking(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.loss_mask, np.where(batch.tokens == eod, 0, 1))
     with pytest.raises(ConfigError, match="eod_mask_loss"):
         open_split(config, "train", seed=1)
+
+
+def test_documents_are_told_apart_where_asked(tmp_path: Path) -> None:
+    """Every id is its document's number, so that a document is a run of equal ids."""
+    prefix = write_corpus(tmp_path / "a", [[number] * (number % 9) for number in range(100)])
+    config = DataConfig(train=(prefix,), split="1", seq_length=16, reset_attention_mask=True, reset_position_ids=True)
+    batch = open_split(config, "train", seed=1).batch(range(20))
+    new = np.diff(batch.tokens, axis=1, prepend=-1) != 0
+    assert batch.cu_seqlens is not None
+    assert batch.cu_seqlens.tolist() == [*np.flatnonzero(new), 320]
+    assert (batch.position_ids == 0).ravel()[batch.cu_seqlens[:-1]].all()
+    assert np.count_nonzero(batch.position_ids == 0) == len(batch.cu_seqlens) - 1
+    plain = open_split(replace(config, reset_attention_mask=False, reset_position_ids=False), "train", seed=1)
+    assert plain.batch(range(20)).cu_seqlens is None
+    np.testing.assert_array_equal(plain.batch(range(20)).tokens, batch.tokens)
 
 
 def test_sequential_reads_the_file_as_it_is(tmp_path: Path) -> None:

@@ -65,6 +65,29 @@ def test_it_is_what_counting_gives(
         assert row["first_epoch_ends_at_step"] == (step_of[int(last[0]) + 1] if len(last) else None)
 
 
+@pytest.mark.parametrize("bounds", ["1 0 3", "2 1.5 0", "0 0 0.5"])
+def test_sets_that_run_out(blend: list[str], capsys: pytest.CaptureFixture[str], bounds: str) -> None:
+    shown = plan(capsys, blend, {**SIZES, "training.train_steps": 150, "data.max_epochs": bounds})
+    given = {"data.train": blend, **SIZES, "data.max_epochs": bounds.split()}
+    dataset = open_split(load_config("tiny_cpu", given).data, "train", seed=1234)
+    sets, samples = dataset.locate(range(150 * 6))
+    ended = 0
+    for number, (row, part) in enumerate(zip(shown["sets"], dataset.parts, strict=True)):
+        assert row["samples"] == np.count_nonzero(sets == number)
+        assert row["max_samples"] == part.max_samples
+        last = np.flatnonzero((sets == number) & (samples + 1 == part.max_samples))
+        assert row["runs_out"] == (int(last[0]) + 1 if len(last) else None)
+        assert row["runs_out_at_step"] == (int(last[0]) // 6 + 1 if len(last) else None)
+        ended += len(last)
+    assert ended > 0
+
+
+def test_a_run_beyond_the_end_of_its_data(blend: list[str]) -> None:
+    sizes = [word for path, value in SIZES.items() for word in (f"--{path}", value)]
+    with pytest.raises(ConfigError, match="all sets have run out after"):
+        data.main(["plan", "--data.train", *blend, *sizes, "--data.max-epochs", "1", "--training.train-steps", "9999"])
+
+
 def test_one_corpus(blend: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     shown = plan(capsys, [blend[1]], {**SIZES, "training.train_steps": 1000})
     (row,) = shown["sets"]
@@ -95,6 +118,16 @@ def test_table(blend: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "50.0000%" in lines[2]
     assert "at step" in lines[2]
     assert "not in this run" in lines[3]
+
+
+def test_table_of_sets_that_run_out(blend: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [word for path, value in SIZES.items() for word in (f"--{path}", value)]
+    bounds = ["--data.max-epochs", "0.5", "0", "99"]
+    assert data.main(["plan", "--data.train", *blend, *flags, *bounds, "--training.train-steps", "60"]) == 0
+    _, titles, *rows = capsys.readouterr().out.splitlines()
+    assert titles.endswith("runs out")
+    assert rows[0].rsplit("  ", 1)[1].startswith("at step ")
+    assert [row.rsplit("  ", 1)[1].strip() for row in rows[1:]] == ["never", "not in this run"]
 
 
 def test_the_loss_mask_needs_no_tokenizer(blend: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,6 +183,7 @@ def test_manifest(tmp_path: Path) -> None:
         "path": str(corpus),
         "size": corpus.stat().st_size,
         "xxh3_128": xxhash.xxh3_128_hexdigest(corpus.read_bytes()),
+        "span": None,
     }
     assert manifest["sources"] == [source]
     assert manifest["tokenizer"]["vocab_size"] == 50257

@@ -19,7 +19,7 @@ keys = st.integers(0, 2**64 - 1)
 
 def as_dataset(stream: TokenStream, seq_length: int, *, vocab_size: int = 0) -> Dataset:
     """A dataset of one stream."""
-    return Dataset([], Batcher([stream], None, seq_length, vocab_size, None), seq_length=seq_length)
+    return Dataset([], Batcher([stream], seq_length=seq_length, vocab_size=vocab_size), seq_length=seq_length)
 
 
 @given(size=st.integers(1, 300), key=keys)
@@ -60,6 +60,36 @@ def test_equals_the_reference(
     np.testing.assert_array_equal(batch.labels, expected[:, 1:])
     assert (batch.loss_mask == 1).all()
     assert (batch.position_ids == np.arange(seq_length)).all()
+
+
+@given(
+    seed=st.integers(0, 1000),
+    seq_length=st.integers(1, 30),
+    key=keys,
+    first=st.integers(0, 10),
+    rows=st.integers(1, 5),
+    reset_position_ids=st.booleans(),
+)
+def test_document_boundaries_equal_the_reference(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    seq_length: int,
+    key: int,
+    first: int,
+    rows: int,
+    reset_position_ids: bool,
+) -> None:
+    documents = [[1, 2], [], [3], *random_documents(seed, 8, max_length=15), [], list(range(40))]
+    dataset = IndexedDataset(write_corpus(tmp_path_factory.mktemp("c") / "a", documents))
+    stream = open_stream(dataset, seq_length=seq_length, key=key)
+    batcher = Batcher([stream], seq_length=seq_length, document_boundaries=True, reset_position_ids=reset_position_ids)
+    _, _, _, position_ids, cu_seqlens = batcher.assemble(np.arange(first, first + rows))
+    begins = ReferenceStream(documents, seq_length, key).document_begins(first + rows)[first:, :-1]
+    assert cu_seqlens is not None
+    assert cu_seqlens.tolist() == [*np.flatnonzero(begins.ravel()), rows * seq_length]
+    place = np.broadcast_to(np.arange(seq_length), begins.shape)
+    start = np.maximum.accumulate(np.where(begins, place, 0), axis=1) if reset_position_ids else 0
+    np.testing.assert_array_equal(position_ids, place - start)
 
 
 @given(num_tokens=st.integers(8, 200), seq_length=st.integers(1, 7), key=keys, epochs=st.integers(1, 4))

@@ -1,5 +1,6 @@
 """`megatron-7b data show`, as a user runs it."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from megatron_7b.cli import data
 from megatron_7b.data import IndexWriter
+from megatron_7b.data.preprocess.manifest import describe_tokenizer
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import write_corpus
@@ -30,9 +32,10 @@ def corpus(tmp_path: Path) -> str:
     return str(tmp_path / "a")
 
 
-def name_tokenizer(corpus: str, path: str, identity: str | None = None) -> None:
+def name_tokenizer(corpus: str, path: str, identity: str) -> None:
     """Write what of a manifest matters here."""
-    content = {"tokenizer": {"path": path, "identity": identity}}
+    facts = dataclasses.replace(describe_tokenizer(load_tokenizer(asset("gpt2"))), path=path, identity=identity)
+    content = {"tokenizer": dataclasses.asdict(facts)}
     Path(f"{corpus}_text_document.json").write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -71,7 +74,7 @@ def test_ids_where_no_tokenizer_is_known(corpus: str, capsys: pytest.CaptureFixt
     output = capsys.readouterr()
     assert " 50256" in output.out
     assert "--tokenizer" in output.err
-    name_tokenizer(corpus, "/absent/tokenizer")
+    name_tokenizer(corpus, "/absent/tokenizer", "another")
     assert data.main(["show", corpus]) == 0
     assert "/absent/tokenizer" in capsys.readouterr().err
 

@@ -134,6 +134,8 @@ def test_a_corpus_of_another_tokenizer_is_refused(
         "path": None,
         "vocab_size": VOCAB_SIZE,
         "eod_id": 0,
+        "bos_id": None,
+        "pad_id": None,
     }
     Path(f"{prefix}.json").write_text(json.dumps({"tokenizer": tokenizer}), encoding="utf-8")
     assert main(["evaluate", "--checkpoint", str(run_folder), "--data", prefix]) == 2

@@ -66,6 +66,15 @@ def reference_losses() -> list[float]:
     return []
 
 
+@pytest.mark.parametrize("name", ["local bf16", "TE bf16"])
+def test_packed_documents_follow_fp32(name: str) -> None:
+    """Transformer Engine's packed kernels (thd) against an attention per document."""
+    packed = {"reset_attention_mask": True}
+    expected = losses(gpu_config(LOCAL_FP32, data={"seq_length": 128, **packed}))
+    actual = losses(gpu_config(VARIANTS[name], data={"seq_length": 128, **packed}))
+    assert max(abs(a - b) / b for a, b in zip(actual, expected, strict=True)) < TOLERANCE[name]
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_training_follows_fp32(name: str, reference_losses: list[float]) -> None:
     if not reference_losses:

@@ -1,10 +1,14 @@
 """Entry points of ranks for the checkpoint tests."""
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from megatron_7b.config.schema import RunConfig
 from tests.support.tiny_runs import build, run_steps
@@ -59,3 +63,32 @@ def digest_after(config: RunConfig, num_steps: int) -> tuple[list[tuple[float, f
     """Train from the start without a break and return (results of the steps, digest)."""
     trainer = build(config)
     return run_steps(trainer, range(num_steps)), digest_of_weights(trainer)
+
+
+def load_save(config: RunConfig, source: Path, target: Path) -> None:
+    """Load the newest checkpoint and save what was loaded."""
+    from megatron_7b.checkpoint import resolve_checkpoint
+    from megatron_7b.checkpoint.load import load_checkpoint
+    from megatron_7b.checkpoint.save import save_checkpoint
+
+    trainer = build(config)
+    parts = {"chunks": trainer.model, "optimizer": trainer.optimizer, "layout": trainer.layout}
+    counters = load_checkpoint(resolve_checkpoint(source), **parts)
+    save_checkpoint(target, counters=counters, config=config, **parts)
+
+
+def saved_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole, optimizer state included."""
+    tensors: dict[str, torch.Tensor] = {}
+    for part in (folder, folder / "optimizer"):
+        reader = FileSystemReader(part)
+        found = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in reader.read_metadata().state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            load(found, storage_reader=reader, no_dist=True)
+        tensors |= found
+    return tensors

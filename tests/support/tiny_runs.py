@@ -23,12 +23,13 @@ SEQ_LENGTH = 32
 
 @dataclasses.dataclass
 class ArrayBatch:
-    """The four arrays of a microbatch, each [b, s]."""
+    """A microbatch: arrays [b, s], and where its documents begin."""
 
     tokens: np.ndarray
     labels: np.ndarray
     loss_mask: np.ndarray
     position_ids: np.ndarray
+    cu_seqlens: np.ndarray | None = None
 
 
 def tiny_config(**sections: dict[str, Any]) -> RunConfig:
@@ -75,7 +76,21 @@ def batches(config: RunConfig, step: int, *, dp_rank: int, dp_size: int, masked:
         for first in range(0, training.global_batch_size, size * dp_size)
     ]
     positions = np.broadcast_to(np.arange(s), (size, s)).copy()
-    return [ArrayBatch(ids[r, :-1].copy(), ids[r, 1:].copy(), mask[r].copy(), positions) for r in rows]
+    begins = np.zeros((training.global_batch_size, s), dtype=bool)
+    if config.data.reset_attention_mask:
+        begins = random.random(begins.shape) < 0.15
+        begins[:, 0] = True
+    return [
+        ArrayBatch(ids[r, :-1].copy(), ids[r, 1:].copy(), mask[r].copy(), positions, cumulative_lengths(begins[r]))
+        for r in rows
+    ]
+
+
+def cumulative_lengths(begins: np.ndarray) -> np.ndarray | None:
+    """Return cu_seqlens of rows [b, s] from where documents begin; None where none does."""
+    if not begins.any():
+        return None
+    return np.append(np.flatnonzero(begins.ravel()), begins.size).astype(np.int32)
 
 
 def run_steps(trainer: Any, steps: Iterator[int] | range, *, masked: bool = True) -> list[tuple[float, float]]:

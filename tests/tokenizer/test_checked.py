@@ -1,6 +1,7 @@
 """The fast engines against the reference, and what happens when one is wrong."""
 
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import numpy as np
 import orjson
@@ -89,28 +90,28 @@ def test_the_sample_rejects_an_engine(tokenizer: Tokenizer) -> None:
 def test_a_new_character_is_compared_and_its_texts_get_the_reference(tokenizer: Tokenizer) -> None:
     engine = build_broken(tokenizer, lambda text: "\u1c89" in text)
     texts = ["plain", "é is fine", "far " * 1000 + "ends in \u1c89", "again \u1c89", "é"]
-    (ids, lengths), disagreements = engine.encode_checked(texts)
+    checked = engine.encode_checked(texts)
     expected = [tokenizer.encode(text) for text in texts]
-    assert ids.tolist() == [token for document in expected for token in document]
-    assert lengths.tolist() == [len(document) for document in expected]
-    assert [disagreement.text_index for disagreement in disagreements] == [2, 3]
-    assert disagreements[0].token_index == len(expected[2]) - 1
-    assert "\u1c89" in str(disagreements[0].excerpt)
-    assert engine.replaced_texts == 2
-    compared = engine.checked_texts
-    engine.encode_checked(["é é é"])
-    assert engine.checked_texts == compared, "a proven character is not compared again"
+    assert checked.ids.tolist() == [token for document in expected for token in document]
+    assert checked.lengths.tolist() == [len(document) for document in expected]
+    assert [disagreement.text_index for disagreement in checked.disagreements] == [2, 3]
+    assert checked.disagreements[0].token_index == len(expected[2]) - 1
+    assert "\u1c89" in str(checked.disagreements[0].excerpt)
+    assert (checked.compared_texts, checked.compared_characters) == (2, len(texts[2]) + len(texts[3]))
+    with mock.patch.object(engine, "_reference", None):  # a proven character is not compared again
+        assert engine.encode_checked(["é é é"]).disagreements == []
 
 
 def test_verify_all_replaces_every_difference(tokenizer: Tokenizer) -> None:
     engine = build_broken(tokenizer, lambda text: text.startswith("w"), verify="all")
     texts = ["a b c", "wrong", "", "w"]
-    (ids, _), disagreements = engine.encode_checked(texts)
-    assert ids.tolist() == [token for text in texts for token in tokenizer.encode(text)]
-    assert [disagreement.text_index for disagreement in disagreements] == [1, 3]
-    (plain, _), none = TrustedEngine(ReferenceEngine(tokenizer)).encode_checked(texts, sample_characters=10)
-    assert plain.tolist() == ids.tolist()
-    assert none == []
+    checked = engine.encode_checked(texts)
+    assert checked.ids.tolist() == [token for text in texts for token in tokenizer.encode(text)]
+    assert [disagreement.text_index for disagreement in checked.disagreements] == [1, 3]
+    assert (checked.compared_texts, checked.compared_characters) == (4, sum(map(len, texts)))
+    plain = TrustedEngine(ReferenceEngine(tokenizer)).encode_checked(texts, sample_characters=10)
+    assert plain.ids.tolist() == checked.ids.tolist()
+    assert plain.disagreements == []
 
 
 def test_find_disagreement_when_one_encoding_is_longer() -> None:

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_7b.config import save_config
 from megatron_7b.training.run_folder import RunFolder, opened
+from tests.support.checkpoint_runs import saved_tensors
 from tests.training import runs
 
 
@@ -60,6 +62,34 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert resumed.stdout == ""
     # What a user can do nothing about is in the log file only (tests/runtime/test_logs.py).
     assert "Warning" not in resumed.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_killed_with_9_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    config = runs.config(
+        runs.write_corpus(tmp_path),
+        parallel={"tensor_model_parallel_size": 2},
+        training={"train_steps": 100_000, "eval_interval_steps": 0},
+        optimizer={"lr_decay_steps": 10},
+        checkpoint={"save_interval_steps": 5},
+    )
+    save_config(config, tmp_path / "run.yaml")
+    killed, straight = tmp_path / "run", tmp_path / "straight"
+    with subprocess.Popen(command(tmp_path), stderr=subprocess.DEVNULL) as process:
+        wait_for_step(process, killed, 7)
+        process.kill()  # the ranks die with their launcher
+    last = runs.steps(killed)[-1]["step"] + 3
+    for folder in (killed, straight):
+        to_the_end = command(tmp_path, "--run-dir", str(folder), "--training.train-steps", str(last))
+        subprocess.run(to_the_end, check=True, stderr=subprocess.DEVNULL, timeout=400)
+
+    assert [line["step"] for line in runs.steps(killed)] == list(range(1, last + 1))
+    assert [line["loss"] for line in runs.steps(killed)] == [line["loss"] for line in runs.steps(straight)]
+    resumed, expected = (saved_tensors(folder / "checkpoints" / "latest") for folder in (killed, straight))
+    assert resumed.keys() == expected.keys()
+    assert any(name.startswith("optimizer.") for name in resumed)
+    assert [name for name in resumed if not torch.equal(resumed[name], expected[name])] == []
 
 
 def test_the_folder_of_another_model_is_refused_in_one_message(tmp_path: Path) -> None:

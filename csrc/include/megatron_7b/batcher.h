@@ -7,10 +7,25 @@
 #include <optional>
 #include <vector>
 
-#include "megatron_7b/blend.h"
+#include "megatron_7b/capped_blend.h"
+#include "megatron_7b/fill_in_the_middle.h"
 #include "megatron_7b/token_stream.h"
 
 namespace megatron_7b {
+
+// What a batch holds besides tokens and labels.
+struct BatchOptions {
+  // 0: ids are not checked.
+  std::int64_t vocab_size = 0;
+  // An input token whose prediction stays out of the loss.
+  std::optional<std::int64_t> masked_eod;
+  // Say where documents begin.
+  bool document_boundaries = false;
+  // Count positions from each document's first token in the sample.
+  bool reset_position_ids = false;
+  // Permute documents.
+  std::optional<FillInTheMiddle> fill_in_the_middle;
+};
 
 // Where the arrays of one microbatch lie, each [b, s], in one buffer.
 struct BatchView {
@@ -22,26 +37,30 @@ struct BatchView {
 
 class Batcher {
  public:
-  // vocab_size 0: ids are not checked. masked_eod: an input token whose prediction stays out of the loss.
-  Batcher(std::vector<TokenStream> streams, std::optional<std::vector<std::int64_t>> weights, std::int64_t seq_length,
-          std::int64_t vocab_size, std::optional<std::int64_t> masked_eod);
+  // blend: how several streams take turns, or when a single one ends.
+  Batcher(std::vector<TokenStream> streams, std::unique_ptr<const CappedBlend> blend, std::int64_t seq_length,
+          BatchOptions options);
 
   std::int64_t seq_length() const { return seq_length_; }
-  const std::vector<TokenStream>& streams() const { return streams_; }
-  const Blend* blend() const { return blend_.get(); }
+  const BatchOptions& options() const { return options_; }
 
   // The set and the number within it of a global sample.
   Blend::Pick pick(std::int64_t index) const;
   static std::size_t batch_bytes(std::int64_t num_samples, std::int64_t seq_length);
   BatchView view(void* buffer, std::int64_t num_samples) const;
-  void assemble(const std::int64_t* indices, std::int64_t num_samples, const BatchView& batch) const;
+  // Fills `batch`. Returns the cumulative lengths of the documents in the rows laid one after the other: 0, …, b s with
+  // the beginning of each row among them; nothing where options().document_boundaries is off.
+  std::vector<std::int32_t> assemble(const std::int64_t* indices, std::int64_t num_samples,
+                                     const BatchView& batch) const;
 
  private:
+  void fill_positions(const std::vector<std::int64_t>& starts, std::int64_t* positions) const;
+  void fill_mask(const std::int64_t* sample, std::int64_t predicted, float* mask) const;
+
   std::vector<TokenStream> streams_;
-  std::unique_ptr<Blend> blend_;
+  std::unique_ptr<const CappedBlend> blend_;
   std::int64_t seq_length_;
-  std::int64_t vocab_size_;
-  std::optional<std::int64_t> masked_eod_;
+  BatchOptions options_;
 };
 
 // Buffers handed out and taken back, so that a training step writes to warm pages instead of faulting in new ones.

@@ -41,6 +41,9 @@ class Blend {
   Pick pick(std::int64_t n) const;
   // Samples taken from each set before global sample n.
   std::vector<std::int64_t> counts(std::int64_t n) const;
+  // The global number of a set's sample, and the earliest that it can have.
+  std::int64_t slot_of(std::size_t set, std::int64_t sample) const;
+  std::int64_t earliest_slot(std::size_t set, std::int64_t sample) const { return release(set, sample); }
 
  private:
   struct Block {

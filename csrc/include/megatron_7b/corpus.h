@@ -13,8 +13,8 @@ namespace megatron_7b {
 
 class Corpus {
  public:
-  // Checks header, counts and sizes, the ends of every table and up to kSpotChecks of its entries; `verify_all` checks
-  // all of them. Throws FormatError, naming the file.
+  // Checks header, counts and sizes, the ends of every table, and its entries: all of up to kFullyChecked sequences,
+  // else kSpotChecks evenly spread ones; `verify_all` checks all of them. Throws FormatError, naming the file.
   Corpus(const std::string& prefix, bool verify_all);
 
   const std::string& prefix() const { return prefix_; }
@@ -46,8 +46,14 @@ class Corpus {
   // Smallest and largest id of the whole file; (0, -1) when it is empty.
   std::pair<std::int64_t, std::int64_t> id_range() const;
 
-  // Sequences up to which opening checks every entry.
-  static constexpr std::int64_t kSpotChecks = 1 << 16;
+#ifdef MEGATRON_7B_FULLY_CHECKED  // The fuzz target wants to see, within small files, what large ones go through.
+  static constexpr std::int64_t kFullyChecked = MEGATRON_7B_FULLY_CHECKED;
+  static constexpr std::int64_t kSpotChecks = 2;
+#else
+  static constexpr std::int64_t kFullyChecked = 1 << 16;
+  // Few: each may be a page that has to come from a disk.
+  static constexpr std::int64_t kSpotChecks = 1 << 8;
+#endif
 
  private:
   void read_header();

@@ -23,16 +23,23 @@ class MappedFile {
   std::int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
+  // Tells the kernel to read single pages instead of their neighbourhood too, or to go back to that.
+  void expect_scattered_reads(bool scattered) const;
+  // Begins to read the page of an address of the map.
+  void prefetch(const std::uint8_t* address) const;
+
  private:
   std::string path_;
   const std::uint8_t* data_ = nullptr;
   std::int64_t size_ = 0;
 };
 
-// A new file written through a large buffer.
+// A file written through a large buffer: a new one, or one that is continued.
 class BufferedFile {
  public:
   explicit BufferedFile(const std::string& path);
+  // Keeps the first `kept_bytes` of a file that is there, and goes on behind them.
+  BufferedFile(const std::string& path, std::int64_t kept_bytes);
   ~BufferedFile();
   BufferedFile(const BufferedFile&) = delete;
   BufferedFile& operator=(const BufferedFile&) = delete;
@@ -42,14 +49,15 @@ class BufferedFile {
   void write_at(std::int64_t offset, const void* data, std::size_t bytes);
   // Reads back bytes that were written before.
   void read_at(std::int64_t offset, void* data, std::size_t bytes);
-  // Everything on the disk, not only in the page cache.
+  // Everything in the page cache: what is there survives this process, though not the machine.
+  void flush();
+  // Everything on the disk.
   void sync();
   void close();
   void remove();
   const std::string& path() const { return path_; }
 
  private:
-  void flush();
   void write_through(const std::uint8_t* data, std::size_t bytes);
 
   std::string path_;

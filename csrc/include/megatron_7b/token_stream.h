@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "megatron_7b/corpus.h"
 
@@ -33,7 +34,10 @@ class TokenStream {
 
   // Copies the seq_length + 1 ids of a sample to `ids`, zeros behind the end, and returns how many are real.
   // Throws FormatError for an id at or above vocab_size (0: not checked) or below zero.
-  std::int64_t read(std::int64_t sample, std::int64_t vocab_size, std::int64_t* ids) const;
+  // Where `starts` is given, it receives the places in (0, seq_length] of the sample at which a document begins, in
+  // ascending order; what lies behind the end counts as one more document.
+  std::int64_t read(std::int64_t sample, std::int64_t vocab_size, std::int64_t* ids,
+                    std::vector<std::int64_t>* starts = nullptr) const;
 
  private:
   struct Place {
@@ -44,6 +48,8 @@ class TokenStream {
   std::int64_t first_sample_of(std::int64_t epoch) const;
   std::int64_t ring_start(std::int64_t epoch) const;
   Place locate(std::int64_t sample) const;
+  void find_starts(std::int64_t position, std::int64_t count, std::int64_t place,
+                   std::vector<std::int64_t>& starts) const;
   void copy(std::int64_t position, std::int64_t count, std::int64_t vocab_size, std::int64_t* ids) const;
   [[noreturn]] void refuse_id(std::int64_t position, std::int64_t id, std::int64_t vocab_size) const;
 

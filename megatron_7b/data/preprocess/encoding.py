@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.data import _index
 from megatron_7b.data.preprocess.output import TokenDtype, TokenIds
 from megatron_7b.data.preprocess.records import BadRecord, parse_block
 from megatron_7b.data.preprocess.sources import Block
@@ -20,6 +21,30 @@ class Difference(Protocol):
         """Which text of the batch."""
 
 
+class CheckedIds(Protocol):
+    """A batch encoded, and what of it was compared with the reference."""
+
+    @property
+    def ids(self) -> NDArray[np.uint32]:
+        """Of all texts, one after another [total]."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Ids of each text."""
+
+    @property
+    def disagreements(self) -> Sequence[Difference]:
+        """Texts that needed the reference."""
+
+    @property
+    def compared_texts(self) -> int:
+        """Texts, whole or in part."""
+
+    @property
+    def compared_characters(self) -> int:
+        """How much text that was."""
+
+
 class BatchEncoder(Protocol):
     """What the pipeline wants of a tokenizer; called from several threads at once."""
 
@@ -27,10 +52,8 @@ class BatchEncoder(Protocol):
     def name(self) -> str:
         """Library and version."""
 
-    def encode_checked(
-        self, texts: Sequence[str], *, sample_characters: int = 0
-    ) -> tuple[tuple[NDArray[np.uint32], NDArray[np.int64]], Sequence[Difference]]:
-        """Ids one after another, ids per text, and the texts that needed the reference."""
+    def encode_checked(self, texts: Sequence[str], *, sample_characters: int = 0) -> CheckedIds:
+        """Encode texts, comparing at least so many characters of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +87,8 @@ class EncodedBlock:
     differences: list[str]
     """Documents that a fast engine got wrong, in words."""
     num_records: int
+    compared_texts: int = 0
+    compared_characters: int = 0
 
 
 def encode_block(block: Block, encoder: BatchEncoder, options: EncodingOptions, sample_characters: int) -> EncodedBlock:
@@ -72,11 +97,13 @@ def encode_block(block: Block, encoder: BatchEncoder, options: EncodingOptions, 
     encoded = EncodedBlock([], parsed.bad, [], len(parsed.numbers))
     for texts in parsed.texts:
         pieces, owners = _split_texts(texts, options)
-        (ids, lengths), differences = encoder.encode_checked(pieces, sample_characters=sample_characters)
-        for difference in differences:
+        checked = encoder.encode_checked(pieces, sample_characters=sample_characters)
+        encoded.compared_texts += checked.compared_texts
+        encoded.compared_characters += checked.compared_characters
+        for difference in checked.disagreements:
             record = difference.text_index if owners is None else int(owners[difference.text_index])
             encoded.differences.append(f"{block.source}:{parsed.numbers[record]}: {difference}")
-        encoded.per_key.append(_assemble(ids, lengths, owners, len(texts), options))
+        encoded.per_key.append(_assemble(checked.ids, checked.lengths, owners, len(texts), options))
     return encoded
 
 
@@ -108,23 +135,9 @@ def frame_documents(
     ids: NDArray[np.uint32], lengths: NDArray[np.int64], options: EncodingOptions
 ) -> tuple[TokenIds, NDArray[np.int64]]:
     """Put bos before and eod behind each document that has tokens, in the corpus's id width."""
-    num_added = (options.bos_id is not None) + (options.eod_id is not None)
-    if not num_added:
-        return ids.astype(options.dtype), lengths
-    framed_lengths = np.where(lengths > 0, lengths + num_added, 0)
-    framed: TokenIds = np.empty(int(framed_lengths.sum()), options.dtype)
-    source = target = 0
-    for length in lengths.tolist():  # slices cost less than one boolean mask over all ids
-        if not length:
-            continue
-        if options.bos_id is not None:
-            framed[target] = options.bos_id
-            target += 1
-        framed[target : target + length] = ids[source : source + length]
-        source, target = source + length, target + length
-        if options.eod_id is not None:
-            framed[target] = options.eod_id
-            target += 1
+    framed, framed_lengths = _index.frame_documents(
+        ids, lengths, options.dtype.itemsize, options.bos_id, options.eod_id
+    )
     return framed, framed_lengths
 
 

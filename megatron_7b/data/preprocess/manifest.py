@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_7b.tokenizer import Tokenizer
+
 FORMAT_VERSION = 1
 
 
@@ -21,6 +23,19 @@ class TokenizerFacts:
     eod_id: int | None
     bos_id: int | None
     pad_id: int | None
+
+
+def describe_tokenizer(tokenizer: Tokenizer) -> TokenizerFacts:
+    """What a manifest remembers of a tokenizer. Its path is made absolute: a later run starts in another folder."""
+    return TokenizerFacts(
+        identity=tokenizer.identity,
+        kind=tokenizer.kind,
+        path=None if tokenizer.path is None else str(tokenizer.path.absolute()),
+        vocab_size=tokenizer.vocab_size,
+        eod_id=tokenizer.eod_id,
+        bos_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +87,20 @@ class Manifest:
     """The first few, in words."""
     command: Sequence[str]
     version: str
+    job_hash: str | None = None
+    """Of all that decided the content: by it the same command knows its own work. None if no run wrote this."""
     format_version: int = FORMAT_VERSION
+
+    def write(self, file: Path) -> None:
+        """Write a file, on the disk when this returns."""
+        content = {"format_version": self.format_version} | asdict(self)
+        with file.open("w", encoding="utf-8") as stream:
+            stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def save(self, file: Path) -> None:
         """Write beside, then rename."""
-        content = {"format_version": self.format_version} | asdict(self)
         temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.write(temporary)
         os.replace(temporary, file)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_7b.data.preprocess.sources import Block
+from megatron_7b.data.preprocess.sources import Block, Cursor
 from megatron_7b.errors import DataFormatError
 
 if TYPE_CHECKING:
     from megatron_7b.data.preprocess.sources import Source
 
 
-def read_row_blocks(source: "Source", keys: Sequence[str], block_bytes: int) -> Iterator[Block]:
-    """Record batches of about `block_bytes`, with the columns `keys` only.
+def read_row_blocks(source: "Source", keys: Sequence[str], block_bytes: int, start: Cursor) -> Iterator[Block]:
+    """Record batches of about `block_bytes`, with the columns `keys` only, from row `start.offset` on.
 
     Raises:
         DataFormatError: Not a parquet file, damaged, or without one of the columns.
@@ -28,21 +28,30 @@ def read_row_blocks(source: "Source", keys: Sequence[str], block_bytes: int) -> 
                     f"{', '.join(file.schema_arrow.names)}",
                     hint="name the column that holds the text with --json-keys",
                 )
-            yield from _read_batches(source, file, list(keys), block_bytes)
+            yield from _read_batches(source, file, list(keys), block_bytes, start.offset)
     except (pa.ArrowException, OSError) as error:
         raise DataFormatError(f"{source.path} is not a readable parquet file: {error}") from error
 
 
-def _read_batches(source: "Source", file: Any, keys: list[str], block_bytes: int) -> Iterator[Block]:
+def _read_batches(source: "Source", file: Any, keys: list[str], block_bytes: int, start: int) -> Iterator[Block]:
+    groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
     num_rows = max(1, file.metadata.num_rows)
-    groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-    row_bytes = sum(group.total_byte_size for group in groups) / num_rows
-    batch_size = max(1, min(65_536, int(block_bytes / max(1.0, row_bytes))))
-    first = 1
-    for batch in file.iter_batches(batch_size=batch_size, columns=keys):
-        yield Block("rows", source.path, first, b"", batch)
-        first += batch.num_rows
-        source.bytes_read = source.size * (first - 1) // num_rows
+    total_bytes = sum(group.total_byte_size for group in groups)
+    batch_size = max(1, min(65_536, int(block_bytes / max(1.0, total_bytes / num_rows))))
+    row = bytes_before = 0
+    for index, group in enumerate(groups):
+        middle = source.size * (bytes_before + group.total_byte_size // 2) // max(1, total_bytes)
+        bytes_before += group.total_byte_size
+        end = row + group.num_rows
+        if (source.span is not None and not source.span[0] <= middle < source.span[1]) or end <= start:
+            row = end
+            continue
+        # Group by group, so that batches end where groups do: they are the same wherever reading begins.
+        for batch in file.iter_batches(batch_size=batch_size, columns=keys, row_groups=[index]):
+            row += batch.num_rows
+            if row > start:
+                source.bytes_read = source.size * row // num_rows
+                yield Block("rows", source.path, row - batch.num_rows + 1, b"", batch, Cursor(row, row + 1))
 
 
 def get_column(batch: pa.RecordBatch, key: str) -> list[object]:

@@ -1,55 +1,37 @@
-"""Read, parse, encode, write: overlapped on all cores, in input order, in bounded memory.
+"""Read, parse, encode, write: overlapped on all cores, in input order, in bounded memory, and survivable.
 
 The main thread reads blocks and writes results; `num_workers` threads parse and encode in between, which is enough
-because decompression, hashing, encoding and writing all release the GIL. At most a few blocks per worker are under way.
+because decompression, hashing, parsing, encoding and writing all release the GIL. At most a few blocks per worker are
+under way. Every now and then the journal notes how far the written results go: see `journal`.
 """
 
-import tempfile
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from megatron_7b import __version__
+from megatron_7b.data.indexed_dataset import token_dtype_for
 from megatron_7b.data.preprocess.encoding import BatchEncoder, EncodedBlock, EncodingOptions, encode_block
-from megatron_7b.data.preprocess.manifest import EngineFacts, Manifest, TokenizerFacts
-from megatron_7b.data.preprocess.output import CorpusOutput, choose_token_dtype, get_suffixed
+from megatron_7b.data.preprocess.job import PreprocessJob, PreprocessReport
+from megatron_7b.data.preprocess.journal import Entry, Journal
+from megatron_7b.data.preprocess.manifest import EngineFacts, Manifest
+from megatron_7b.data.preprocess.output import CorpusOutput, OutputState, examine
+from megatron_7b.data.preprocess.publish import get_suffixed, publish
 from megatron_7b.data.preprocess.records import BadRecord
-from megatron_7b.data.preprocess.sources import Block, Source, TextDocuments
-from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.data.preprocess.sources import Block, Cursor, Source, SourceRecord
+from megatron_7b.errors import DataFormatError
 
 NUM_BAD_KEPT = 10
 """So many bad records and differences are kept in words; the rest is counted."""
+SECONDS_BETWEEN_CHECKPOINTS = 0.25
+"""A checkpoint costs some 50 µs."""
+_COUNTERS = ("documents", "num_bad", "num_differences", "compared_texts", "compared_characters")
 _BLOCKS_PER_WORKER = 3
 _EXCERPT_CHARACTERS = 2048
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessJob:
-    """One run, whatever the tokenizer library."""
-
-    output_prefix: str
-    tokenizer: TokenizerFacts
-    keys: tuple[str, ...] = ("text",)
-    append_eod: bool = False
-    prepend_bos: bool = False
-    level: Literal["document", "sentence"] = "document"
-    """What one sequence is; sentences need `split_sentences`."""
-    split_sentences: Callable[[str], list[str]] | None = None
-    text_documents: TextDocuments = "file"
-    num_workers: int = 1
-    strict: bool = False
-    overwrite: bool = False
-    block_bytes: int = 1 << 20
-    sample_characters: int = 1 << 18
-    """How much of the corpus a fast engine is compared on, spread evenly."""
-    command: Sequence[str] = ()
-
-    def get_output_prefixes(self) -> list[str]:
-        """One corpus per key."""
-        return [f"{self.output_prefix}_{key}_{self.level}" for key in self.keys]
 
 
 class Progress(Protocol):
@@ -62,75 +44,46 @@ class Progress(Protocol):
         """Something that the user should read while the run goes on."""
 
 
-@dataclass
-class PreprocessReport:
-    """What a run did."""
+@dataclass(slots=True)
+class _Place:
+    """How far the input has been read behind a block."""
 
-    documents: int = 0
-    tokens: int = 0
-    empty_documents: int = 0
-    num_bad: int = 0
-    first_bad: list[BadRecord] = field(default_factory=list)
-    num_differences: int = 0
-    prefixes: list[str] = field(default_factory=list)
-
-
-def check_job(job: PreprocessJob, sources: Sequence[Source]) -> None:
-    """Everything that can be known before the first byte is read.
-
-    Raises:
-        ConfigError: All problems at once.
-    """
-    problems = []
-    if job.append_eod and job.tokenizer.eod_id is None:
-        problems.append("--append-eod: the tokenizer has no end-of-document token (eos_token in tokenizer_config.json)")
-    if job.prepend_bos and job.tokenizer.bos_id is None:
-        problems.append("--prepend-bos: the tokenizer has no bos_token")
-    if len(set(job.keys)) != len(job.keys):
-        problems.append(f"--json-keys names a key twice: {' '.join(job.keys)}")
-    if len(job.keys) > 1 and any(source.format == ".txt" for source in sources):
-        problems.append(f"plain text has one text per document, so --json-keys {' '.join(job.keys)} cannot be filled")
-    problems += _find_output_problems(job, sources)
-    if problems:
-        raise ConfigError("\n".join(problems))
-
-
-def _find_output_problems(job: PreprocessJob, sources: Sequence[Source]) -> list[str]:
-    problems = []
-    inputs = {source.path.resolve() for source in sources}
-    for prefix in job.get_output_prefixes():
-        files = [get_suffixed(prefix, suffix) for suffix in (".bin", ".idx", ".json")]
-        existing = [str(file) for file in files if file.exists()]
-        if existing and not job.overwrite:
-            problems.append(f"output exists: {', '.join(existing)} (--overwrite replaces it)")
-        problems += [f"output {file} is also an input" for file in files if file.resolve() in inputs]
-    folder = Path(job.output_prefix).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        problems.append(f"output folder {folder} cannot be written: {error.strerror}")
-    return problems
+    source: int
+    cursor: Cursor
+    owed: float
+    """Characters of the sample that blocks so far were too small for."""
+    bytes_read: int
 
 
 def run_preprocess(
-    job: PreprocessJob, sources: Sequence[Source], encoder: BatchEncoder, progress: Progress
+    job: PreprocessJob, sources: Sequence[Source], encoder: BatchEncoder, progress: Progress, journal: Journal
 ) -> PreprocessReport:
-    """Preprocess all sources into one corpus per key; nothing is published unless all of it succeeds.
+    """Preprocess all sources into one corpus per key, going on where the journal's last checkpoint was.
+
+    Nothing is published unless all of it succeeds. Where it cannot succeed nothing is left; where it was stopped (a
+    signal, a full disk), journal and temporary files stay, and the same call goes on.
 
     Raises:
         DataFormatError: A source is damaged as a whole, no document came out, or a record is bad and the job strict.
     """
-    outputs: list[CorpusOutput] = []
+    run = _Run(job, sources, encoder, progress, journal)
     try:
-        for prefix in job.get_output_prefixes():
-            outputs.append(CorpusOutput(prefix, job.tokenizer.vocab_size))  # noqa: PERF401  # to abort those opened
-        report = _Run(job, sources, encoder, progress, outputs).execute()
-    except BaseException:
-        for output in outputs:
-            output.abort()
+        run.execute()
+    except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
+        run.suspend()
         raise
-    return report
+    except BaseException:
+        run.abort()
+        raise
+    publish_all(job, journal)
+    return run.report
+
+
+def publish_all(job: PreprocessJob, journal: Journal) -> None:
+    """Give all corpora of a complete run their names; the journal has served its purpose then."""
+    for prefix in job.get_output_prefixes():
+        publish(prefix)
+    journal.remove()
 
 
 class _Run:
@@ -140,29 +93,33 @@ class _Run:
         sources: Sequence[Source],
         encoder: BatchEncoder,
         progress: Progress,
-        outputs: Sequence[CorpusOutput],
+        journal: Journal,
     ) -> None:
         self._job, self._sources, self._encoder = job, sources, encoder
-        self._progress, self._outputs = progress, outputs
-        self._report = PreprocessReport(prefixes=[output.prefix for output in outputs])
+        self._progress, self._journal = progress, journal
+        self.report = PreprocessReport(prefixes=job.get_output_prefixes())
+        self._outputs: list[CorpusOutput] = []
         self._options = EncodingOptions(
             keys=job.keys,
-            dtype=choose_token_dtype(job.tokenizer.vocab_size),
+            dtype=token_dtype_for(job.tokenizer.vocab_size),
             eod_id=job.tokenizer.eod_id if job.append_eod else None,
             bos_id=job.tokenizer.bos_id if job.prepend_bos else None,
             split_sentences=job.split_sentences,
         )
+        self._num_noted = 0
+        self._next_checkpoint = 0.0
 
-    def execute(self) -> PreprocessReport:
-        """All blocks through the workers, results written in order, then published."""
+    def execute(self) -> None:
+        """All blocks through the workers, results written in order; complete under temporary names at the end."""
+        start = self._open_outputs()
+        self._next_checkpoint = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
         # With each block how far reading had come: progress is what has been written, not what was read ahead.
-        pending: deque[tuple[Future[EncodedBlock], int]] = deque()
+        pending: deque[tuple[Future[EncodedBlock], _Place]] = deque()
         limit = _BLOCKS_PER_WORKER * self._job.num_workers
         with ThreadPoolExecutor(self._job.num_workers, "encode") as pool:
             try:
-                for block, sample in self._plan_samples(self._read_all()):
-                    future = pool.submit(encode_block, block, self._encoder, self._options, sample)
-                    pending.append((future, sum(source.bytes_read for source in self._sources)))
+                for block, sample, place in self._read_all(start):
+                    pending.append((pool.submit(encode_block, block, self._encoder, self._options, sample), place))
                     while pending and (pending[0][0].done() or len(pending) > limit):
                         self._write(*pending.popleft())
                 while pending:
@@ -171,26 +128,70 @@ class _Run:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         self._check_result()
-        self._publish()
-        return self._report
+        self._complete()
 
-    def _read_all(self) -> Iterator[Block]:
-        for source in self._sources:
-            yield from source.read_blocks(self._job.keys, self._job.text_documents, self._job.block_bytes)
+    def suspend(self) -> None:
+        """Leave everything for the same call to go on."""
+        for output in self._outputs:
+            output.suspend()
 
-    def _plan_samples(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, int]]:
-        """Give every block its share of the sample, in excerpts: the share of small blocks is saved up."""
-        total = max(1, sum(source.size for source in self._sources))
-        owed = float(_EXCERPT_CHARACTERS)  # the first block is always sampled
-        for block in blocks:
-            size = len(block.data) or self._job.block_bytes
-            owed += self._job.sample_characters * size / total
-            sample = int(owed) if owed >= _EXCERPT_CHARACTERS else 0
-            owed -= sample
-            yield block, sample
+    def abort(self) -> None:
+        """Leave no trace."""
+        for output in self._outputs:
+            output.abort()
+        self._journal.clear()
 
-    def _write(self, encoding: Future[EncodedBlock], bytes_read: int) -> None:
-        report, block = self._report, encoding.result()
+    def _open_outputs(self) -> _Place | None:
+        """New files, or those of a killed run cut to its last checkpoint that all of them still hold."""
+        dtype, vocab_size = self._options.dtype, self._job.tokenizer.vocab_size
+        entries = self._journal.entries
+        remains = [
+            examine(prefix, dtype, [OutputState(**entry["outputs"][index]) for entry in entries])
+            for index, prefix in enumerate(self.report.prefixes)
+        ]
+        if not (num_kept := min(len(one.states) for one in remains)):
+            if entries:
+                self._progress.warn(f"the files that {self._journal.path} tells of are not there: starting again")
+            self._journal.begin()
+            for prefix in self.report.prefixes:
+                self._outputs.append(CorpusOutput(prefix, dtype, vocab_size))
+            return None
+        self._journal.keep(num_kept)
+        for prefix, one in zip(self.report.prefixes, remains, strict=True):
+            self._outputs.append(CorpusOutput.resume(prefix, dtype, vocab_size, one, num_kept - 1))
+        return self._restore(entries[:num_kept])
+
+    def _restore(self, entries: Sequence[Entry]) -> _Place:
+        """What the last of these checkpoints says."""
+        report, last = self.report, entries[-1]
+        for entry in entries:
+            for path, size, digest, span in entry["finished"]:
+                self._sources[self._num_noted].restore(
+                    SourceRecord(path, size, digest, None if span is None else (span[0], span[1]))
+                )
+                self._num_noted += 1
+        for name in _COUNTERS:
+            setattr(report, name, last[name])
+        report.continued_at = report.documents
+        report.first_bad = [BadRecord(Path(source), number, reason) for source, number, reason in last["first_bad"]]
+        report.tokens = sum(output.num_tokens for output in self._outputs)
+        return _Place(last["source"], Cursor(*last["cursor"]), last["owed"], 0)
+
+    def _read_all(self, start: _Place | None) -> Iterator[tuple[Block, int, _Place]]:
+        """Blocks with their share of the sample, in excerpts: the share of small blocks is saved up."""
+        job, total = self._job, max(1, sum(source.share for source in self._sources))
+        first = 0 if start is None else start.source
+        owed = float(_EXCERPT_CHARACTERS) if start is None else start.owed  # the first block is always sampled
+        for index, source in enumerate(self._sources[first:], first):
+            cursor = start.cursor if start is not None and index == first else None
+            for block in source.read_blocks(job.keys, job.text_documents, job.block_bytes, cursor):
+                owed += job.sample_characters * (len(block.data) or job.block_bytes) / total
+                sample = int(owed) if owed >= _EXCERPT_CHARACTERS else 0
+                owed -= sample
+                yield block, sample, _Place(index, block.end, owed, sum(one.bytes_read for one in self._sources))
+
+    def _write(self, encoding: Future[EncodedBlock], place: _Place) -> None:
+        report, block = self.report, encoding.result()
         for bad in block.bad:
             if self._job.strict:
                 raise DataFormatError(f"{bad}", hint="without --strict such records are counted and left out")
@@ -203,38 +204,62 @@ class _Run:
             output.add(texts.ids, texts.lengths, texts.sentence_lengths)
         report.num_bad += len(block.bad)
         report.num_differences += len(block.differences)
+        report.compared_texts += block.compared_texts
+        report.compared_characters += block.compared_characters
         report.documents += block.num_records
         report.tokens = sum(output.num_tokens for output in self._outputs)
-        self._progress.update(bytes_read, report.documents, report.tokens)
+        self._progress.update(place.bytes_read, report.documents, report.tokens)
+        if time.monotonic() >= self._next_checkpoint:
+            self._note_checkpoint(place)
+            self._next_checkpoint = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
+
+    def _note_checkpoint(self, place: _Place) -> None:
+        report = self.report
+        finished = [source.to_record() for source in self._sources[self._num_noted : place.source]]
+        self._num_noted = place.source
+        self._journal.append(
+            {
+                "source": place.source,
+                "cursor": place.cursor,
+                "owed": place.owed,
+                "finished": [[one.path, one.size, one.xxh3_128, one.span] for one in finished],
+                **{name: getattr(report, name) for name in _COUNTERS},
+                "first_bad": [[str(bad.source), bad.number, bad.reason] for bad in report.first_bad],
+                "outputs": [asdict(output.checkpoint()) for output in self._outputs],
+            }
+        )
 
     def _check_result(self) -> None:
+        if self._job.shard is not None:
+            return  # a shard may be without documents; whether the corpus is shows when it is merged
         for output in self._outputs:
             if output.num_tokens == 0:
-                first = "\n".join(f"  {bad}" for bad in self._report.first_bad)
+                first = "\n".join(f"  {bad}" for bad in self.report.first_bad)
                 raise DataFormatError(
-                    f"no token for {output.prefix}: {self._report.documents} documents, all empty, and "
-                    f"{self._report.num_bad} records left out" + (f", the first:\n{first}" if first else ""),
+                    f"no token for {output.prefix}: {self.report.documents} documents, all empty, and "
+                    f"{self.report.num_bad} records left out" + (f", the first:\n{first}" if first else ""),
                     hint="check --json-keys and that the input is one JSON object per line",
                 )
 
-    def _publish(self) -> None:
+    def _complete(self) -> None:
         for output in self._outputs:
-            path = get_suffixed(output.prefix, ".json")
-            counts, bin_facts, idx_facts = output.finish(path)
-            self._report.empty_documents += counts.empty_documents
+            counts, bin_facts, idx_facts = output.complete()
+            self.report.empty_documents += counts.empty_documents
             Manifest(
                 tokenizer=self._job.tokenizer,
-                counts=replace(counts, bad_records=self._report.num_bad),
-                token_bytes=output.dtype.itemsize,
+                counts=replace(counts, bad_records=self.report.num_bad),
+                token_bytes=self._options.dtype.itemsize,
                 bin=bin_facts,
                 idx=idx_facts,
                 options=self._describe_options(),
                 engine=self._describe_engine(),
                 sources=[source.to_record() for source in self._sources],
-                bad_records=[str(bad) for bad in self._report.first_bad],
+                bad_records=[str(bad) for bad in self.report.first_bad],
                 command=list(self._job.command),
                 version=__version__,
-            ).save(path)
+                job_hash=self._journal.job_hash,
+            ).write(get_suffixed(output.prefix, ".json.tmp"))
+        self._journal.complete()
 
     def _describe_options(self) -> dict[str, Any]:
         job = self._job
@@ -244,12 +269,13 @@ class _Run:
             "append_eod": job.append_eod,
             "prepend_bos": job.prepend_bos,
             "text_documents": job.text_documents,
+            **({} if job.shard is None else {"shard": str(job.shard)}),
         }
 
     def _describe_engine(self) -> EngineFacts:
         return EngineFacts(
             name=self._encoder.name,
-            checked_texts=getattr(self._encoder, "checked_texts", 0),
-            checked_characters=getattr(self._encoder, "checked_characters", 0),
-            replaced_documents=self._report.num_differences,
+            checked_texts=self.report.compared_texts,
+            checked_characters=self.report.compared_characters,
+            replaced_documents=self.report.num_differences,
         )

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import orjson
 
+from megatron_7b.data._index import parse_jsonl
 from megatron_7b.data.preprocess.sources import Block
 
 _LINE_END = re.compile(rb"\n")
-_BLANK_LINES = re.compile(rb"\n(?:[ \t\r]*\n)+")
+# Also before the first paragraph: where a block begins is no concern of its documents.
+_BLANK_LINES = re.compile(rb"(?:\A|\n)(?:[ \t\r]*\n)+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -49,37 +51,46 @@ def parse_block(block: Block, keys: Sequence[str]) -> ParsedBlock:
 
 
 def _parse_jsonl(block: Block, keys: Sequence[str]) -> ParsedBlock:
+    texts, lines, doubts = parse_jsonl(block.data, list(keys))
+    certain = ParsedBlock(texts, [block.first_record + line for line in lines])
+    return _settle_doubts(block, keys, certain, doubts) if doubts else certain
+
+
+def _settle_doubts(
+    block: Block, keys: Sequence[str], certain: ParsedBlock, doubts: Sequence[tuple[int, int, int, int]]
+) -> ParsedBlock:
+    """Put the records in between that the scanner left to a general parser, and say what is wrong with the others."""
     parsed = ParsedBlock([[] for _ in keys])
-    key = keys[0] if len(keys) == 1 else None
-    append_text, append_number = parsed.texts[0].append, parsed.numbers.append
-    loads = orjson.loads
-    for number, line in enumerate(block.data.split(b"\n"), start=block.first_record):
-        try:
-            record = loads(line)
-            if key is not None and type(text := record[key]) is str:  # the way of nearly all lines
-                append_text(text)
-                append_number(number)
-                continue
-        except (ValueError, KeyError, TypeError):
-            if not line or line.isspace():
-                continue
-            record = _NOT_PARSED
-        values = _examine(line, record, keys)
+    start = 0
+    for before, line, begin, end in doubts:
+        for all_texts, texts in zip(parsed.texts, certain.texts, strict=True):
+            all_texts += texts[start:before]
+        parsed.numbers += certain.numbers[start:before]
+        start = before
+        number, data = block.first_record + line, bytes(block.data[begin:end])
+        if data.isspace():
+            continue
+        values = _examine(data, keys)
         if isinstance(values, str):
             parsed.bad.append(BadRecord(block.source, number, values))
             continue
-        for texts, value in zip(parsed.texts, values, strict=True):
-            texts.append(value)
-        append_number(number)
+        for all_texts, value in zip(parsed.texts, values, strict=True):
+            all_texts.append(value)
+        parsed.numbers.append(number)
+    for all_texts, texts in zip(parsed.texts, certain.texts, strict=True):
+        all_texts += texts[start:]
+    parsed.numbers += certain.numbers[start:]
     return parsed
 
 
 _NOT_PARSED = object()
 
 
-def _examine(line: bytes, record: object, keys: Sequence[str]) -> list[str] | str:
+def _examine(line: bytes, keys: Sequence[str]) -> list[str] | str:
     """Values of the keys, or what is wrong, in words."""
-    if record is _NOT_PARSED:
+    try:
+        record = orjson.loads(line)
+    except ValueError:
         try:
             # The standard parser takes what orjson refuses and Megatron's readers take: NaN, huge numbers, and lone
             # surrogates, which are harmless in a key that is not read.
@@ -150,17 +161,18 @@ def _parse_text(block: Block) -> ParsedBlock:
 
 def _cut_documents(block: Block) -> Iterator[tuple[int, bytes]]:
     """Documents of plain text with the line that each begins at; blank ones are none."""
+    data = bytes(block.data)
     if block.kind == "file":
-        if block.data.strip():
-            yield 1, block.data.removeprefix(b"\xef\xbb\xbf")
+        if data.strip():
+            yield 1, data.removeprefix(b"\xef\xbb\xbf")
         return
     separator = _LINE_END if block.kind == "line" else _BLANK_LINES
-    borders = [match.span() for match in separator.finditer(block.data)]
+    borders = [match.span() for match in separator.finditer(data)]
     number, start = block.first_record, 0
-    for end, next_start in [*borders, (len(block.data), len(block.data))]:
-        piece = block.data[start:end]
+    for end, next_start in [*borders, (len(data), len(data))]:
+        piece = data[start:end]
         document = piece.lstrip(b"\r\n")
         if document.strip():
             yield number + piece.count(b"\n", 0, len(piece) - len(document)), document.rstrip(b"\r\n")
-        number += block.data.count(b"\n", start, next_start)
+        number += data.count(b"\n", start, next_start)
         start = next_start

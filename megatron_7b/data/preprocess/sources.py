@@ -1,19 +1,20 @@
-"""Which files a run reads, and their bytes in blocks that end where records end.
+"""Which files a run reads, and their bytes in blocks that begin and end where records do.
 
 A block is about `block_bytes` of text whatever the file's size, so memory does not grow with the corpus; only a single
-record that is larger makes a larger block.
+record that is larger makes a larger block. Reading can begin at any block's end: that is how a run goes on after it was
+killed, and where blocks lie does not depend on it.
 """
 
 import glob
-import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, NamedTuple
 
 import xxhash
 
+from megatron_7b.data.preprocess.windows import FileWindow, StreamWindow, Window, open_stream
 from megatron_7b.errors import DataFormatError
 
 type TextDocuments = Literal["file", "paragraph", "line"]
@@ -25,18 +26,29 @@ _SUFFIXES = (*_JSON_SUFFIXES, ".txt", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
+class Cursor(NamedTuple):
+    """Where in a source the next record begins."""
+
+    offset: int = 0
+    """Byte of the text, after decompression; of parquet, the row."""
+    record: int = 1
+    """Its number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Consecutive records of one source."""
 
     kind: BlockKind
     source: Path
+    """As messages name it."""
     first_record: int
     """Number of the first record, from 1: a line of JSONL or text, a row of parquet."""
-    data: bytes
+    data: bytes | memoryview
     """Raw text; empty for rows."""
     rows: Any = None
     """A pyarrow RecordBatch for kind `rows`."""
+    end: Cursor = Cursor()
 
 
 @dataclass(frozen=True)
@@ -45,18 +57,38 @@ class SourceRecord:
 
     path: str
     size: int
+    """Of the whole file, in bytes."""
     xxh3_128: str | None
-    """Of the file as it lies on disk; None where it was not read in one stream (parquet)."""
+    """Of the bytes that were read, as they lie on disk; None where they were not read in one stream (parquet)."""
+    span: tuple[int, int] | None = None
+    """The bytes that were read; None for all."""
 
 
 class Source:
-    """One input file and how far it has been read."""
+    """One input file, or a shard's part of it, and how far it has been read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, span: tuple[int, int] | None = None) -> None:
+        """A file.
+
+        Args:
+            path: Where it lies.
+            span: Only the records that begin in these bytes [begin, end); of parquet, the row groups whose middle lies
+                there.
+        """
         self.path = path
-        self.size = path.stat().st_size
+        status = path.stat()
+        self.size = status.st_size
+        self.modified_ns = status.st_mtime_ns
+        self.span = span
         self.bytes_read = 0
         self._hash = xxhash.xxh3_128()
+        self._digest: str | None = None
+        self._read_span = span
+
+    @property
+    def share(self) -> int:
+        """Bytes that are to be read of it, for progress."""
+        return self.size if self.span is None else self.span[1] - self.span[0]
 
     @property
     def format(self) -> str:
@@ -69,8 +101,20 @@ class Source:
         """`.gz`, `.zst` or nothing."""
         return self.path.suffix if self.path.suffix in _COMPRESSIONS else ""
 
-    def read_blocks(self, keys: Sequence[str], text_documents: TextDocuments, block_bytes: int) -> Iterator[Block]:
+    def can_be_cut(self, text_documents: TextDocuments) -> bool:
+        """Whether it can be read from any byte on: borders of records can be found there."""
+        return not self.compression and (self.format in _JSON_SUFFIXES or self._kind(text_documents) == "line")
+
+    def read_blocks(
+        self, keys: Sequence[str], text_documents: TextDocuments, block_bytes: int, start: Cursor | None = None
+    ) -> Iterator[Block]:
         """Its records in order.
+
+        Args:
+            keys: Of the texts, for parquet's columns.
+            text_documents: What one document of plain text is.
+            block_bytes: Size to aim at.
+            start: The end of a block, to go on behind it; what lies before is read once more, for the hash.
 
         Raises:
             DataFormatError: The file is damaged as a whole (cut compression, not parquet, a missing column).
@@ -78,58 +122,64 @@ class Source:
         if self.format == ".parquet":
             from megatron_7b.data.preprocess.parquet import read_row_blocks
 
-            yield from read_row_blocks(self, keys, block_bytes)
+            yield from read_row_blocks(self, keys, block_bytes, start or Cursor())
             return
-        kind: BlockKind = text_documents if self.format == ".txt" else "jsonl"
-        with self._open() as stream:
-            if kind == "file":
-                yield Block(kind, self.path, 1, stream.read())
-            else:
-                yield from _cut_blocks(stream, kind, self.path, block_bytes)
-
-    def to_record(self) -> SourceRecord:
-        """Its facts for the manifest, to be called at the end."""
-        digest = None if self.format == ".parquet" else self._hash.hexdigest()
-        return SourceRecord(str(self.path), self.size, digest)
-
-    @contextmanager
-    def _open(self) -> Iterator[IO[bytes]]:
+        kind = self._kind(text_documents)
         try:
             with self.path.open("rb", buffering=0) as file:
-                raw = _Tap(file, self._note)
-                with _decompress(raw, self.compression) as stream:
-                    yield stream
-                while raw.read(1 << 20):  # what a decompressor left unread belongs to the hash
-                    pass
+                if self.compression:
+                    with open_stream(file, self.compression, self._note) as stream:
+                        yield from self._cut(StreamWindow(stream), kind, block_bytes, start)
+                else:
+                    yield from self._cut(FileWindow(file, self.size, self.span, self._note), kind, block_bytes, start)
         except (EOFError, OSError, ValueError) as error:
             raise DataFormatError(f"{self.path} cannot be read: {error}") from error
         except Exception as error:
-            if type(error).__name__ != "ZstdError":
+            if type(error).__name__ not in ("ZstdError", "IsalError"):
                 raise
-            raise DataFormatError(f"{self.path} is not a whole zstd file: {error}") from error
+            raise DataFormatError(f"{self.path} is damaged or not a whole {self.compression} file: {error}") from error
+
+    def restore(self, record: "SourceRecord") -> None:
+        """Count as read to the end, by what was noted then."""
+        self._digest, self._read_span = record.xxh3_128, record.span
+        self.bytes_read = self.share
+
+    def to_record(self) -> SourceRecord:
+        """Its facts for the manifest, to be called at the end."""
+        digest = self._digest or (None if self.format == ".parquet" else self._hash.hexdigest())
+        return SourceRecord(str(self.path), self.size, digest, self._read_span)
+
+    def _kind(self, text_documents: TextDocuments) -> BlockKind:
+        return text_documents if self.format == ".txt" else "jsonl"
 
     def _note(self, data: memoryview) -> None:
         self.bytes_read += len(data)
         self._hash.update(data)
 
-
-class _Tap(io.RawIOBase):
-    """A raw file that shows every byte read from it to an observer, however it is decompressed above."""
-
-    def __init__(self, file: io.RawIOBase | io.FileIO, observe: Callable[[memoryview], None]) -> None:
-        self._file = file
-        self._observe = observe
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read up to len(buffer) bytes."""
-        view = memoryview(buffer).cast("B")
-        count = self._file.readinto(view) or 0
-        self._observe(view[:count])
-        return count
+    def _cut(self, window: Window, kind: BlockKind, block_bytes: int, start: Cursor | None) -> Iterator[Block]:
+        """Cut the window's bytes behind the last end of a record in each `block_bytes`."""
+        label = self.path
+        if self.span is not None:
+            self._read_span = (window.begin, window.end)
+            if window.begin:  # the numbers of its lines are not known
+                label = Path(f"{self.path}[from byte {window.begin}]")
+        offset, record = start or Cursor(window.begin)
+        window.skip_to(offset)
+        if kind == "file":
+            block_bytes = max(block_bytes, self.size + 1)
+        size = block_bytes
+        while chunk := window.read(offset, size):
+            # What is shorter than asked for is the end, whatever it ends with.
+            cut = len(chunk) if len(chunk) < size else _find_last_end(chunk, kind)
+            if cut == 0:  # one record longer than a block
+                size *= 2
+                continue
+            data = memoryview(chunk)[:cut]
+            offset, size = offset + cut, block_bytes
+            first, record = record, record + chunk.count(b"\n", 0, cut)
+            if offset == cut and kind != "file" and data[:3] == _BOM:
+                data = data[3:]
+            yield Block(kind, label, first, data, end=Cursor(offset, record))
 
 
 def find_sources(patterns: Sequence[str]) -> list[Source]:
@@ -179,51 +229,10 @@ def _explain_nothing(pattern: str) -> str:
     return f"input {pattern} does not exist"
 
 
-@contextmanager
-def _decompress(raw: _Tap, compression: str) -> Iterator[IO[bytes]]:
-    match compression:
-        case ".gz":
-            from isal import igzip
-
-            with igzip.IGzipFile(fileobj=raw, mode="rb") as stream:  # type: ignore[no-untyped-call,unused-ignore]
-                yield cast(IO[bytes], stream)
-        case ".zst":
-            with _open_zstd(raw) as stream:
-                yield stream
-        case _:
-            yield cast(IO[bytes], raw)
-
-
-def _open_zstd(raw: _Tap) -> Any:
-    try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # from Python 3.14 on
-    except ImportError:
-        from backports import zstd
-    return zstd.ZstdFile(raw, mode="rb")
-
-
-def _cut_blocks(stream: IO[bytes], kind: BlockKind, path: Path, block_bytes: int) -> Iterator[Block]:
-    """Cut at the last end of a record in each `block_bytes` read; carry the rest over."""
-    first_record = 1
-    carried: list[bytes] = []
-    is_start = True
-    while chunk := stream.read(block_bytes):
-        if is_start:
-            chunk, is_start = chunk.removeprefix(_BOM), False
-        end = _find_last_end(chunk, kind)
-        if end == 0:  # one record longer than a block: collected in a list, so that joining stays linear
-            carried.append(chunk)
-            continue
-        data = b"".join([*carried, chunk[:end]])
-        yield Block(kind, path, first_record, data)
-        first_record += data.count(b"\n")
-        carried = [chunk[end:]]
-    if rest := b"".join(carried):
-        yield Block(kind, path, first_record, rest)
-
-
 def _find_last_end(chunk: bytes, kind: BlockKind) -> int:
     """Where the last whole record ends; 0 where none does."""
+    if kind == "file":
+        return 0
     if kind != "paragraph":
         return chunk.rfind(b"\n") + 1
     blank = max(chunk.rfind(b"\n\n"), chunk.rfind(b"\n\r\n") + 1)

@@ -8,7 +8,7 @@ from megatron_7b.prepare.document_sections import ExtractionSection
 from megatron_7b.prepare.extras import import_extra
 
 _SKIP_LINKS = re.compile(
-    r"\A(?:\W*(?:skip|jump) to (?:the )?(?:main |primary |page )?(?:content|navigation|menu|search|footer)[ \t]*(?:\n|\Z))+",
+    r"\A(?:\W*(?:skip|jump) to (?:the )?(?:main |primary |page )?(?:content|navigation|menu|search)[ \t]*(?:\n|\Z))+",
     re.IGNORECASE,
 )
 

@@ -106,7 +106,7 @@ def _read_range(piece: Piece) -> Iterator[Block]:
 
 def _parse_lines(block: Block, piece: Piece, section: ReadingSection) -> Iterator[Record]:
     path, key, is_html = piece.file.path, section.text_key, section.html_key
-    for number, line in enumerate(block.data.split(b"\n"), start=block.first_record):
+    for number, line in enumerate(bytes(block.data).split(b"\n"), start=block.first_record):
         try:
             fields = orjson.loads(line)
             text = fields.pop(key)
@@ -134,7 +134,7 @@ def _parse_text(block: Block, piece: Piece) -> Iterator[Record]:
         Document(text, piece.file.path, number) for number, text in zip(parsed.numbers, parsed.texts[0], strict=True)
     ]
     if parsed.bad:
-        lines = block.data.split(b"\n")
+        lines = bytes(block.data).split(b"\n")
         for bad in parsed.bad:
             head = _head(lines[bad.number - block.first_record])
             found.append(Unreadable(piece.file.path, bad.number, bad.reason, head))

@@ -114,7 +114,7 @@ def _read_records(source: Source) -> Iterator[tuple[int, Any]]:
                 raise DataFormatError(str(parsed.bad[0]))
             yield from zip(parsed.numbers, parsed.texts[0], strict=True)
             continue
-        for position, line in enumerate(block.data.split(b"\n"), start=block.first_record):
+        for position, line in enumerate(bytes(block.data).split(b"\n"), start=block.first_record):
             if line and not line.isspace():
                 try:
                     yield position, orjson.loads(line)

@@ -5,7 +5,8 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +57,17 @@ class PrepareJob:
     """Keep the results on the way, so that a file that is added later costs only itself."""
     command: Sequence[str] = ()
 
+    @property
+    def work_folder(self) -> Path:
+        """Where results on the way lie."""
+        return self.output_folder / "work"
+
+    @cached_property
+    def key(self) -> str:
+        """Of the recipe, the inputs and the versions."""
+        sections = [describe_sections(recipe, list(Recipe.__dataclass_fields__)) for recipe in recipes_of(self.book)]
+        return hash_of("run", hash_versions(), sections, book_to_dict(self.book), self.inputs.files)
+
 
 class Progress(Protocol):
     """Told how far a run is."""
@@ -68,12 +80,12 @@ class Progress(Protocol):
 
 
 @dataclass
-class _Plan:
-    """The tasks of all phases."""
+class Plan:
+    """The tasks of the three phases; each needs the results of the phase before."""
 
     documents: list[DocumentTask]
     duplicates: DuplicateTask
-    corpus: list[CorpusTask] = field(default_factory=list)
+    corpus: list[CorpusTask]
 
 
 def run_prepare(job: PrepareJob, progress: Progress) -> RunReport:
@@ -83,22 +95,16 @@ def run_prepare(job: PrepareJob, progress: Progress) -> RunReport:
         MegatronError: A mistake that the user can mend; nothing has been written but results on the way.
         AssertionError: Documents were lost: a defect.
     """
-    started = time.perf_counter()
+    started = time.time()
     check_job(job)
-    key = _hash_job(job)
-    finished = find_finished(job, key)
+    finished = find_finished(job)
     if finished is not None:
         return finished
-    work = job.output_folder / "work"
-    with lock(work):
-        remove_leftovers(work)
+    with lock(job.work_folder):
+        remove_leftovers(job.work_folder)
         plan = build_plan(job)
-        execute(plan, job.num_workers, progress)
-        report = _add_up(job, plan, key, time.perf_counter() - started)
-        _publish(job, plan, report)
-    if not job.keep_work:
-        shutil.rmtree(work)
-    return report
+        _execute(plan, job.num_workers, progress)
+        return finish(job, plan, started)
 
 
 def check_job(job: PrepareJob) -> None:
@@ -127,7 +133,26 @@ def recipes_of(book: RecipeBook) -> list[Recipe]:
     return [book.recipe, *(recipe for _, recipe in book.per_source)]
 
 
-def find_finished(job: PrepareJob, key: str) -> RunReport | None:
+def finish(job: PrepareJob, plan: Plan, started: float) -> RunReport:
+    """Add up what all tasks have done, and put the result in its place.
+
+    Args:
+        job: What was asked for.
+        plan: Its tasks, all of them done.
+        started: Time of the beginning, in seconds since the epoch.
+
+    Raises:
+        DataFormatError: No document is left.
+        AssertionError: Documents were lost: a defect.
+    """
+    report = _add_up(job, plan, time.time() - started)
+    _publish(job, plan, report)
+    if not job.keep_work:
+        shutil.rmtree(job.work_folder)
+    return report
+
+
+def find_finished(job: PrepareJob) -> RunReport | None:
     """The report of a run that was the same and has finished.
 
     Raises:
@@ -139,7 +164,7 @@ def find_finished(job: PrepareJob, key: str) -> RunReport | None:
         return None
     path = folder / "report.json"
     report = RunReport.from_json(orjson.loads(path.read_bytes())) if path.exists() else None
-    if report is not None and report.key == key:
+    if report is not None and report.key == job.key:
         return report
     # A run that was stopped while its results took their places left no report, but its work.
     if not job.overwrite and (report is not None or not (folder / "work").exists()):
@@ -148,25 +173,21 @@ def find_finished(job: PrepareJob, key: str) -> RunReport | None:
     return None
 
 
-def build_plan(job: PrepareJob) -> _Plan:
-    """The tasks of the first two phases; those of the third follow from what the second finds."""
-    work = job.output_folder / "work"
+def build_plan(job: PrepareJob) -> Plan:
+    """All tasks of a run."""
     shards = plan_shards(job.inputs.files, job.book)
     names = tuple(find_step_names(recipes_of(job.book)))
-    documents = [DocumentTask(shard, names, work / "documents") for shard in shards]
-    return _Plan(documents, DuplicateTask(tuple(documents), work / "duplicates"))
+    documents = [DocumentTask(shard, names, job.work_folder / "documents") for shard in shards]
+    duplicates = DuplicateTask(tuple(documents), job.work_folder / "duplicates")
+    corpus = [CorpusTask(task, duplicates, number, job.work_folder / "corpus") for number, task in enumerate(documents)]
+    return Plan(documents, duplicates, corpus)
 
 
-def execute(plan: _Plan, num_workers: int, progress: Progress) -> None:
+def _execute(plan: Plan, num_workers: int, progress: Progress) -> None:
     """Run what is not done yet."""
     sizes = [task.shard.size for task in plan.documents]
     _run_phase("reading and filtering", plan.documents, sizes, num_workers, progress)
-    total = sum(sizes)
-    _run_phase("finding duplicates", [plan.duplicates], [total], 1, progress)
-    work = plan.duplicates.results.parent
-    plan.corpus = [
-        CorpusTask(task, plan.duplicates, number, work / "corpus") for number, task in enumerate(plan.documents)
-    ]
+    _run_phase("finding duplicates", [plan.duplicates], [sum(sizes)], 1, progress)
     _run_phase("writing", plan.corpus, sizes, num_workers, progress)
 
 
@@ -187,12 +208,7 @@ def _run_phase(
     )
 
 
-def _hash_job(job: PrepareJob) -> str:
-    sections = [describe_sections(recipe, list(Recipe.__dataclass_fields__)) for recipe in recipes_of(job.book)]
-    return hash_of("run", hash_versions(), sections, book_to_dict(job.book), job.inputs.files)
-
-
-def _add_up(job: PrepareJob, plan: _Plan, key: str, seconds: float) -> RunReport:
+def _add_up(job: PrepareJob, plan: Plan, seconds: float) -> RunReport:
     """The account of all shards, checked."""
     firsts = [_result(task.folder / document_task.RESULT) for task in plan.documents]
     lasts = [_result(task.folder / corpus_task.RESULT) for task in plan.corpus]
@@ -216,7 +232,7 @@ def _add_up(job: PrepareJob, plan: _Plan, key: str, seconds: float) -> RunReport
         distributions=distributions,
         wall_seconds=seconds,
         workers=job.num_workers,
-        key=key,
+        key=job.key,
     )
     report.check()
     written = sum(counts["documents"] for counts in distributions.splits.values())
@@ -238,7 +254,7 @@ def _explain_nothing(stages: Sequence[StageCount]) -> str:
     return f"no document is left of {stages[0].documents_in:,}:\n" + "\n".join(lines)
 
 
-def _keep_samples(plan: _Plan) -> Path:
+def _keep_samples(plan: Plan) -> Path:
     folder = plan.duplicates.results.parent / "dropped"
     folder.mkdir(exist_ok=True)
     for stage, samples in _gather_samples(plan).items():
@@ -246,7 +262,7 @@ def _keep_samples(plan: _Plan) -> Path:
     return folder
 
 
-def _gather_samples(plan: _Plan) -> dict[str, list[Sample]]:
+def _gather_samples(plan: Plan) -> dict[str, list[Sample]]:
     """Samples of all shards by stage, of each reason the first few."""
     gathered: dict[str, list[Sample]] = {}
     counts: Counter[str] = Counter()
@@ -260,9 +276,9 @@ def _gather_samples(plan: _Plan) -> dict[str, list[Sample]]:
     return gathered
 
 
-def _publish(job: PrepareJob, plan: _Plan, report: RunReport) -> None:
+def _publish(job: PrepareJob, plan: Plan, report: RunReport) -> None:
     """Put everything together beside, then rename it into its place, the report last."""
-    final = job.output_folder / "work" / "final"
+    final = job.work_folder / "final"
     shutil.rmtree(final, ignore_errors=True)
     (final / "dropped").mkdir(parents=True)
     for task in plan.corpus:

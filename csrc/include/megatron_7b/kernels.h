@@ -1,0 +1,59 @@
+// Element-wise work of a transformer layer on a CPU, each function one pass over memory.
+//
+// Arrays are dense unless strides are given, rows × width; `T` is float or BFloat16, arithmetic is float. Rows are
+// shared out over `threads` threads. A result depends neither on their number nor on where the arrays lie in memory.
+#pragma once
+
+#include <cstdint>
+
+namespace megatron_7b {
+
+// The upper half of a float.
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
+// Tensor of [positions, batch, heads, width], the last dense; strides in elements.
+struct HeadStrides {
+  std::int64_t position;
+  std::int64_t batch;
+  std::int64_t head;
+};
+
+struct HeadShape {
+  std::int64_t positions;
+  std::int64_t batch;
+  std::int64_t heads;
+  std::int64_t width;
+};
+
+// One instruction set's versions.
+template <class T>
+struct Kernels {
+  // y = x / rms(x) × weight; keeps 1 / rms(x) by row.
+  void (*rms_norm)(const T* x, const T* weight, T* y, float* inverse_rms, std::int64_t rows, std::int64_t width,
+                   float epsilon, int threads);
+  // grad_weight [width] is overwritten.
+  void (*rms_norm_backward)(const T* grad_y, const T* x, const T* weight, const float* inverse_rms, T* grad_x,
+                            float* grad_weight, std::int64_t rows, std::int64_t width, int threads);
+  // y = silu(gate) × up, where x holds gate and up side by side: [rows, 2 × width].
+  void (*swiglu)(const T* x, T* y, std::int64_t rows, std::int64_t width, int threads);
+  void (*swiglu_backward)(const T* grad_y, const T* x, T* grad_x, std::int64_t rows, std::int64_t width, int threads);
+  // Turns channel pairs (i, i + turned / 2) by the angle whose cosine and sine are [positions, turned / 2]; the
+  // channels from `turned` on are copied. `sign` -1 turns back.
+  void (*rotate)(const T* x, HeadStrides x_strides, T* y, HeadStrides y_strides, HeadShape shape, const float* cosine,
+                 const float* sine, std::int64_t turned, float sign, int threads);
+  // In place: softmax over the first `num_true` of `width` columns, times the row's factor; the rest becomes zero.
+  // Keeps the logarithm of the sum of exponentials by row.
+  void (*softmax)(T* x, const float* factor, float* log_sum_exp, std::int64_t rows, std::int64_t width,
+                  std::int64_t num_true, int threads);
+};
+
+// Names of the versions that this processor can run, best first, ended by nullptr.
+const char* const* instruction_sets();
+
+// The version of that name. Throws std::invalid_argument for one that is not in `instruction_sets`.
+template <class T>
+const Kernels<T>& kernels(const char* name);
+
+}  // namespace megatron_7b

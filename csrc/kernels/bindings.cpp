@@ -1,0 +1,113 @@
+// Addresses in, nothing out: megatron_7b.runtime.cpu_kernels checks types, shapes and layout before it calls.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "megatron_7b/kernels.h"
+
+namespace py = pybind11;
+
+namespace megatron_7b {
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr): that is what a data_ptr() is
+}
+
+// The kernels of one element type and instruction set, with addresses for pointers and without the interpreter's lock.
+template <class T>
+class Bound {
+ public:
+  explicit Bound(const std::string& instruction_set) : kernels_(kernels<T>(instruction_set.c_str())) {}
+
+  void rms_norm(Address x, Address weight, Address y, Address inverse_rms, std::int64_t rows, std::int64_t width,
+                float epsilon, int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.rms_norm(at<T>(x), at<T>(weight), at<T>(y), at<float>(inverse_rms), rows, width, epsilon, threads);
+  }
+
+  void rms_norm_backward(Address grad_y, Address x, Address weight, Address inverse_rms, Address grad_x,
+                         Address grad_weight, std::int64_t rows, std::int64_t width, int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.rms_norm_backward(at<T>(grad_y), at<T>(x), at<T>(weight), at<float>(inverse_rms), at<T>(grad_x),
+                               at<float>(grad_weight), rows, width, threads);
+  }
+
+  void swiglu(Address x, Address y, std::int64_t rows, std::int64_t width, int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.swiglu(at<T>(x), at<T>(y), rows, width, threads);
+  }
+
+  void swiglu_backward(Address grad_y, Address x, Address grad_x, std::int64_t rows, std::int64_t width,
+                       int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.swiglu_backward(at<T>(grad_y), at<T>(x), at<T>(grad_x), rows, width, threads);
+  }
+
+  using Strides = std::array<std::int64_t, 3>;
+
+  void rotate(Address x, const Strides& x_strides, Address y, const Strides& y_strides,
+              const std::array<std::int64_t, 4>& shape, Address cosine, Address sine, std::int64_t turned, float sign,
+              int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.rotate(at<T>(x), {x_strides[0], x_strides[1], x_strides[2]}, at<T>(y),
+                    {y_strides[0], y_strides[1], y_strides[2]}, {shape[0], shape[1], shape[2], shape[3]},
+                    at<float>(cosine), at<float>(sine), turned, sign, threads);
+  }
+
+  void softmax(Address x, Address factor, Address log_sum_exp, std::int64_t rows, std::int64_t width,
+               std::int64_t num_true, int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.softmax(at<T>(x), at<float>(factor), at<float>(log_sum_exp), rows, width, num_true, threads);
+  }
+
+ private:
+  const Kernels<T>& kernels_;
+};
+
+template <class T>
+void register_kernels(py::module_& module, const char* name) {
+  using py::arg;
+  py::class_<Bound<T>>(module, name)
+      .def(py::init<const std::string&>(), arg("instruction_set"))
+      .def("rms_norm", &Bound<T>::rms_norm, arg("x"), arg("weight"), arg("y"), arg("inverse_rms"), arg("rows"),
+           arg("width"), arg("epsilon"), arg("threads"))
+      .def("rms_norm_backward", &Bound<T>::rms_norm_backward, arg("grad_y"), arg("x"), arg("weight"),
+           arg("inverse_rms"), arg("grad_x"), arg("grad_weight"), arg("rows"), arg("width"), arg("threads"))
+      .def("swiglu", &Bound<T>::swiglu, arg("x"), arg("y"), arg("rows"), arg("width"), arg("threads"))
+      .def("swiglu_backward", &Bound<T>::swiglu_backward, arg("grad_y"), arg("x"), arg("grad_x"), arg("rows"),
+           arg("width"), arg("threads"))
+      .def("rotate", &Bound<T>::rotate, arg("x"), arg("x_strides"), arg("y"), arg("y_strides"), arg("shape"),
+           arg("cosine"), arg("sine"), arg("turned"), arg("sign"), arg("threads"))
+      .def("softmax", &Bound<T>::softmax, arg("x"), arg("factor"), arg("log_sum_exp"), arg("rows"), arg("width"),
+           arg("num_true"), arg("threads"));
+}
+
+}  // namespace
+
+}  // namespace megatron_7b
+
+PYBIND11_MODULE(_kernels, module) {
+  module.doc() = "Native part of megatron_7b.runtime: element-wise work of a transformer layer on a CPU.";
+  megatron_7b::register_kernels<float>(module, "FloatKernels");
+  megatron_7b::register_kernels<megatron_7b::BFloat16>(module, "BFloat16Kernels");
+  module.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (const char* const* name = megatron_7b::instruction_sets(); *name != nullptr; ++name) {
+          names.emplace_back(*name);
+        }
+        return names;
+      },
+      "Names of the versions that this processor can run, best first.");
+}

@@ -1,0 +1,120 @@
+// A register full of floats at a time: MEGATRON_7B_LANES of them.
+//
+// Included once per instruction set, inside a namespace of its own and under that set's target pragma: nothing here may
+// be shared between them. Compilers' vector extension (GCC, Clang) rather than intrinsics: one text for all processors.
+
+constexpr std::int64_t kLanes = MEGATRON_7B_LANES;
+
+typedef float Vector __attribute__((vector_size(4 * MEGATRON_7B_LANES)));
+typedef std::int32_t IntVector __attribute__((vector_size(4 * MEGATRON_7B_LANES)));
+typedef std::uint32_t UintVector __attribute__((vector_size(4 * MEGATRON_7B_LANES)));
+typedef std::uint16_t HalfVector __attribute__((vector_size(2 * MEGATRON_7B_LANES)));
+
+MEGATRON_7B_INLINE Vector broadcast(float value) { return value - Vector{}; }
+
+MEGATRON_7B_INLINE Vector load(const float* from) {
+  Vector x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+MEGATRON_7B_INLINE void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
+
+MEGATRON_7B_INLINE Vector load(const BFloat16* from) {
+  HalfVector halves;
+  std::memcpy(&halves, from, sizeof halves);
+  const UintVector bits = __builtin_convertvector(halves, UintVector) << 16;
+  Vector x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// Rounds to nearest, ties to even; not a number stays one.
+MEGATRON_7B_INLINE void store(BFloat16* to, Vector x) {
+  UintVector bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const UintVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const IntVector ordered = x == x;
+  const HalfVector halves = __builtin_convertvector(ordered ? rounded : UintVector{} + 0x7fc0u, HalfVector);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
+// The first `count` < kLanes elements; the other lanes are zero.
+template <class T>
+MEGATRON_7B_INLINE Vector load_part(const T* from, std::int64_t count) {
+  T buffer[kLanes] = {};
+  std::memcpy(buffer, from, static_cast<std::size_t>(count) * sizeof(T));
+  return load(buffer);
+}
+
+template <class T>
+MEGATRON_7B_INLINE void store_part(T* to, Vector x, std::int64_t count) {
+  T buffer[kLanes];
+  store(buffer, x);
+  std::memcpy(to, buffer, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+MEGATRON_7B_INLINE Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
+
+MEGATRON_7B_INLINE Vector minimum(Vector a, Vector b) { return a < b ? a : b; }
+
+MEGATRON_7B_INLINE float sum_of(Vector x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (std::int64_t i = 0; i < half; ++i) {
+      lanes[i] += lanes[i + half];
+    }
+  }
+  return lanes[0];
+}
+
+MEGATRON_7B_INLINE float maximum_of(Vector x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  float largest = lanes[0];
+  for (std::int64_t i = 1; i < kLanes; ++i) {
+    largest = lanes[i] > largest ? lanes[i] : largest;
+  }
+  return largest;
+}
+
+// e^x to two units in the last place between -87 and 88, and the value at that border beyond; not a number stays one.
+// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial, 2^n through the exponent bits.
+MEGATRON_7B_INLINE Vector exponential(Vector x) {
+  constexpr float kLog2e = 1.44269504088896341F;
+  constexpr float kLn2High = 0.693359375F;  // few bits: n × this is exact
+  constexpr float kLn2Low = -2.12194440e-4F;
+  constexpr float kRound = 12582912.0F;  // 1.5 × 2^23: adding it leaves the nearest integer in the low bits
+  const Vector bounded = minimum(maximum(x, broadcast(-87.0F)), broadcast(88.0F));
+  const Vector shifted = bounded * kLog2e + kRound;
+  const Vector n = shifted - kRound;
+  const Vector r = (bounded - n * kLn2High) - n * kLn2Low;
+  Vector p = broadcast(1.0F / 5040.0F);
+  p = p * r + 1.0F / 720.0F;
+  p = p * r + 1.0F / 120.0F;
+  p = p * r + 1.0F / 24.0F;
+  p = p * r + 1.0F / 6.0F;
+  p = p * r + 0.5F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  UintVector exponent;
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  exponent = (exponent << 23) + 0x3f800000u;  // the integer's low bits change the exponent of 1
+  Vector power;
+  std::memcpy(&power, &exponent, sizeof power);
+  const IntVector ordered = x == x;
+  return ordered ? p * power : x;
+}
+
+// Calls body(offset, count) for each whole or partial vector of a row.
+template <class Whole, class Part>
+MEGATRON_7B_INLINE void for_each_vector(std::int64_t width, Whole whole, Part part) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    whole(i);
+  }
+  if (i < width) {
+    part(i, width - i);
+  }
+}

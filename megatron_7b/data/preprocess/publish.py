@@ -1,0 +1,63 @@
+"""How a corpus gets its names: all files lie complete under PREFIX.*.tmp, and are renamed one after the other.
+
+A corpus is found by its index, so that comes last. Whatever moment a process dies at, either `publish` can be called
+once more, or the files can be removed.
+"""
+
+import os
+from pathlib import Path
+
+PUBLISHED = (".bin", ".json", ".idx")
+"""In the order of renaming."""
+_SPOOLED = (".bounds.tmp",)
+
+
+def get_suffixed(prefix: str, suffix: str) -> Path:
+    """PREFIX with an ending added; a dot in PREFIX is no ending."""
+    return Path(prefix + suffix)
+
+
+def publish(prefix: str) -> None:
+    """Give all files that still have temporary names their own; files of a former corpus go first."""
+    waiting = [suffix for suffix in PUBLISHED if _temporary(prefix, suffix).exists()]
+    for suffix in (".idx", ".json"):
+        # Neither index nor manifest must ever be found beside the ids of another corpus.
+        if suffix in waiting:
+            get_suffixed(prefix, suffix).unlink(missing_ok=True)
+    for suffix in waiting:
+        os.replace(_temporary(prefix, suffix), get_suffixed(prefix, suffix))
+    for suffix in _SPOOLED:
+        get_suffixed(prefix, suffix).unlink(missing_ok=True)
+    _sync_folder(Path(prefix).parent)
+
+
+def remove_temporary(prefix: str) -> None:
+    """Remove whatever has a temporary name."""
+    for suffix in PUBLISHED:
+        _temporary(prefix, suffix).unlink(missing_ok=True)
+    for suffix in _SPOOLED:
+        get_suffixed(prefix, suffix).unlink(missing_ok=True)
+
+
+def find_existing(prefix: str) -> list[Path]:
+    """The published files there are; what a run left that died while it renamed is none of them."""
+    if _temporary(prefix, ".idx").exists() and not get_suffixed(prefix, ".idx").exists():
+        return []
+    return [file for suffix in PUBLISHED if (file := get_suffixed(prefix, suffix)).exists()]
+
+
+def _temporary(prefix: str, suffix: str) -> Path:
+    return get_suffixed(prefix, suffix + ".tmp")
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # Some network file systems refuse to sync a folder; the renames themselves have succeeded.
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,94 @@
+"""Commands of megatron-7b that die of SIGKILL: at any time, or at a chosen call of the system.
+
+They run in forks of a process that has imported everything, so that the time goes into the command itself.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from megatron_7b.cli import preprocess
+from megatron_7b.cli.main import main
+from megatron_7b.data.preprocess import job, pipeline
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__, "pyarrow.parquet", "isal.igzip", "megatron_7b.data.merge"])
+
+SMALL_BLOCK = 1 << 13
+_CALLS = ((os, "replace"), (os, "unlink"), (os, "fsync"), (os, "ftruncate"), (os, "write"), (Path, "unlink"))
+"""What a command does to files from Python, among it every renaming."""
+
+
+def start(arguments: Sequence[object], log: Path, die_at_call: int | None = None) -> Any:
+    """Start `megatron-7b ARGUMENTS` as the leader of a process group of its own.
+
+    Args:
+        arguments: Of the command line.
+        log: What it prints goes there; with `die_at_call` -1 also, last, how many of `_CALLS` it made.
+        die_at_call: Kill it in place of that call, from 0; None lets it live.
+    """
+    process = _CONTEXT.Process(target=_run, args=([str(one) for one in arguments], str(log), die_at_call))
+    process.start()
+    return process
+
+
+def run(arguments: Sequence[object], log: Path, die_at_call: int | None = None) -> str:
+    """Run a command to its end, or to its death; return what it printed."""
+    process = start(arguments, log, die_at_call)
+    process.join()
+    wanted = 0 if die_at_call in (None, -1) else -signal.SIGKILL
+    assert process.exitcode == wanted, f"exit code {process.exitcode}\n{log.read_text()}"
+    return log.read_text()
+
+
+def kill(process: Any, seconds: float) -> bool:
+    """Kill a command and all its children after so much time; False if it had finished by then."""
+    process.join(seconds)
+    if process.exitcode is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # so early that it is no leader of its own yet
+            process.kill()
+        process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return bool(process.exitcode)
+
+
+def _run(arguments: list[str], log: str, die_at_call: int | None) -> None:
+    os.setsid()
+    with open(log, "w") as file:  # noqa: PTH123  # before Path is patched
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: PTH123, SIM115
+    pipeline.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    preprocess._build_job = partial(_with_small_blocks, preprocess._build_job)  # type: ignore[assignment]
+    counter = itertools.count()
+    if die_at_call is not None:
+        for owner, name in _CALLS:
+            mock.patch.object(owner, name, _deadly(getattr(owner, name), counter, die_at_call)).start()
+    code = main(arguments)
+    if die_at_call == -1:
+        print(next(counter))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _deadly(function: Any, counter: "itertools.count[int]", die_at_call: int) -> Any:
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        if next(counter) == die_at_call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+
+    return call
+
+
+def _with_small_blocks(build: Any, *arguments: Any) -> job.PreprocessJob:
+    return replace(build(*arguments), block_bytes=SMALL_BLOCK)

@@ -1,0 +1,149 @@
+"""Masked samples: the budget is kept, words are hidden whole, and the number of a sample is all it takes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from megatron_7b.config.schema import DataConfig
+from megatron_7b.data import open_split
+from megatron_7b.data.masked_language_model import (
+    MaskedLanguageModelDataset,
+    Masking,
+    find_word_beginnings,
+    find_words,
+    open_masked_split,
+)
+from megatron_7b.errors import ConfigError
+from tests.data.corpora import random_documents, write_corpus
+
+VOCAB_SIZE, CLS, SEP, MASK, EOD = 1000, 996, 997, 998, 999
+BEGINS_WORD = np.random.default_rng(9).random(VOCAB_SIZE) < 0.6
+
+
+def masking(**changes: object) -> Masking:
+    """A vocabulary with three special tokens and an end-of-document token at its end."""
+    values: dict[str, object] = {
+        "mask_id": MASK,
+        "cls_id": CLS,
+        "sep_id": SEP,
+        "vocab_size": VOCAB_SIZE,
+        "special_ids": frozenset({EOD}),
+        "begins_word": BEGINS_WORD,
+    }
+    return Masking(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    documents = [[*ids, EOD] for ids in random_documents(2, 300, max_length=60, vocab_size=CLS)]
+    prefix = write_corpus(tmp_path_factory.mktemp("c") / "a", documents)
+    return DataConfig(train=(prefix,), split="95,5", seq_length=64)
+
+
+def reference_words(ids: NDArray[np.int64], begins: NDArray[np.bool_] | None) -> list[list[int]]:
+    """Words by looking at each pair of neighbours."""
+    special = np.isin(ids, [CLS, SEP, MASK, EOD])
+    words: list[list[int]] = []
+    for place in np.flatnonzero(~special).tolist():
+        continues = place > 0 and not special[place - 1] and begins is not None and not begins[ids[place]]
+        words = [*words[:-1], [*words[-1], place]] if continues else [*words, [place]]
+    return words
+
+
+@pytest.mark.parametrize("whole_words", [True, False])
+@pytest.mark.parametrize("max_ngram", [1, 3])
+def test_what_is_hidden(config: DataConfig, whole_words: bool, max_ngram: int) -> None:
+    begins = BEGINS_WORD if whole_words else None
+    how = masking(begins_word=begins, max_ngram=max_ngram)
+    dataset = open_masked_split(config, "train", how, seed=3)
+    batch = dataset.batch(range(dataset.num_samples))
+    plain = open_split(DataConfig(train=config.train, split="95,5", seq_length=62), "train", seed=3)
+    np.testing.assert_array_equal(batch.labels[:, 1:-1], plain.batch(range(dataset.num_samples)).tokens)
+    assert (batch.labels[:, 0] == CLS).all()
+    assert (batch.labels[:, -1] == SEP).all()
+    hidden = batch.loss_mask == 1
+    np.testing.assert_array_equal(batch.tokens[~hidden], batch.labels[~hidden])
+    assert not np.isin(batch.labels[hidden], [CLS, SEP, MASK, EOD]).any()
+    runs = []
+    for ids, row in zip(batch.labels, hidden, strict=True):
+        words = reference_words(ids, begins)
+        budget = max(1, round(0.15 * sum(map(len, words))))
+        # Whole words cannot always add up to the budget; single tokens always do.
+        assert budget - (max(map(len, words)) - 1) <= row.sum() <= budget
+        assert all(row[word].all() or not row[word].any() for word in words)
+        of_words = np.array([row[word[0]] for word in words])
+        runs += [len(run) for run in np.split(of_words, np.flatnonzero(np.diff(of_words)) + 1) if run[0]]
+    # Spans of a third, longer ones; neighbours that were drawn apart make some of two units too.
+    assert (np.mean(runs) > 1.5) == (max_ngram == 3)
+
+
+def test_what_stands_in_their_place(config: DataConfig) -> None:
+    dataset = open_masked_split(config, "train", masking(), seed=3)
+    batch = dataset.batch(range(20 * dataset.num_samples))
+    hidden = batch.loss_mask == 1
+    shown, truth = batch.tokens[hidden], batch.labels[hidden]
+    assert abs((shown == MASK).mean() - 0.8) < 0.01
+    assert abs((shown == truth).mean() - 0.1) < 0.01
+    drawn = shown[(shown != MASK) & (shown != truth)]
+    assert abs(len(drawn) / len(shown) - 0.1) < 0.01
+    assert not np.isin(drawn, [CLS, SEP, EOD]).any()
+    assert drawn.min() < 20
+    assert drawn.max() > CLS - 20
+
+
+def test_a_number_is_all_the_state(config: DataConfig) -> None:
+    first, again = (open_masked_split(config, "train", masking(), seed=3) for _ in range(2))
+    whole = first.batch(range(40))
+    part = again.batch([17, 3])
+    np.testing.assert_array_equal(part.tokens, whole.tokens[[17, 3]])
+    np.testing.assert_array_equal(part.loss_mask, whole.loss_mask[[17, 3]])
+    other = open_masked_split(config, "train", masking(), seed=4).batch(range(40))
+    assert (other.loss_mask != whole.loss_mask).any()
+
+
+def test_shapes_are_those_of_the_model(config: DataConfig) -> None:
+    batch = open_masked_split(config, "valid", masking(), seed=3).batch([0, 1, 2])
+    arrays = (batch.tokens, batch.labels, batch.loss_mask, batch.padding_mask, batch.tokentype_ids)
+    assert {array.shape for array in arrays} == {(3, 64)}
+    assert [str(array.dtype) for array in arrays] == ["int64", "int64", "float32", "int64", "int64"]
+    assert batch.padding_mask.all()
+    assert not batch.tokentype_ids.any()
+
+
+@given(ids=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40), whole=st.booleans())
+def test_words(ids: list[int], whole: bool) -> None:
+    never = np.zeros(VOCAB_SIZE, dtype=bool)
+    never[[CLS, SEP, MASK, EOD]] = True
+    begins = BEGINS_WORD if whole else None
+    assert find_words(np.array(ids, dtype=np.int64), begins, never) == reference_words(np.array(ids), begins)
+
+
+def test_word_beginnings() -> None:
+    assert find_word_beginnings(["[CLS]", "play", "##ing", "##", "."]).tolist() == [True, True, False, False, True]
+    assert find_word_beginnings(["Ġplay", "ing", "Ċ", "▁a"]).tolist() == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mask_id": VOCAB_SIZE}, "do not all lie"),
+        ({"masked_share": 0.0}, "masked_share"),
+        ({"max_ngram": 0}, "max_ngram"),
+        ({"begins_word": BEGINS_WORD[:5]}, "5 entries"),
+        ({"vocab_size": 4, "mask_id": 0, "cls_id": 1, "sep_id": 2, "special_ids": frozenset({3})}, "nothing but"),
+    ],
+)
+def test_impossible_masking(config: DataConfig, changes: dict[str, object], words: str) -> None:
+    dataset = open_split(config, "train", seed=1)
+    with pytest.raises(ConfigError, match=words):
+        MaskedLanguageModelDataset(dataset, masking(**changes), seed=1)
+
+
+def test_no_room_for_text(tmp_path: Path) -> None:
+    config = DataConfig(train=(write_corpus(tmp_path / "a", [[1] * 50]),), seq_length=2)
+    with pytest.raises(ConfigError, match="expected room"):
+        open_masked_split(config, "train", masking(), seed=1)

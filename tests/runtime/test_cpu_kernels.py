@@ -1,0 +1,168 @@
+"""The CPU kernels against torch's operators in FP64, for every instruction set that this processor has."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from megatron_7b.runtime import _kernels, cpu_kernels
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@pytest.fixture(params=_kernels.instruction_sets())
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run a test with the kernels of one instruction set."""
+    monkeypatch.setattr(_kernels, "instruction_sets", lambda: [request.param])
+    cpu_kernels.bound_kernels.cache_clear()
+    yield request.param
+    cpu_kernels.bound_kernels.cache_clear()
+
+
+def compare(
+    ours: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype
+) -> None:
+    """Compare values and gradients with those of the reference in FP64, from the same rounded inputs."""
+    mine = [x.to(dtype).requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in mine]
+    y, right = ours(*mine), reference(*exact)
+    assert y.dtype == dtype
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(right.shape, generator=generator).to(dtype)
+    gradients = torch.autograd.grad(y, mine, grad)
+    expected = torch.autograd.grad(right, exact, grad.double())
+    tolerance = 2e-6 if dtype == torch.float32 else 2**-8
+    for actual, wanted in zip((y, *gradients), (right, *expected), strict=True):
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(actual.double(), wanted, rtol=tolerance, atol=tolerance * scale)
+
+
+def numbers(*shape: int, seed: int = 0, spread: float = 1.0) -> Tensor:
+    return spread * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("width", [1, 7, 16, 64, 515])
+@pytest.mark.usefixtures("instruction_set")
+def test_rms_norm(width: int, dtype: torch.dtype) -> None:
+    compare(
+        lambda x, w: cpu_kernels.rms_norm(x, w, 1e-5),
+        lambda x, w: functional.rms_norm(x, (width,), w, 1e-5),
+        [numbers(5, 13, width), numbers(width, seed=2)],
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("width", [1, 16, 43])
+@pytest.mark.usefixtures("instruction_set")
+def test_swiglu(width: int, dtype: torch.dtype) -> None:
+    def reference(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+    compare(cpu_kernels.swiglu, reference, [numbers(3, 5, 2 * width, spread=4.0)], dtype)
+    extreme = torch.tensor([[-200.0, 200.0, 0.0, 1.0, 1.0, 1.0]])
+    torch.testing.assert_close(cpu_kernels.swiglu(extreme), torch.tensor([[0.0, 200.0, 0.0]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("turned", [2, 24, 32])
+@pytest.mark.usefixtures("instruction_set")
+def test_rotary_embedding(turned: int, dtype: torch.dtype) -> None:
+    """Of heads that are slices of something wider, as the queries and keys are; channels from `turned` on stay."""
+    s, b, n, d = 9, 2, 3, 32
+    half = numbers(s, 1, 1, turned // 2, seed=5, spread=3.0)
+    angles = torch.cat((half, half), dim=-1)
+
+    def reference(wide: Tensor) -> Tensor:
+        x = wide[..., 8 : 8 + d]
+        first, second = x[..., : turned // 2], x[..., turned // 2 : turned]
+        c, sn = half.cos(), half.sin()
+        return torch.cat((first * c - second * sn, second * c + first * sn, x[..., turned:]), dim=-1)
+
+    compare(
+        lambda wide: cpu_kernels.rotary_embedding(wide[..., 8 : 8 + d], angles.float()),
+        reference,
+        [numbers(s, b, n, 48)],
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("width", "num_true"), [(16, 16), (101, 97), (3000, 2048), (40, 1)])
+@pytest.mark.usefixtures("instruction_set")
+def test_softmax(width: int, num_true: int, dtype: torch.dtype) -> None:
+    rows = 11
+    x = numbers(rows, width, spread=5.0).to(dtype)
+    factor = torch.linspace(0.0, 2.0, rows)
+    true = x[:, :num_true].double()
+    result = x.clone()
+    normalizer = cpu_kernels.softmax_(result, factor, num_true)
+    torch.testing.assert_close(normalizer.double(), torch.logsumexp(true, dim=1), rtol=1e-6, atol=1e-6)
+    tolerance = 4e-6 if dtype == torch.float32 else 2**-8  # x less the largest is rounded: e^-45 has lost that much
+    expected = true.softmax(dim=1) * factor.double().unsqueeze(1)
+    torch.testing.assert_close(result[:, :num_true].double(), expected, rtol=tolerance, atol=1e-30)
+    assert not result[:, num_true:].any()
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_softmax_of_logits_that_are_not_finite() -> None:
+    """A diverged model must be seen in the loss."""
+    ones = torch.ones(1)
+    for bad in (math.nan, math.inf):
+        assert cpu_kernels.softmax_(torch.tensor([[0.0, bad, 1.0]]), ones, 3).isfinite().item() is False
+    assert cpu_kernels.softmax_(torch.full((1, 4), 3.0), ones, 0).item() == -math.inf
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_results_depend_on_neither_threads_nor_addresses() -> None:
+    """Bit for bit: resumed runs lie elsewhere in memory."""
+    rows, width = 700, 129
+    source, weight, grad = numbers(rows, width).float(), numbers(width, seed=1).float(), numbers(rows, width, seed=2)
+
+    def results(offset: int, threads: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        room = torch.empty(source.numel() + offset)[offset:].view_as(source)
+        x = room.copy_(source).requires_grad_()
+        w = weight.clone().requires_grad_()
+        y = cpu_kernels.rms_norm(x, w, 1e-6)
+        logits = torch.empty(source.numel() + offset)[offset:].view_as(source).copy_(source)
+        normalizer = cpu_kernels.softmax_(logits, torch.ones(rows), width)
+        return [y, *torch.autograd.grad(y, (x, w), grad.float()), logits, normalizer]
+
+    before = torch.get_num_threads()
+    try:
+        first = results(0, 1)
+        for offset, threads in ((1, 1), (3, 2), (13, 3)):
+            assert all(torch.equal(a, b) for a, b in zip(first, results(offset, threads), strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_what_the_kernels_take_is_supported() -> None:
+    a = torch.ones(2)
+    assert cpu_kernels.is_supported(a, a)
+    assert cpu_kernels.is_supported(a.bfloat16())
+    assert not cpu_kernels.is_supported(a, a.bfloat16())
+    assert not cpu_kernels.is_supported(a.double())
+    assert not cpu_kernels.is_supported(torch.ones(2, device="meta"))
+
+
+def test_unknown_instruction_set() -> None:
+    with pytest.raises(ValueError, match="does not run"):
+        _kernels.FloatKernels("vax")
+
+
+def test_weight_gradients_are_added() -> None:
+    x, grad, buffer = numbers(6, 4).float(), numbers(6, 3, seed=1).float(), numbers(3, 4, seed=2).float()
+    expected = buffer + grad.t() @ x
+    rounded = buffer + (grad.bfloat16().t() @ x.bfloat16()).float()
+    other = buffer.clone()
+    cpu_kernels.accumulate_weight_gradient(x, grad, buffer)
+    torch.testing.assert_close(buffer, expected)
+    cpu_kernels.accumulate_weight_gradient(x.bfloat16(), grad.bfloat16(), other)
+    torch.testing.assert_close(other, rounded)
