@@ -6,6 +6,7 @@ types, so that the command line and YAML are read by the same code.
 """
 
 import argparse
+import dataclasses
 import shutil
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from megatron_7b.config import RunConfig, load_config
-from megatron_7b.config.options import get_value, leaf_options, options, sections
+from megatron_7b.config.options import get_value, options, sections
 from megatron_7b.config.problems import NOT_GIVEN, Problem, nearest, nearest_path, raise_problems, shown
 from megatron_7b.errors import ConfigError
 
@@ -156,9 +157,11 @@ def _describe_options(config: object) -> Iterator[str]:
     width = min(shutil.get_terminal_size().columns, 120)
     for section, summary in sections(root).items():
         yield f"{section}: {summary}"
-        for option in leaf_options(root):
+        for option in options(root).values():
             if option.path.startswith(f"{section}."):
-                yield f"  {option.flag} {option.metavar}  (default: {shown(get_value(config, option.path))})"
+                value = get_value(config, option.path)
+                written = "{}" if dataclasses.is_dataclass(value) else shown(value)
+                yield f"  {option.flag} {option.metavar}  (default: {written})"
                 if option.doc:
                     yield textwrap.indent(textwrap.fill(option.doc, width - 6, break_on_hyphens=False), " " * 6)
         yield ""

@@ -60,7 +60,9 @@ class Option:
     @property
     def metavar(self) -> str:
         """The placeholder in help texts."""
-        if self.choices:
+        if dataclasses.is_dataclass(self.annotation):
+            metavar = "{}"
+        elif self.choices:
             metavar = "|".join(self.choices)
         elif self.takes_many:
             items = typing.get_args(self.annotation)
@@ -113,7 +115,8 @@ def _walk(group: type, prefix: str) -> Iterator[Option]:
         path = f"{prefix}{field.name}"
         nested = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
         if prefix or not nested:
-            yield Option(path, annotation, optional, field.default, docs.get(field.name, ""))
+            doc = docs.get(field.name) or (_summary(typing.cast(type, annotation)) if nested else "")
+            yield Option(path, annotation, optional, field.default, doc)
         if nested:
             yield from _walk(typing.cast(type, annotation), f"{path}.")
 

@@ -65,7 +65,7 @@ def _read_value(value: object, option: Option) -> object:
     if option.optional and _is_none(value):
         return None
     if dataclasses.is_dataclass(option.annotation):
-        if value == {}:
+        if value in ({}, "{}"):  # as in YAML: the group with its defaults
             return typing.cast(type, option.annotation)()
         raise ValueError(value)
     if option.takes_many:

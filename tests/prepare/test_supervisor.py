@@ -1,5 +1,6 @@
 """Worker processes that fail in every way a process can."""
 
+import errno
 import os
 import signal
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Job:
             raise DataFormatError("a bad file", hint="mend it")
         if self.ending == "defect":
             raise ZeroDivisionError("ours")
+        if self.ending == "disk full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
 
 def run(folder: Path, endings: list[str], workers: int = 2) -> list[int]:
@@ -63,5 +66,7 @@ def test_a_task_that_kills_its_workers_is_named(tmp_path: Path) -> None:
 def test_mistakes_and_defects_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(DataFormatError, match="a bad file\nhint: mend it"):
         run(tmp_path, ["mistake"])
+    with pytest.raises(MegatronError, match="job 0: .*No space left on device: 'somewhere'"):
+        run(tmp_path, ["disk full"])
     with pytest.raises(RuntimeError, match=r"(?s)job 0 failed.*Traceback.*ZeroDivisionError: ours"):
         run(tmp_path, ["defect"])

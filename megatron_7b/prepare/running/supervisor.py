@@ -5,6 +5,7 @@ stops and names the task. A mistake that the user can mend and a defect of ours 
 their parent, however that ends.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,8 @@ from typing import Any, Protocol
 from megatron_7b.errors import MegatronError
 
 ATTEMPTS = 2
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+"""Errors of the system that are not ours to mend."""
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -144,6 +147,8 @@ def _work(connection: Connection) -> None:
             task.run()
         except MegatronError as error:
             failure = error
+        except OSError as error:
+            failure = MegatronError(f"{task.label}: {error}") if error.errno in _OF_THE_DISK else traceback.format_exc()
         except Exception:  # noqa: BLE001  # its traceback is raised by the parent
             failure = traceback.format_exc()
         connection.send(failure)

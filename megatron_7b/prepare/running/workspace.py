@@ -85,10 +85,14 @@ def lock(folder: Path) -> Iterator[None]:
     """Keep a second run out of the same folder; the lock ends with the process.
 
     Raises:
-        ConfigError: Another run holds it.
+        ConfigError: Another run holds it, or the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_file = (folder / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"output folder {folder.parent} cannot be written: {error.strerror}") from error
+    with lock_file as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
