@@ -12,5 +12,6 @@ void register_writer(pybind11::module_& module);
 void register_corpus(pybind11::module_& module);
 void register_sampling(pybind11::module_& module);
 void register_packing(pybind11::module_& module);
+void register_text(pybind11::module_& module);
 
 }  // namespace megatron_7b

@@ -34,4 +34,5 @@ PYBIND11_MODULE(_index, module) {
   megatron_7b::register_corpus(module);
   megatron_7b::register_sampling(module);
   megatron_7b::register_packing(module);
+  megatron_7b::register_text(module);
 }

@@ -105,17 +105,31 @@ void Corpus::check_document(std::int64_t document) const {
 }
 
 void Corpus::check_entries(bool verify_all) {
+  const auto stride_of = [&](std::int64_t count) {
+    return verify_all || count <= kFullyChecked ? 1 : (count + kSpotChecks - 1) / kSpotChecks;
+  };
   const auto check = [&](std::int64_t count, const auto& check_one) {
-    const std::int64_t stride = verify_all || count <= kFullyChecked ? 1 : (count + kSpotChecks - 1) / kSpotChecks;
-    for (std::int64_t i = 0; i < count; i += stride) {
+    for (std::int64_t i = 0; i < count; i += stride_of(count)) {
       check_one(i);
     }
     if (count > 0) {
       check_one(count - 1);
     }
   };
+  const bool scattered = stride_of(num_sequences_) > 1 || stride_of(num_documents()) > 1;
+  if (scattered) {  // From a disk the pages come all at once instead of one after the other.
+    idx_.expect_scattered_reads(true);
+    check(num_sequences_, [&](std::int64_t i) {
+      idx_.prefetch(lengths_ + i * 4);
+      idx_.prefetch(pointers_ + i * 8);
+    });
+    check(num_documents(), [&](std::int64_t i) { idx_.prefetch(bounds_ + i * 8); });
+  }
   check(num_sequences_, [&](std::int64_t i) { check_sequence(i); });
   check(num_documents(), [&](std::int64_t i) { check_document(i); });
+  if (scattered) {
+    idx_.expect_scattered_reads(false);
+  }
 }
 
 void Corpus::check_ends() {

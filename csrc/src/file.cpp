@@ -57,6 +57,18 @@ MappedFile::~MappedFile() {
   }
 }
 
+void MappedFile::expect_scattered_reads(bool scattered) const {
+  if (size_ > 0) {
+    ::madvise(const_cast<std::uint8_t*>(data_), static_cast<std::size_t>(size_), scattered ? MADV_RANDOM : MADV_NORMAL);
+  }
+}
+
+void MappedFile::prefetch(const std::uint8_t* address) const {
+  static const auto page = static_cast<std::ptrdiff_t>(::sysconf(_SC_PAGESIZE));
+  // Only advice: a failure costs time, no more.
+  ::madvise(const_cast<std::uint8_t*>(data_ + (address - data_) / page * page), 1, MADV_WILLNEED);
+}
+
 BufferedFile::BufferedFile(const std::string& path) : path_(path), buffer_(kBufferBytes) {
   descriptor_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (descriptor_ < 0) {

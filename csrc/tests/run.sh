@@ -12,7 +12,7 @@ compile() {
     object=$2
     shift 2
     "${CXX:-c++}" -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer \
-        -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Werror -I"$csrc/include" "$@" -c "$source" -o "$object"
+        -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wno-psabi -Werror -I"$csrc/include" "$@" -c "$source" -o "$object"
 }
 
 link() {
@@ -20,9 +20,9 @@ link() {
 }
 
 # Two at a time: the machines that build this have at least two cores.
-mkdir "$build/src" "$build/tests"
+mkdir "$build/src" "$build/kernels" "$build/tests"
 number=0
-for source in "$csrc"/src/*.cpp "$csrc"/tests/*.cpp; do
+for source in "$csrc"/src/*.cpp "$csrc"/kernels/instruction_sets.cpp "$csrc"/tests/*.cpp; do
     number=$((number + 1))
     folder=$(basename "$(dirname "$source")")
     compile "$source" "$build/$folder/$(basename "$source" .cpp).o" &
@@ -31,7 +31,7 @@ for source in "$csrc"/src/*.cpp "$csrc"/tests/*.cpp; do
     fi
 done
 wait
-link "$build"/src/*.o "$build"/tests/*.o -o "$build/native_tests"
+link "$build"/src/*.o "$build"/kernels/*.o "$build"/tests/*.o -o "$build/native_tests"
 if [ -n "$1" ]; then
     "$build/native_tests" "$1"
     exit

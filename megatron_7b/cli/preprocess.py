@@ -262,6 +262,7 @@ def _run(
 def _build_encoder(arguments: argparse.Namespace, job: "PreprocessJob", tokenizer: "Tokenizer") -> "BatchEncoder":
     from concurrent.futures import ThreadPoolExecutor
 
+    from megatron_7b.data._index import find_unknown
     from megatron_7b.tokenizer.checked import CheckedEngine, TrustedEngine
     from megatron_7b.tokenizer.engines import build_fast_engine, build_reference_engine
 
@@ -274,7 +275,7 @@ def _build_encoder(arguments: argparse.Namespace, job: "PreprocessJob", tokenize
         if arguments.engine == "auto" and tokenizer.kind != "bytes":
             print(f"engine: {reference.name} ({reason})", file=sys.stderr)
         return TrustedEngine(reference)
-    checked = CheckedEngine(fast, reference, verify=arguments.verify)
+    checked = CheckedEngine(fast, reference, verify=arguments.verify, find_unknown=find_unknown)
     checked.probe(tokenizer)
     return checked
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Buffer, Sequence
 from typing import overload
 
 import numpy as np
@@ -171,3 +171,20 @@ class Batcher:
 
     def locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(sets, samples) of these global samples."""
+
+def parse_jsonl(
+    data: Buffer, keys: Sequence[str]
+) -> tuple[list[list[str]], list[int], list[tuple[int, int, int, int]]]:
+    """Texts of the records that are plainly well formed: `texts[key][record]`, the line of each record, and doubts.
+
+    A doubt is a line to be given to a general parser: (records before it, its number, its begin, its end). Lines are
+    counted from 0. Scans without the GIL.
+    """
+
+def frame_documents(
+    ids: NDArray[np.uint32], lengths: NDArray[np.int64], token_bytes: int, bos: int | None, eod: int | None
+) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """Narrow ids to uint16 or int32, with bos before and eod behind every document that has any."""
+
+def find_unknown(text: str, known: NDArray[np.bool_]) -> list[int]:
+    """Where the characters from U+0080 on lie that are False in `known` [0x110000]; the first of each."""

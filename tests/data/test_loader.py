@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_7b.config.schema import DataConfig
@@ -81,6 +81,39 @@ def test_resume_and_resharding_read_exactly_the_rest(dataset: Dataset, num_worke
     for dp in (1, 2, 3, 6):
         resumed = read(dataset, range(2, 6), dp=dp, num_workers=num_workers)
         np.testing.assert_array_equal(resumed, whole[2:])
+
+
+@settings(max_examples=40)
+@given(
+    lives=st.lists(
+        st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 4)), min_size=1, max_size=5
+    ),
+    begin=st.integers(0, 2**35),
+)
+def test_any_row_of_lives_reads_the_stream(
+    dataset: Dataset, lives: list[tuple[int, int, int, int]], begin: int
+) -> None:
+    """Each life has its own data-parallel size, microbatch, number of microbatches and number of steps."""
+    consumed, read_tokens = begin, []
+    for data_parallel_size, micro_batch_size, num_microbatches, num_steps in lives:
+        size = data_parallel_size * micro_batch_size * num_microbatches
+        loaders = [
+            BatchLoader(
+                dataset,
+                micro_batch_size=micro_batch_size,
+                data_parallel_rank=rank,
+                data_parallel_size=data_parallel_size,
+                num_workers=0,
+            )
+            for rank in range(data_parallel_size)
+        ]
+        for _ in range(num_steps):
+            ranks = [[batch.tokens for batch in loader.batches(consumed, size)] for loader in loaders]
+            read_tokens += [rows for together in zip(*ranks, strict=True) for rows in together]
+            consumed += size
+    if read_tokens:
+        expected = dataset.batch(range(begin, consumed)).tokens
+        np.testing.assert_array_equal(np.concatenate(read_tokens), expected)
 
 
 def test_steps_may_be_asked_for_in_any_order(dataset: Dataset, num_workers: int) -> None:

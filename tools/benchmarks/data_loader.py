@@ -2,21 +2,31 @@
 """Batches per second: megatron_7b's loader beside megatron-core's GPTDataset, on the same files in one run.
 
     tools/benchmarks/data_loader.py [--documents N] [--seq-length S]
+    tools/benchmarks/data_loader.py --first-batch 1000000 1000000000 --folder /scratch
 
 Both read the same corpus of random documents, in shuffled order, one thread each. GPTDataset is timed twice: by
 `__getitem__` alone (which shares one mask and one position tensor among all samples), and with the stacking into
 microbatches that a training step needs; ours always gives whole microbatches, ids checked against the vocabulary. The
 rounds alternate and the best of each is compared, by the wall clock and by the processor time of all threads; the
 latter is the fairer one on a busy machine.
+
+--first-batch measures instead how long the first batch takes, and how much memory, in corpora of so many documents:
+the .idx is real (20 bytes per document on the disk of --folder), the .bin a hole of the right length, so all ids are 0.
+Each figure is that of a fresh process, with the .idx dropped from the page cache before (cold) and right after (warm).
 """
 
 import argparse
 import json
+import os
 import resource
+import struct
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,6 +35,8 @@ from megatron_7b.data import BatchLoader, IndexWriter, open_split
 from megatron_7b.data._index import Blend
 
 VOCAB_SIZE = 50_000
+PIECE = 1 << 22
+"""Documents whose index is written at once."""
 
 
 def write_corpus(prefix: Path, num_documents: int, mean_length: int) -> int:
@@ -90,6 +102,90 @@ def time_blend(num_sets: int, num_samples: int) -> dict[str, float]:
     }
 
 
+def write_hollow_corpus(prefix: Path, num_documents: int) -> int:
+    """An .idx of documents of 1 to 999 tokens and a .bin without content; returns the number of tokens."""
+
+    def pieces() -> Iterator[np.ndarray]:
+        for begin in range(0, num_documents, PIECE):
+            rng = np.random.default_rng(begin)
+            yield rng.integers(1, 1000, min(PIECE, num_documents - begin), dtype=np.int32)
+
+    idx = prefix.with_suffix(".idx")
+    num_tokens = 0
+    with idx.open("wb") as file:
+
+        def write(array: np.ndarray) -> None:
+            file.write(array.tobytes())
+            if file.tell() % 2**28 < array.nbytes:  # The page cache is not ours alone.
+                drop_from_cache(file)
+
+        file.write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, num_documents, num_documents + 1))
+        for lengths in pieces():
+            write(lengths)
+        for lengths in pieces():
+            ends = num_tokens + np.cumsum(lengths, dtype=np.int64)
+            write(2 * (ends - lengths))
+            num_tokens = int(ends[-1])
+        for begin in range(0, num_documents + 1, PIECE):
+            write(np.arange(begin, min(begin + PIECE, num_documents + 1)))
+    with prefix.with_suffix(".bin").open("wb") as file:
+        file.truncate(2 * num_tokens)
+    return num_tokens
+
+
+def drop_from_cache(file: BinaryIO) -> None:
+    """Write a file's pages back and forget them."""
+    file.flush()
+    os.fsync(file.fileno())
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+FIRST_BATCH = """
+import sys, time
+from megatron_7b.config.schema import DataConfig
+from megatron_7b.data import open_split
+prefix, index, packed = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "documents"
+started = time.perf_counter()
+config = DataConfig(train=(prefix,), split="99,1", seq_length=4096, reset_attention_mask=packed)
+batch = open_split(config, "train", seed=1, vocab_size=50000).batch(range(index, index + 4))
+seconds = time.perf_counter() - started
+status = dict(line.split(":") for line in open("/proc/self/status"))
+print(seconds, int(status["VmHWM"].split()[0]) / 1024)
+"""
+
+
+def time_first_batch(prefix: Path, index: int, kind: str, *, cold: bool) -> tuple[float, float]:
+    """Seconds from opening the corpus to a microbatch of 4 x 4,096, and peak MiB of the process, imports included."""
+    if cold:
+        with prefix.with_suffix(".idx").open("rb+") as file:
+            drop_from_cache(file)
+    command = [sys.executable, "-c", FIRST_BATCH, str(prefix), str(index), kind]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    seconds, memory = map(float, output.split())
+    return seconds, memory
+
+
+def measure_first_batches(counts: list[int], folder: str | None) -> None:
+    """Print a table row per corpus, epoch and kind of batch."""
+    print("| documents | tokens | .idx | read | epoch | cold, ms | warm, ms | peak memory, MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            prefix = Path(work) / "hollow"
+            num_tokens = write_hollow_corpus(prefix, count)
+            size = prefix.with_suffix(".idx").stat().st_size
+            for epoch in (0, 1000):
+                index = epoch * num_tokens // 4096 + 12345
+                for kind in ("stream", "documents"):
+                    cold, _ = time_first_batch(prefix, index, kind, cold=True)
+                    warm = sorted(time_first_batch(prefix, index, kind, cold=False) for _ in range(5))
+                    print(
+                        f"| {count:,} | {num_tokens:.3g} | {size / 1e9:.2f} GB | {kind} | {epoch} | {cold * 1e3:.1f} | "
+                        f"{warm[2][0] * 1e3:.1f} | {max(memory for _, memory in warm):.0f} |",
+                        flush=True,
+                    )
+
+
 def main() -> None:
     """Print one line per measurement, then everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,7 +195,12 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="per round and reader")
+    parser.add_argument("--first-batch", type=int, nargs="+", metavar="N", help="documents of the corpora to simulate")
+    parser.add_argument("--folder", help="where --first-batch writes; the default is that of temporary files")
     arguments = parser.parse_args()
+    if arguments.first_batch:
+        measure_first_batches(arguments.first_batch, arguments.folder)
+        return
     s, b = arguments.seq_length, arguments.micro_batch_size
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "corpus"

@@ -56,6 +56,8 @@ class PlantedResult:
     stages: list[dict[str, Any]]
     megabytes: float
     wall_seconds: float
+    cpu_seconds: float
+    """Of all processes."""
     peak_mib: float
 
 
@@ -114,6 +116,7 @@ def run_planted(arguments: argparse.Namespace, work: Path) -> PlantedResult:
         raise subprocess.CalledProcessError(process.returncode, command)
     if arguments.keep:
         subprocess.run(["cp", "-r", str(work), str(arguments.keep)], check=True)
+    cpu = usage.ru_utime + usage.ru_stime
     report = json.loads((out / "report.json").read_text())
     reasons: Counter[str] = Counter()
     for stage in report["stages"]:
@@ -121,7 +124,7 @@ def run_planted(arguments: argparse.Namespace, work: Path) -> PlantedResult:
     raw = sum(int(file["bytes"]) for file in report["inputs"])
     findings = judge(corpus, read_output(out), sum(stage["quarantined"] for stage in report["stages"]))
     return PlantedResult(
-        findings, dict(reasons.most_common()), report["stages"], raw / 1e6, wall, usage.ru_maxrss / 1024
+        findings, dict(reasons.most_common()), report["stages"], raw / 1e6, wall, cpu, usage.ru_maxrss / 1024
     )
 
 
@@ -273,8 +276,8 @@ def format_results(planted: PlantedResult, near: NearResult, arguments: argparse
         *rows,
         f"| {clean.kind} | {clean.planted:,} | | {clean.wrong:,} |",
         "",
-        f"{planted.megabytes:.1f} MB of files in {planted.wall_seconds:.1f} s, start-up included "
-        f"({planted.megabytes / planted.wall_seconds:.2f} MB/s); largest process {planted.peak_mib:.0f} MiB. Dropped: "
+        f"{planted.megabytes:.1f} MB of files in {planted.wall_seconds:.1f} s and {planted.cpu_seconds:.1f} s of CPU, "
+        f"start-up included; largest process {planted.peak_mib:.0f} MiB. Dropped: "
         + ", ".join(f"{reason} {count:,}" for reason, count in planted.reasons.items())
         + ".",
         "",

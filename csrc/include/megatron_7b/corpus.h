@@ -52,7 +52,7 @@ class Corpus {
 #else
   static constexpr std::int64_t kFullyChecked = 1 << 16;
   // Few: each may be a page that has to come from a disk.
-  static constexpr std::int64_t kSpotChecks = 1 << 9;
+  static constexpr std::int64_t kSpotChecks = 1 << 8;
 #endif
 
  private:

@@ -23,6 +23,11 @@ class MappedFile {
   std::int64_t size() const { return size_; }
   const std::string& path() const { return path_; }
 
+  // Tells the kernel to read single pages instead of their neighbourhood too, or to go back to that.
+  void expect_scattered_reads(bool scattered) const;
+  // Begins to read the page of an address of the map.
+  void prefetch(const std::uint8_t* address) const;
+
  private:
   std::string path_;
   const std::uint8_t* data_ = nullptr;

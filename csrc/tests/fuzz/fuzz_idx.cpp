@@ -25,7 +25,7 @@ constexpr std::size_t kHeaderOfInput = 3;
 
 void write_file(const std::string& path, const std::uint8_t* data, std::size_t size) {
   std::FILE* file = std::fopen(path.c_str(), "wb");
-  if (file == nullptr || std::fwrite(data, 1, size, file) != size || std::fclose(file) != 0) {
+  if (file == nullptr || (size > 0 && std::fwrite(data, 1, size, file) != size) || std::fclose(file) != 0) {
     std::perror(path.c_str());
     std::abort();
   }

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.data import _index
 from megatron_7b.data.preprocess.output import TokenDtype, TokenIds
 from megatron_7b.data.preprocess.records import BadRecord, parse_block
 from megatron_7b.data.preprocess.sources import Block
@@ -134,23 +135,9 @@ def frame_documents(
     ids: NDArray[np.uint32], lengths: NDArray[np.int64], options: EncodingOptions
 ) -> tuple[TokenIds, NDArray[np.int64]]:
     """Put bos before and eod behind each document that has tokens, in the corpus's id width."""
-    num_added = (options.bos_id is not None) + (options.eod_id is not None)
-    if not num_added:
-        return ids.astype(options.dtype), lengths
-    framed_lengths = np.where(lengths > 0, lengths + num_added, 0)
-    framed: TokenIds = np.empty(int(framed_lengths.sum()), options.dtype)
-    source = target = 0
-    for length in lengths.tolist():  # slices cost less than one boolean mask over all ids
-        if not length:
-            continue
-        if options.bos_id is not None:
-            framed[target] = options.bos_id
-            target += 1
-        framed[target : target + length] = ids[source : source + length]
-        source, target = source + length, target + length
-        if options.eod_id is not None:
-            framed[target] = options.eod_id
-            target += 1
+    framed, framed_lengths = _index.frame_documents(
+        ids, lengths, options.dtype.itemsize, options.bos_id, options.eod_id
+    )
     return framed, framed_lengths
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from megatron_7b.data._index import parse_jsonl
 from megatron_7b.data.preprocess.sources import Block
 
 _LINE_END = re.compile(rb"\n")
@@ -50,37 +51,46 @@ def parse_block(block: Block, keys: Sequence[str]) -> ParsedBlock:
 
 
 def _parse_jsonl(block: Block, keys: Sequence[str]) -> ParsedBlock:
+    texts, lines, doubts = parse_jsonl(block.data, list(keys))
+    certain = ParsedBlock(texts, [block.first_record + line for line in lines])
+    return _settle_doubts(block, keys, certain, doubts) if doubts else certain
+
+
+def _settle_doubts(
+    block: Block, keys: Sequence[str], certain: ParsedBlock, doubts: Sequence[tuple[int, int, int, int]]
+) -> ParsedBlock:
+    """Put the records in between that the scanner left to a general parser, and say what is wrong with the others."""
     parsed = ParsedBlock([[] for _ in keys])
-    key = keys[0] if len(keys) == 1 else None
-    append_text, append_number = parsed.texts[0].append, parsed.numbers.append
-    loads = orjson.loads
-    for number, line in enumerate(bytes(block.data).split(b"\n"), start=block.first_record):
-        try:
-            record = loads(line)
-            if key is not None and type(text := record[key]) is str:  # the way of nearly all lines
-                append_text(text)
-                append_number(number)
-                continue
-        except (ValueError, KeyError, TypeError):
-            if not line or line.isspace():
-                continue
-            record = _NOT_PARSED
-        values = _examine(line, record, keys)
+    start = 0
+    for before, line, begin, end in doubts:
+        for all_texts, texts in zip(parsed.texts, certain.texts, strict=True):
+            all_texts += texts[start:before]
+        parsed.numbers += certain.numbers[start:before]
+        start = before
+        number, data = block.first_record + line, bytes(block.data[begin:end])
+        if data.isspace():
+            continue
+        values = _examine(data, keys)
         if isinstance(values, str):
             parsed.bad.append(BadRecord(block.source, number, values))
             continue
-        for texts, value in zip(parsed.texts, values, strict=True):
-            texts.append(value)
-        append_number(number)
+        for all_texts, value in zip(parsed.texts, values, strict=True):
+            all_texts.append(value)
+        parsed.numbers.append(number)
+    for all_texts, texts in zip(parsed.texts, certain.texts, strict=True):
+        all_texts += texts[start:]
+    parsed.numbers += certain.numbers[start:]
     return parsed
 
 
 _NOT_PARSED = object()
 
 
-def _examine(line: bytes, record: object, keys: Sequence[str]) -> list[str] | str:
+def _examine(line: bytes, keys: Sequence[str]) -> list[str] | str:
     """Values of the keys, or what is wrong, in words."""
-    if record is _NOT_PARSED:
+    try:
+        record = orjson.loads(line)
+    except ValueError:
         try:
             # The standard parser takes what orjson refuses and Megatron's readers take: NaN, huge numbers, and lone
             # surrogates, which are harmless in a key that is not read.

@@ -42,7 +42,7 @@ def render_report(report: RunReport, samples: Mapping[str, Sequence[Sample]]) ->
         _languages(report.distributions),
         _splits(report.distributions),
         _sources(report),
-        _samples(samples, [stage.name for stage in report.stages]),
+        _samples(samples, report.stages),
         _recipe(report),
     ]
     return (
@@ -209,22 +209,24 @@ def _gather_folders(
     return gathered, gathered_sizes
 
 
-def _samples(samples: Mapping[str, Sequence[Sample]], order: Sequence[str]) -> str:
+def _samples(samples: Mapping[str, Sequence[Sample]], stages: Sequence[StageCount]) -> str:
+    order = {stage.name: number for number, stage in enumerate(stages)}
+    reasons: Counter[str] = sum((stage.removed for stage in stages), Counter())
     pieces = []
-    for stage, dropped in sorted(samples.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1):
+    for _, dropped in sorted(samples.items(), key=lambda item: order.get(item[0], -1)):
         by_reason: dict[str, list[Sample]] = {}
         for sample in dropped:
             by_reason.setdefault(sample.reason, []).append(sample)
-        for reason, some in sorted(by_reason.items()):
+        for reason, some in sorted(by_reason.items(), key=lambda item: (-reasons[item[0]], item[0])):
             shown = "".join(_show(sample) for sample in some[:_SAMPLES_PER_REASON])
             pieces.append(
-                f"<details><summary><b>{escape(reason)}</b> <span class=quiet>{escape(stage.replace('_', ' '))}</span>"
+                f"<details><summary><b>{escape(reason)}</b> <span class=quiet>{format_number(reasons[reason])}</span>"
                 f"</summary>{shown}</details>"
             )
     if not pieces:
         return ""
     return (
-        "<h2>What was dropped</h2><p class=note>A few documents for each reason; more of them are in "
+        "<h2>What was dropped</h2><p class=note>A few for each reason, in the order of the stages; more are in "
         f"<code>dropped/</code>.</p>{''.join(pieces)}"
     )
 
