@@ -128,7 +128,7 @@ def _print_report(report: "RunReport", folder: str) -> None:
             print(f"{name}: {counts['documents']:,} documents, {counts['characters'] / 1e6:,.2f} million characters")
     quarantined = sum(stage.quarantined for stage in report.stages)
     if quarantined:
-        print(f"{quarantined:,} records could not be read: {folder}/quarantine.jsonl")
+        print(f"unreadable records: {quarantined:,}, in {folder}/quarantine.jsonl")
     megabytes = sum(one["bytes"] for one in report.inputs) / 1e6
     print(f"{megabytes:,.1f} MB in {report.wall_seconds:.1f} s with {report.workers} workers; {folder}/report.html")
 

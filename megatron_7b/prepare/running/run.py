@@ -17,6 +17,7 @@ from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.prepare.accounting import Distributions, RunReport, Sample, StageCount, merge_stages
 from megatron_7b.prepare.augmentation.step import check_augmentation
 from megatron_7b.prepare.duplicates.near import check_duplicates
+from megatron_7b.prepare.extras import import_extra
 from megatron_7b.prepare.reading.inputs import Inputs, plan_shards
 from megatron_7b.prepare.recipe import Recipe, RecipeBook, book_to_dict
 from megatron_7b.prepare.report.page import write_report
@@ -119,6 +120,7 @@ def check_job(job: PrepareJob) -> None:
     for recipe in recipes:
         check_language(recipe.language)
     find_step_names(recipes)
+    _check_formats(job)
     check_duplicates(job.book.recipe.duplicates)
     check_decontamination(job.book.recipe.decontamination)
     check_augmentation(job.book.recipe.augmentation)
@@ -126,6 +128,16 @@ def check_job(job: PrepareJob) -> None:
     inside = [file.path for file in job.inputs.files if output in Path(file.path).resolve().parents]
     if inside:
         raise ConfigError(f"input {inside[0]} lies in the output folder {job.output_folder}")
+
+
+def _check_formats(job: PrepareJob) -> None:
+    """Ask for what reads the formats at hand."""
+    formats = {file.format for file in job.inputs.files}
+    if formats & {"html", "warc"} or any(recipe.reading.html_key for recipe in recipes_of(job.book)):
+        import_extra("resiliparse.extract.html2text", "reading html")
+        import_extra("resiliparse.parse.encoding", "reading html")
+    if "warc" in formats:
+        import_extra("fastwarc.warc", "reading WARC files")
 
 
 def recipes_of(book: RecipeBook) -> list[Recipe]:
