@@ -16,7 +16,8 @@ import pytest
 from tests.support.assets import asset, assets_folder
 
 LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHINESE_PACKAGE = "libreoffice-help-zh-cn"
 
@@ -35,7 +36,7 @@ def _chinese_file() -> Path:
         pytest.skip(f"no {file}, and no apt-get to fetch {CHINESE_PACKAGE} with")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        got = subprocess.run(["apt-get", "download", CHINESE_PACKAGE], cwd=folder, capture_output=True, text=True)  # noqa: PLW1510
+        got = subprocess.run(["apt-get", "download", CHINESE_PACKAGE], cwd=folder, capture_output=True, text=True)
         packages = list(folder.glob("*.deb"))
         if got.returncode or not packages:
             pytest.skip(f"apt-get download {CHINESE_PACKAGE} failed: {got.stderr.strip()[-200:]}")
@@ -74,8 +75,19 @@ def adversarial_lines(word_bytes: int, step: int) -> Iterator[bytes]:
     texts = ["", "\x00", "a\x00b\x00\x00", " ", "\r\n\r\n\t \u00a0\u3000\u2028", " " * 5000, "\n" * 3000, ""]
     texts += ["".join(map(chr, planes[at : at + 997])) for at in range(0, len(planes), 997)]
     texts += [" ".join(map(chr, planes[at : at + 499 * 7 : 7])) for at in range(0, len(planes), 499 * 7)]
-    texts += ["<|endoftext|>", "x <|endoftext|>y<|endoftext|", "<s></s><unk>", "\u0130\u0131\u017f\u1e9e", "e\u0301" * 500]
-    texts += ["\U0001f468\u200d\U0001f469\u200d\U0001f467" * 100, "1234567890" * 100, "'S 'LL 'Re don\u2019t", "\ufeff\ufffe"]
+    texts += [
+        "<|endoftext|>",
+        "x <|endoftext|>y<|endoftext|",
+        "<s></s><unk>",
+        "\u0130\u0131\u017f\u1e9e",
+        "e\u0301" * 500,
+    ]
+    texts += [
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467" * 100,
+        "1234567890" * 100,
+        "'S 'LL 'Re don\u2019t",
+        "\ufeff\ufffe",
+    ]
     texts += ["a" * word_bytes, "\u00e9" * (word_bytes // 20), "ab" * (word_bytes // 20), "=" * (word_bytes // 20)]
     for text in texts:
         yield json.dumps({"text": text}).encode()

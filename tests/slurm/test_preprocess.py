@@ -31,7 +31,9 @@ def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProce
 def test_a_dry_run_shows_both_jobs(tmp_path: Path) -> None:
     prefix = str(tmp_path / "out" / "web")
     options = ["--input", "/raw/a b.jsonl", "--output-prefix", prefix, "--json-keys", "title", "text"]
-    shown = run_script("--shards", "64", *options, "--dry-run", SBATCH_ARGS="--account=a --time=1:00", MERGE_ARGS="--mem=1G")
+    shown = run_script(
+        "--shards", "64", *options, "--dry-run", SBATCH_ARGS="--account=a --time=1:00", MERGE_ARGS="--mem=1G"
+    )
     assert shown.returncode == 0, shown.stderr
     task, array, merge = (shlex.split(line) for line in shown.stdout.splitlines() if not line.startswith("#"))
     assert task == ["/usr/bin/py", "-m", "megatron_7b", "preprocess", *options, "--shard", "I/64"]
@@ -96,7 +98,7 @@ def test_shards_and_merge_are_one_run(cluster: Cluster, tmp_path: Path) -> None:
     options += ["--json-keys", "text", "id"]
     assert main(["preprocess", *options, "--output-prefix", str(tmp_path / "whole")]) == 0
     shown = cluster.run(
-        *(SCRIPT, "--shards", "3", *options, "--output-prefix", str(tmp_path / "out" / "web")),
+        *(str(SCRIPT), "--shards", "3", *options, "--output-prefix", str(tmp_path / "out" / "web")),
         environment={"PYTHON": sys.executable, "SBATCH_ARGS": "--cpus-per-task=1 --mem=0"},
     )
     (tmp_path / "submitted").write_text(shown)
@@ -118,7 +120,7 @@ def test_a_shard_before_its_time_limit_comes_back_and_continues(cluster: Cluster
     options = ["--input", str(asset("sotu.jsonl")), "--tokenizer-model", str(asset("gpt2")), "--engine", "tokenizers"]
     prefix = tmp_path / "out" / "web"
     shown = cluster.run(
-        *(SCRIPT, "--shards", "1", *options, "--workers", "1", "--output-prefix", str(prefix)),
+        *(str(SCRIPT), "--shards", "1", *options, "--workers", "1", "--output-prefix", str(prefix)),
         environment={"PYTHON": sys.executable, "SBATCH_ARGS": "--cpus-per-task=1 --mem=0"},
     )
     (tmp_path / "submitted").write_text(shown)
