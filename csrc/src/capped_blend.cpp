@@ -31,28 +31,39 @@ CappedBlend::PhasePointer CappedBlend::make_phase(std::int64_t begin, std::vecto
   phase->sets = std::move(sets);
   phase->base = std::move(base);
   phase->surely = kUnlimited;
-  if (phase->sets.empty()) {
-    return phase;
-  }
-  std::vector<std::int64_t> weights;
-  weights.reserve(phase->sets.size());
-  for (const std::size_t set : phase->sets) {
-    weights.push_back(weights_[set]);
-  }
-  phase->blend = std::make_unique<Blend>(std::move(weights));
-  for (std::size_t i = 0; i < phase->sets.size(); ++i) {
-    if (limits_[phase->sets[i]] < kUnlimited) {
-      phase->surely = std::min(phase->surely, phase->blend->earliest_slot(i, limit(*phase, i) - 1));
+  if (!phase->sets.empty()) {
+    const std::shared_ptr<const Blend> blend = blend_of(*phase);
+    for (std::size_t i = 0; i < phase->sets.size(); ++i) {
+      if (limits_[phase->sets[i]] < kUnlimited) {
+        phase->surely = std::min(phase->surely, blend->earliest_slot(i, limit(*phase, i) - 1));
+      }
     }
   }
   return phase;
 }
 
+std::shared_ptr<const Blend> CappedBlend::blend_of(const Phase& phase) const {
+  const std::scoped_lock lock(blends_mutex_);
+  if (!blends_[0].second || blends_[0].first != phase.begin) {
+    std::swap(blends_[0], blends_[1]);
+    if (!blends_[0].second || blends_[0].first != phase.begin) {
+      std::vector<std::int64_t> weights;
+      weights.reserve(phase.sets.size());
+      for (const std::size_t set : phase.sets) {
+        weights.push_back(weights_[set]);
+      }
+      blends_[0] = {phase.begin, std::make_shared<const Blend>(std::move(weights))};
+    }
+  }
+  return blends_[0].second;
+}
+
 // Only for a phase in which a set runs out.
 CappedBlend::PhasePointer CappedBlend::find_next(const Phase& phase) const {
-  std::vector<std::int64_t> counts = phase.blend->counts(phase.surely);
+  const std::shared_ptr<const Blend> blend = blend_of(phase);
+  std::vector<std::int64_t> counts = blend->counts(phase.surely);
   for (std::int64_t n = phase.surely;; ++n) {
-    const auto last = static_cast<std::size_t>(phase.blend->pick(n).set);
+    const auto last = static_cast<std::size_t>(blend->pick(n).set);
     if (++counts[last] < limit(phase, last)) {
       continue;
     }
@@ -97,7 +108,7 @@ CappedBlend::PhasePointer CappedBlend::phase_after(const PhasePointer& phase) co
 
 Blend::Pick CappedBlend::pick(std::int64_t n) const {
   const PhasePointer phase = phase_of(n);
-  const Blend::Pick picked = phase->blend->pick(n - phase->begin);
+  const Blend::Pick picked = blend_of(*phase)->pick(n - phase->begin);
   const auto i = static_cast<std::size_t>(picked.set);
   return {static_cast<std::int64_t>(phase->sets[i]), phase->base[i] + picked.sample};
 }
@@ -107,7 +118,7 @@ std::vector<std::int64_t> CappedBlend::counts(std::int64_t n) const {
     return limits_;
   }
   const PhasePointer phase = phase_of(n);
-  const std::vector<std::int64_t> taken = phase->blend->counts(n - phase->begin);
+  const std::vector<std::int64_t> taken = blend_of(*phase)->counts(n - phase->begin);
   std::vector<std::int64_t> result = limits_;  // Of the sets that have run out.
   for (std::size_t i = 0; i < phase->sets.size(); ++i) {
     result[phase->sets[i]] = phase->base[i] + taken[i];
@@ -127,8 +138,9 @@ std::int64_t CappedBlend::number_of(std::int64_t set, std::int64_t sample) const
     const std::int64_t local = sample - phase->base[i];
     const PhasePointer after = phase_after(phase);
     const std::int64_t end = after ? after->begin - phase->begin : kUnlimited;
-    if (phase->blend->earliest_slot(i, local) < end) {
-      const std::int64_t slot = phase->blend->slot_of(i, local);
+    const std::shared_ptr<const Blend> blend = blend_of(*phase);
+    if (blend->earliest_slot(i, local) < end) {
+      const std::int64_t slot = blend->slot_of(i, local);
       if (slot < end) {
         return phase->begin + slot;
       }

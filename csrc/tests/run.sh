@@ -41,6 +41,9 @@ fi
 # What fuzzing kept, against a reader that leaves entries unchecked in small files already (see fuzz/fuzz_idx.cpp).
 compile "$csrc/src/corpus.cpp" "$build/src/corpus.o" -DMEGATRON_7B_FULLY_CHECKED=3 &
 compile "$csrc/tests/fuzz/fuzz_idx.cpp" "$build/fuzz_idx.o" -DMEGATRON_7B_FULLY_CHECKED=3
+compile "$csrc/tests/fuzz/fuzz_jsonl.cpp" "$build/fuzz_jsonl.o"
 wait
 link "$build"/src/*.o "$build/fuzz_idx.o" -o "$build/fuzz_idx"
+link "$build"/src/*.o "$build/fuzz_jsonl.o" -o "$build/fuzz_jsonl"
 TMPDIR=$build "$build/fuzz_idx" "$csrc"/tests/fuzz/idx_corpus/*
+"$build/fuzz_jsonl" "$csrc"/../tests/fuzz/jsonl_corpus/*

@@ -297,8 +297,8 @@ class _ParityCheck:
         try:
             parity = check_parity(self._reference, compute(), arithmetic=self._arithmetic)
         except ConversionError as error:
-            # Seen once in ten: one position off by 2e-4, and by 4e-6 when the same was computed again. A wrong
-            # conversion is wrong every time.
+            # Seen once: one position off by 2e-4, and by 4e-6 when the same was computed again; see
+            # runtime/vector_math.py for what it may have been. A wrong conversion is wrong every time.
             _say("parity", f"{error}\n         computing both once more")
             parity = check_parity(self._compute_reference(), compute(), arithmetic=self._arithmetic)
         _say("parity", f"{parity.describe()}; tolerated: {parity.tolerance(self._arithmetic)}")

@@ -75,7 +75,8 @@ def examine(timeout_seconds: float) -> Iterator[Finding]:
     yield _gpu(probe["torch"])
     yield _megatron_core(probe["megatron.core"])
     yield from _resiliency()
-    yield _extension(probe["megatron_7b.data._index"])
+    yield _extension("data extension", probe["megatron_7b.data._index"])
+    yield _extension("kernel extension", probe["megatron_7b.runtime._kernels"])
     yield _transformer_engine(probe["transformer_engine.pytorch"], gpu=bool(probe["torch"].facts.get("devices")))
     yield _apex(probe["apex.multi_tensor_apply"])
     yield from _tokenizers()
@@ -161,12 +162,12 @@ def _resiliency() -> Iterator[Finding]:
     yield Finding("nvidia-resiliency-ext", "broken", reason, remedy, required=True)
 
 
-def _extension(outcome: Outcome) -> Finding:
+def _extension(name: str, outcome: Outcome) -> Finding:
     if not outcome.error:
-        return Finding("data extension", "ok", str(outcome.facts.get("file", "")), required=True)
+        return Finding(name, "ok", str(outcome.facts.get("file", "")), required=True)
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     remedy = "make setup" if compiler else "install a C++ compiler (apt-get install g++), then: make setup"
-    return Finding("data extension", "broken", outcome.error, remedy, required=True)
+    return Finding(name, "broken", outcome.error, remedy, required=True)
 
 
 def _transformer_engine(outcome: Outcome, *, gpu: bool) -> Finding:

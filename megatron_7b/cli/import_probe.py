@@ -5,7 +5,14 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
-MODULES = ("torch", "megatron.core", "megatron_7b.data._index", "transformer_engine.pytorch", "apex.multi_tensor_apply")
+MODULES = (
+    "torch",
+    "megatron.core",
+    "megatron_7b.data._index",
+    "megatron_7b.runtime._kernels",
+    "transformer_engine.pytorch",
+    "apex.multi_tensor_apply",
+)
 
 # torch comes first: Transformer Engine does not find libnccl without it. Each answer is written as soon as it is known,
 # so that those before a crash are kept.

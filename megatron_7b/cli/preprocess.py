@@ -150,7 +150,7 @@ def main(argv: list[str]) -> int:
     from megatron_7b.tokenizer import load_tokenizer
 
     shard = _choose_shard(arguments.shard)
-    sources = find_sources(arguments.input)
+    sources: Sequence[Source] = find_sources(arguments.input)
     tokenizer = load_tokenizer(arguments.tokenizer_model, kind=_KINDS[arguments.tokenizer_type])
     if arguments.verify_sample_mb is None:
         arguments.verify_sample_mb = max(0.25, sum(source.size for source in sources) / 1e9)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_7b.errors import ConversionError
+from megatron_7b.runtime.vector_math import settle_vector_functions
 
 FP32_TOLERANCE = 1e-4
 """Largest difference of a logit in FP32 arithmetic: absolute, or in units of the logits' spread where that exceeds 1.
@@ -126,6 +127,7 @@ def hugging_face_logits(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    settle_vector_functions()
     logging.disable_progress_bar()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(

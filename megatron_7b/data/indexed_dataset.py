@@ -118,15 +118,35 @@ class IndexedDataset:
 
         Raises:
             IndexError: There is no such document.
+            DataFormatError: The index is damaged where opening did not look.
         """
         if not 0 <= index < self.num_documents:
             raise IndexError(f"document {index} of {self.num_documents}")
         begin, end = (int(bound) for bound in self.document_indices[index : index + 2])
+        if not 0 <= begin <= end <= len(self):
+            raise self._damage(index)
         if end - begin == 1:
             return self[begin]
         return np.concatenate([np.empty(0, self.dtype), *(self[sequence] for sequence in range(begin, end))])
 
     def document_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document, [num_documents]. Takes time and memory proportional to the index."""
-        ends = np.concatenate([[0], np.cumsum(self.sequence_lengths, dtype=np.int64)])
-        return np.diff(ends[self.document_indices])
+        """Tokens of each document, [num_documents]. Takes time and memory proportional to the index.
+
+        Raises:
+            DataFormatError: The index is damaged where opening did not look.
+        """
+        bounds, lengths = self.document_indices, self.sequence_lengths
+        # Both ends were checked when the corpus was opened: bounds that never fall lie between them.
+        falling = np.flatnonzero(bounds[1:] < bounds[:-1])
+        if len(falling):
+            raise self._damage(int(falling[0]))
+        if len(lengths) and lengths.min() < 0:
+            raise DataFormatError(f"{self.prefix}.idx: sequence {int(lengths.argmin())} has a negative length")
+        return np.diff(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[bounds])
+
+    def _damage(self, document: int) -> DataFormatError:
+        begin, end = (int(bound) for bound in self.document_indices[document : document + 2])
+        return DataFormatError(
+            f"{self.prefix}.idx: document {document} has the sequences from {begin} to {end}, of {len(self)}",
+            hint="`megatron-7b data verify` names all that is wrong; write the corpus again",
+        )

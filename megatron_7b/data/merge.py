@@ -117,7 +117,9 @@ class Merge:
 
     def _check_output(self) -> None:
         if existing := find_existing(self.output):
-            raise ConfigError(f"the output exists: {', '.join(map(str, existing))}", hint="choose another, or remove these")
+            raise ConfigError(
+                f"the output exists: {', '.join(map(str, existing))}", hint="choose another, or remove these"
+            )
         folder = next(folder for folder in Path(self.output).absolute().parents if folder.exists())
         if not os.access(folder, os.W_OK):
             raise ConfigError(f"the output folder {folder} cannot be written")

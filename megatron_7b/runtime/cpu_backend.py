@@ -19,6 +19,7 @@ import torch.utils._device
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.cpu_kernels import accumulate_weight_gradient, is_supported, rotary_embedding
+from megatron_7b.runtime.vector_math import settle_vector_functions
 
 _CPU = torch.device("cpu")
 _FACTORIES = (
@@ -247,6 +248,7 @@ def install() -> None:
             "the CPU backend of megatron-core was asked for on a machine where torch sees a GPU",
             hint="set runtime.device to 'auto', or hide the GPU with CUDA_VISIBLE_DEVICES=''",
         )
+    settle_vector_functions()
     # `with torch.device(…)` keeps a set of the factories that it redirects, made when first asked for: with our
     # wrappers in it, transformers would build models half on the CPU and half on the meta device.
     torch.utils._device._device_constructors()

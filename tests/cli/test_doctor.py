@@ -14,6 +14,7 @@ HEALTHY = {
     "torch": Outcome(True, None, {"version": "2.14.1+cu130", "cuda": "13.0"}),
     "megatron.core": Outcome(True, None),
     "megatron_7b.data._index": Outcome(True, None, {"file": "_index.so"}),
+    "megatron_7b.runtime._kernels": Outcome(True, None, {"file": "_kernels.so"}),
     "transformer_engine.pytorch": Outcome(False, "not installed"),
     "apex.multi_tensor_apply": Outcome(False, "not installed"),
 }
@@ -88,6 +89,7 @@ def test_a_missing_extension_without_a_compiler_starts_with_the_compiler(examine
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
     found = examine(megatron_7b__data___index=Outcome(False, "No module named 'megatron_7b.data._index'"))
     assert found["data extension"].remedy.startswith("install a C++ compiler")
+    assert found["kernel extension"].status == "ok"
     assert found["slurm"].status == "absent"
 
 

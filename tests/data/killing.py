@@ -67,9 +67,9 @@ def _run(arguments: list[str], log: str, die_at_call: int | None) -> None:
     with open(log, "w") as file:  # noqa: PTH123  # before Path is patched
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: PTH123, SIM115
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115
     pipeline.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-    preprocess._build_job = partial(_with_small_blocks, preprocess._build_job)  # type: ignore[assignment]
+    preprocess._build_job = partial(_with_small_blocks, preprocess._build_job)
     counter = itertools.count()
     if die_at_call is not None:
         for owner, name in _CALLS:
@@ -91,4 +91,5 @@ def _deadly(function: Any, counter: "itertools.count[int]", die_at_call: int) ->
 
 
 def _with_small_blocks(build: Any, *arguments: Any) -> job.PreprocessJob:
-    return replace(build(*arguments), block_bytes=SMALL_BLOCK)
+    built: job.PreprocessJob = replace(build(*arguments), block_bytes=SMALL_BLOCK)
+    return built

@@ -200,3 +200,38 @@ def test_views_outlive_the_dataset(tmp_path: Path) -> None:
 def test_an_empty_corpus_is_legal(tmp_path: Path) -> None:
     assert read_all(write_corpus(tmp_path / "a", [])) == []
     assert read_all(write_corpus(tmp_path / "b", [[], []])) == [[], []]
+
+
+@pytest.mark.parametrize("value", [-5, 2**40, 3])
+def test_damage_where_opening_did_not_look(tmp_path: Path, value: int) -> None:
+    """A large index is not checked entry by entry when it is opened, but each entry is where it is used."""
+    count, bad = 100_000, 54_321
+    writer = IndexWriter(str(tmp_path / "a"), 2)
+    writer.add_documents(np.ones(count, dtype=np.uint16), np.ones(count, dtype=np.int64))
+    writer.finish()
+    index = bytearray((tmp_path / "a.idx").read_bytes())
+    begin = 34 + 12 * count + 8 * bad
+    index[begin : begin + 8] = value.to_bytes(8, "little", signed=True)
+    (tmp_path / "a.idx").write_bytes(bytes(index))
+    dataset = IndexedDataset(tmp_path / "a")
+    assert len(dataset.document(bad - 2)) == 1
+    with pytest.raises(DataFormatError, match=f"document {bad - 1} has the sequences from {bad - 1} to {value}"):
+        dataset.document(bad - 1)
+    with pytest.raises(DataFormatError, match="has the sequences from"):
+        dataset.document_lengths()
+    with pytest.raises(DataFormatError, match="document"):
+        IndexedDataset(tmp_path / "a", verify=True)
+
+
+def test_a_negative_length_where_opening_did_not_look(tmp_path: Path) -> None:
+    count, bad = 100_000, 54_321
+    writer = IndexWriter(str(tmp_path / "a"), 2)
+    writer.add_documents(np.ones(count, dtype=np.uint16), np.ones(count, dtype=np.int64))
+    writer.finish()
+    index = bytearray((tmp_path / "a.idx").read_bytes())
+    index[34 + 4 * bad : 38 + 4 * bad] = (-1).to_bytes(4, "little", signed=True)
+    (tmp_path / "a.idx").write_bytes(bytes(index))
+    dataset = IndexedDataset(tmp_path / "a")
+    for use in (dataset.document_lengths, lambda: dataset[bad]):
+        with pytest.raises(DataFormatError, match=f"sequence {bad}"):
+            use()

@@ -29,7 +29,10 @@ def best_fit_rows(lengths: list[int], capacity: int) -> int:
     return count
 
 
-@given(lengths=st.lists(st.integers(0, 300), max_size=80), seq_length=st.integers(1, 200))
+@given(
+    lengths=st.lists(st.integers(0, 300) | st.integers(0, 6), max_size=80),
+    seq_length=st.integers(1, 200) | st.integers(2, 8),
+)
 def test_every_document_once_and_none_cut_that_fits(lengths: list[int], seq_length: int) -> None:
     packing = pack_documents(np.array(lengths), seq_length)
     pieces: dict[int, list[tuple[int, int]]] = {number: [] for number, length in enumerate(lengths) if length}

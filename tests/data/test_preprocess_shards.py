@@ -1,4 +1,4 @@
-"""`preprocess --shard i/N`: N shards merged are one run, byte for byte, whatever the files and wherever the cuts fall."""
+"""`preprocess --shard i/N`: N shards merged are one run, byte for byte, wherever the cuts fall."""
 
 import gzip
 import json
@@ -42,7 +42,9 @@ def check_equal(folder: Path, names: Sequence[str]) -> None:
         for suffix in SUFFIXES:
             merged = (folder / f"merged_{name}{suffix}").read_bytes()
             assert merged == (folder / f"whole_{name}{suffix}").read_bytes(), name
-        merged_manifest, whole = (json.loads((folder / f"{one}_{name}.json").read_text()) for one in ("merged", "whole"))
+        merged_manifest, whole = (
+            json.loads((folder / f"{one}_{name}.json").read_text()) for one in ("merged", "whole")
+        )
         assert merged_manifest["counts"] == whole["counts"]
         assert "shard" not in merged_manifest["options"]
 

@@ -230,10 +230,18 @@ def main() -> None:
             for key in ("tokens", "labels", "loss_mask", "position_ids"):
                 torch.stack([sample[key] for sample in samples])
 
+        def in_line(**options: object) -> Callable[[int], None]:
+            config = DataConfig(train=(str(prefix),), split="1", seq_length=s, **options)  # type: ignore[arg-type]
+            ids = (VOCAB_SIZE - 3, VOCAB_SIZE - 2, VOCAB_SIZE - 1)
+            reader = open_split(config, "train", seed=1, vocab_size=VOCAB_SIZE, fim_ids=ids)
+            return lambda number: void(reader.batch(range(number * b, number * b + b)))
+
         readers: dict[str, tuple[Callable[[int], None], int]] = {
             "GPTDataset.__getitem__": (item, s),
             "GPTDataset, stacked microbatches": (stacked, s * b),
             "BatchLoader, in line": (lambda number: void(inline.batches(number * b, b)), s * b),
+            "… documents kept apart": (in_line(reset_attention_mask=True, reset_position_ids=True), s * b),
+            "… fill-in-the-middle, all": (in_line(fim_rate=1.0), s * b),
             "BatchLoader, one thread ahead": (lambda number: void(threaded.batches(number * b, b)), s * b),
         }
         wall = dict.fromkeys(readers, 0.0)

@@ -23,6 +23,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "preprocess.md"
+ANCHORS = (
+    "Megatron-LM's tools, measured on the same kind of machine when nothing else ran: `preprocess_data_fast.py` 6.6 s "
+    "for 128 MB, `preprocess_data.py` 4.6 MB/s."
+)
 ENGINES = ("auto", "fastokens", "gigatoken", "tokenizers")
 
 
@@ -43,7 +47,8 @@ class Timing:
         return (
             f"| {self.tokenizer} | {self.engine} | {self.megabytes:.0f} | {self.wall_seconds:.2f} | "
             f"{self.cpu_seconds:.2f} | {self.megabytes / self.wall_seconds:.1f} | "
-            f"{self.tokens / self.wall_seconds / 1e6:.2f} | {self.peak_mib:.0f} |"
+            f"{self.megabytes / self.cpu_seconds:.1f} | {self.tokens / self.wall_seconds / 1e6:.2f} | "
+            f"{self.peak_mib:.0f} |"
         )
 
 
@@ -70,20 +75,35 @@ def main() -> int:
 
 
 def write_corpus(inputs: Sequence[Path], file: Path, size_mb: float) -> Path:
-    """Write the inputs and the standard library's sources as JSONL, again and again until the size is reached."""
+    """Write the inputs and the standard library's sources as JSONL, again and again until the size is reached.
+
+    Each time differs from the others: other digits, and words that occur in no other repetition.
+    """
     lines = [line for path in inputs for line in path.read_bytes().splitlines()]
     for source in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if "site-packages" not in source.parts:
             text = source.read_text(encoding="utf-8", errors="replace")
             lines += [json.dumps({"text": text}).encode()]
-    wanted, written = int(size_mb * 1e6), 0
+    wanted, written, repetition = int(size_mb * 1e6), 0, 0
     with file.open("wb") as stream:
         while written < wanted:
             for line in lines[:: 1 if written or size_mb > 100 else 3]:  # a small corpus still has all kinds of text
-                written += stream.write(line + b"\n")
+                written += stream.write(_vary(line, repetition) + b"\n")
                 if written >= wanted:
                     break
+            repetition += 1
     return file
+
+
+def _vary(line: bytes, repetition: int) -> bytes:
+    if not repetition:
+        return line
+    # Neither touches an escape: \\u00e9 would become another character, \\u00x9 none at all.
+    digits = bytes((digit + repetition) % 10 + 48 for digit in range(10))
+    pieces = line.split(b"\\u")
+    pieces[0] = pieces[0].translate(bytes.maketrans(b"0123456789", digits))
+    coined = b" " + "".join(chr(97 + (repetition * 7 + step * 5) % 26) for step in range(2 + repetition % 7)).encode()
+    return b"\\u".join(pieces).replace(b" people ", coined + b" people ").replace(b" self ", coined + b" self ")
 
 
 def train_tokenizer(corpus: Path, folder: Path) -> Path:
@@ -133,10 +153,10 @@ def format_table(timings: Sequence[Timing], arguments: argparse.Namespace) -> st
     lines = [
         title,
         "",
-        f"Whole process, start-up included, best of {arguments.repeats}.",
+        f"Whole process, start-up included, best of {arguments.repeats}. {ANCHORS}",
         "",
-        "| tokenizer | engine | MB | wall s | CPU s | MB/s | M tokens/s | peak MiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| tokenizer | engine | MB | wall s | CPU s | MB/s | MB per CPU s | M tokens/s | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(timing.to_row() for timing in timings),
         "",
     ]

@@ -7,9 +7,11 @@
 // by arithmetic, and found by looking at those; phases are worked out when they are first asked for.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "megatron_7b/blend.h"
@@ -33,16 +35,16 @@ class CappedBlend {
 
  private:
   struct Phase {
-    std::int64_t begin = 0;              // Its first global sample.
-    std::int64_t surely = 0;             // Samples before which no set can run out.
-    std::vector<std::size_t> sets;       // Those that are left.
-    std::vector<std::int64_t> base;      // Samples taken before from each of them.
-    std::unique_ptr<const Blend> blend;  // Of their weights; nothing where none is left.
+    std::int64_t begin = 0;          // Its first global sample.
+    std::int64_t surely = 0;         // Samples before which no set can run out.
+    std::vector<std::size_t> sets;   // Those that are left.
+    std::vector<std::int64_t> base;  // Samples taken before from each of them.
   };
   using PhasePointer = std::shared_ptr<const Phase>;
 
   std::int64_t limit(const Phase& phase, std::size_t i) const { return limits_[phase.sets[i]] - phase.base[i]; }
   PhasePointer make_phase(std::int64_t begin, std::vector<std::size_t> sets, std::vector<std::int64_t> base) const;
+  std::shared_ptr<const Blend> blend_of(const Phase& phase) const;
   PhasePointer find_next(const Phase& phase) const;
   PhasePointer phase_of(std::int64_t n) const;
   PhasePointer phase_after(const PhasePointer& phase) const;
@@ -52,6 +54,9 @@ class CappedBlend {
   std::int64_t num_samples_ = 0;
   mutable std::mutex mutex_;
   mutable std::vector<PhasePointer> phases_;  // In order; the last one may have an end that is not known yet.
+  // Of the two phases that were used last, by their beginnings: a blend keeps a megabyte of its schedule.
+  mutable std::mutex blends_mutex_;
+  mutable std::array<std::pair<std::int64_t, std::shared_ptr<const Blend>>, 2> blends_;
 };
 
 }  // namespace megatron_7b

@@ -2,13 +2,11 @@
 //
 // Input: one byte of flags, two bytes of .bin length (little endian), then the .idx itself. The .bin is a counting
 // pattern of that length. Built by fuzz.sh with a low MEGATRON_7B_FULLY_CHECKED, so that small files go through what
-// large ones do, whose entries are not all checked when they are opened. Without libFuzzer, main() replays files.
+// large ones do, whose entries are not all checked when they are opened.
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +14,7 @@
 #include "megatron_7b/batcher.h"
 #include "megatron_7b/corpus.h"
 #include "megatron_7b/error.h"
+#include "replay.h"
 
 using namespace megatron_7b;
 
@@ -96,15 +95,3 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   }
   return 0;
 }
-
-#ifndef MEGATRON_7B_LIBFUZZER
-int main(int argc, char** argv) {
-  for (int i = 1; i < argc; ++i) {
-    std::ifstream file(argv[i], std::ios::binary);
-    const std::string bytes{std::istreambuf_iterator<char>(file), {}};
-    LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t*>(bytes.data()), bytes.size());
-  }
-  std::printf("%d inputs replayed\n", argc - 1);
-  return argc > 1 ? 0 : 1;
-}
-#endif

@@ -1,4 +1,4 @@
-"""Bytes of a source by offset: of a plain file from any place, of a compressed one forwards. Each is shown to a hash."""
+"""Bytes of a source by offset: of a plain file from any place, of a compressed one forwards; shown to a hash."""
 
 import io
 import os
