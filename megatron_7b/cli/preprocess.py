@@ -49,7 +49,7 @@ bad records:
   --strict stops at the first one instead, and publishes nothing.
 
 engines:
-  fastokens encodes some 40 times faster than the reference (tokenizers). It is compared with the reference on probes,
+  fastokens encodes some 20 times faster than the reference (tokenizers). It is compared with the reference on probes,
   on a sample spread over the corpus, and wherever a character turns up that has not been compared yet; the reference
   takes over where they differ.
 
