@@ -258,12 +258,9 @@ void IndexWriter::finish() {
   }
 }
 
-void IndexWriter::suspend() {
+void IndexWriter::suspend() noexcept {
   for (auto* file : {&bin_, &idx_, &bounds_}) {
-    if (*file) {
-      (*file)->flush();
-      file->reset();
-    }
+    file->reset();
   }
 }
 

@@ -29,7 +29,7 @@ class IndexWriter:
         """Complete PREFIX.bin.tmp and PREFIX.idx.tmp, on the disk; renaming them is left to the caller."""
 
     def suspend(self) -> None:
-        """Close the temporary files as they are, for a later writer."""
+        """Close the temporary files for a later writer, which goes on behind the last checkpoint."""
 
     def finish(self) -> None:
         """Flush both files to the disk and give them their names, the index last."""

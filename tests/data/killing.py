@@ -6,6 +6,7 @@ They run in forks of a process that has imported everything, so that the time go
 import itertools
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -27,15 +28,17 @@ _CALLS = ((os, "replace"), (os, "unlink"), (os, "fsync"), (os, "ftruncate"), (os
 """What a command does to files from Python, among it every renaming."""
 
 
-def start(arguments: Sequence[object], log: Path, die_at_call: int | None = None) -> Any:
+def start(arguments: Sequence[object], log: Path, die_at_call: int | None = None, file_bytes: int | None = None) -> Any:
     """Start `megatron-7b ARGUMENTS` as the leader of a process group of its own.
 
     Args:
         arguments: Of the command line.
         log: What it prints goes there; with `die_at_call` -1 also, last, how many of `_CALLS` it made.
         die_at_call: Kill it in place of that call, from 0; None lets it live.
+        file_bytes: No file may become larger.
     """
-    process = _CONTEXT.Process(target=_run, args=([str(one) for one in arguments], str(log), die_at_call))
+    words = [str(one) for one in arguments]
+    process = _CONTEXT.Process(target=_run, args=(words, str(log), die_at_call, file_bytes))
     process.start()
     return process
 
@@ -62,8 +65,10 @@ def kill(process: Any, seconds: float) -> bool:
     return bool(process.exitcode)
 
 
-def _run(arguments: list[str], log: str, die_at_call: int | None) -> None:
+def _run(arguments: list[str], log: str, die_at_call: int | None, file_bytes: int | None) -> None:
     os.setsid()
+    if file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
     with open(log, "w") as file:  # noqa: PTH123  # before Path is patched
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -78,6 +83,7 @@ def _run(arguments: list[str], log: str, die_at_call: int | None) -> None:
     if die_at_call == -1:
         print(next(counter))
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)
 
 

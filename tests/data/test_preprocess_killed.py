@@ -239,6 +239,24 @@ def test_an_interrupted_run_can_be_continued(tmp_path: Path) -> None:
     assert len(read_folder(tmp_path / "out")) == 6
 
 
+def test_a_full_disk_ends_a_run_that_can_be_continued(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    inputs, log = write_inputs(tmp_path / "in", 160), tmp_path / "log"
+    command = preprocess(inputs, tmp_path / "out" / "c", tokenizer="bytes")
+    killing.run(command, log)
+    expected = read_folder(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    size = len(expected["c_text_document.bin"])
+    process = killing.start(command, log, file_bytes=size // 2)
+    process.join()
+    assert process.exitcode == 1
+    shown = log.read_text()
+    assert "hint: make room; the same command then continues" in shown
+    assert "Traceback" not in shown
+    assert "by a former run" in killing.run(command, log)
+    assert read_folder(tmp_path / "out") == expected
+
+
 @pytest.mark.slow
 def test_a_merge_that_was_killed(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path / "in", 90)

@@ -45,8 +45,8 @@ class IndexWriter {
   void complete();
   // Completes both files and gives them their names.
   void finish();
-  // Closes the temporary files as they are, for a later writer.
-  void suspend();
+  // Closes the temporary files for a later writer; what came after the last checkpoint may be lost.
+  void suspend() noexcept;
   // Removes the temporary files.
   void abort() noexcept;
 

@@ -5,6 +5,7 @@ because decompression, hashing, parsing, encoding and writing all release the GI
 under way. Every now and then the journal notes how far the written results go: see `journal`.
 """
 
+import errno
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -64,14 +65,20 @@ def run_preprocess(
     signal, a full disk), journal and temporary files stay, and the same call goes on.
 
     Raises:
-        DataFormatError: A source is damaged as a whole, no document came out, or a record is bad and the job strict.
+        DataFormatError: A source is damaged as a whole, no document came out, a record is bad and the job strict, or
+            the disk is full.
     """
     run = _Run(job, sources, encoder, progress, journal)
     try:
         run.execute()
-    except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         run.suspend()
         raise
+    except OSError as error:
+        run.suspend()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataFormatError(f"{error}", hint="make room; the same command then continues") from error
     except BaseException:
         run.abort()
         raise
