@@ -4,7 +4,6 @@ They run in forks of a process that has imported everything, so that the time go
 """
 
 import itertools
-import multiprocessing
 import os
 import resource
 import signal
@@ -19,9 +18,7 @@ from unittest import mock
 from megatron_7b.cli import preprocess
 from megatron_7b.cli.main import main
 from megatron_7b.data.preprocess import job, pipeline
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, "pyarrow.parquet", "isal.igzip", "megatron_7b.data.merge"])
+from tests.support.fork_server import fork_server
 
 SMALL_BLOCK = 1 << 13
 _CALLS = ((os, "replace"), (os, "unlink"), (os, "fsync"), (os, "ftruncate"), (os, "write"), (Path, "unlink"))
@@ -38,7 +35,7 @@ def start(arguments: Sequence[object], log: Path, die_at_call: int | None = None
         file_bytes: No file may become larger.
     """
     words = [str(one) for one in arguments]
-    process = _CONTEXT.Process(target=_run, args=(words, str(log), die_at_call, file_bytes))
+    process = fork_server().Process(target=_run, args=(words, str(log), die_at_call, file_bytes))
     process.start()
     return process
 

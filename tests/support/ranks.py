@@ -5,7 +5,6 @@ the imports, later ones take a fraction of a second. The function must be import
 """
 
 import datetime as dt
-import multiprocessing
 import sys
 import tempfile
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-PRELOAD = "tests.support.preload"
+from tests.support.fork_server import PRELOAD, fork_server
 
 
 class RankFailedError(AssertionError):
@@ -64,8 +63,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     Raises:
         RankFailedError: a rank raised (the others are ended at once), died or took too long.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([PRELOAD])
+    context = fork_server()
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
