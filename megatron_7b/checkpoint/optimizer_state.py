@@ -128,22 +128,18 @@ def load_optimizer(folder: Path, optimizer: Optimizer, model: dict[str, Any], *,
             # Where the state is kept in a narrower type, what was filled is a copy.
             main = row.part._get_main_param_and_optimizer_states(row.parameter)
             row.part._set_main_param_and_optimizer_states(row.parameter, main | row.tensors)
-    for part in _parts(optimizer):
+    for part in optimizer.parts:
         if isinstance(part, DistributedOptimizer) and not part.config.use_precision_aware_optimizer:
             part._copy_main_params_to_model_params()
         _set_num_updates(part.optimizer, num_updates)
 
 
 def _rows(optimizer: Optimizer) -> Iterator[_Row]:
-    for part in _parts(optimizer):
+    for part in optimizer.parts:
         # Adam's state may not exist before the first update.
         if part.init_state_fn is not None and not any(part.optimizer.state.values()):
             part.init_state_fn(part.optimizer, part.config)
         yield from _ranges(part) if isinstance(part, DistributedOptimizer) else _whole(part)
-
-
-def _parts(optimizer: Optimizer) -> list[MegatronOptimizer]:
-    return list(getattr(optimizer.core, "chained_optimizers", [optimizer.core]))
 
 
 def _ranges(part: DistributedOptimizer) -> Iterator[_Row]:

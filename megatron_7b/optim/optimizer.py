@@ -110,10 +110,14 @@ class Optimizer:
         for torch_adam in self.torch_optimizers():
             _use_fused_kernel(torch_adam)
 
+    @property
+    def parts(self) -> list[MegatronOptimizer]:
+        """megatron-core's optimizers, each over some of the parameters."""
+        return list(getattr(self.core, "chained_optimizers", [self.core]))
+
     def torch_optimizers(self) -> Iterator[torch.optim.AdamW]:
         """Yield the inner optimizers that are torch's own: all without Transformer Engine and apex, else none."""
-        parts = getattr(self.core, "chained_optimizers", [self.core])
-        for part in parts:
+        for part in self.parts:
             if isinstance(getattr(part, "optimizer", None), torch.optim.AdamW):
                 yield part.optimizer
 
