@@ -14,9 +14,9 @@ from megatron_7b.config import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.builder import LanguageModel, build_model
 from megatron_7b.parallel import ParallelLayout
-from megatron_7b.parallel.groups import destroy_model_parallel, initialize_model_parallel, process_groups
+from megatron_7b.parallel.groups import initialize_model_parallel, leaving_process_groups, process_groups
 from megatron_7b.runtime.device import DeviceType, torch_device
-from megatron_7b.runtime.distributed import initialize_process, leave_process_group
+from megatron_7b.runtime.distributed import initialize_process
 
 logger = logging.getLogger(__name__)
 
@@ -66,18 +66,16 @@ def opened_model(folder: Path, config: RunConfig, *, fp32_on_cpu: bool = True) -
         ConfigError: the number of ranks does not fit the layout, or the device is not there.
     """
     started = time.perf_counter()
-    device_type = initialize_process(config.runtime)
-    if device_type == "cpu" and fp32_on_cpu:
-        config = dataclasses.replace(
-            config, precision=dataclasses.replace(config.precision, params_dtype="fp32", fp8="none")
-        )
-    model = _build(folder, config, device_type)
-    if model.layout.is_main:
-        logger.info("loaded %s at %s in %.1f s", folder, model.layout, time.perf_counter() - started)
-    yield model
-    # Only after success: after a failure the peers may never get here.
-    destroy_model_parallel()
-    leave_process_group()
+    with leaving_process_groups():
+        device_type = initialize_process(config.runtime)
+        if device_type == "cpu" and fp32_on_cpu:
+            config = dataclasses.replace(
+                config, precision=dataclasses.replace(config.precision, params_dtype="fp32", fp8="none")
+            )
+        model = _build(folder, config, device_type)
+        if model.layout.is_main:
+            logger.info("loaded %s at %s in %.1f s", folder, model.layout, time.perf_counter() - started)
+        yield model
 
 
 def _build(folder: Path, config: RunConfig, device_type: DeviceType) -> OpenModel:

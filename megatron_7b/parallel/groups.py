@@ -1,5 +1,8 @@
 """Process groups: the only reader of megatron-core's global parallel state."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -7,6 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_7b.config.schema import ParallelConfig, RuntimeConfig
 from megatron_7b.parallel.layout import ParallelLayout, build_layout
+from megatron_7b.runtime.distributed import leave_process_group
 
 
 def initialize_model_parallel(
@@ -38,8 +42,43 @@ def initialize_model_parallel(
 
 
 def destroy_model_parallel() -> None:
-    """Forget all groups. Collective: none (each rank forgets its own)."""
+    """Destroy and forget the groups of `initialize_model_parallel`; the default group stays.
+
+    megatron-core's own function forgets them without destroying them (except for some of gloo's), so each would keep
+    its connections, and with NCCL device memory, until the process ends.
+
+    Collective: all ranks of these groups.
+    """
+    created = [group for group in parallel_state._global_process_group_list or [] if group is not None]
+    if dist.is_initialized():  # otherwise they were destroyed with the default group
+        for group in reversed(created):  # the same order on all ranks: with NCCL, a group's ranks leave it together
+            dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
+
+
+@contextlib.contextmanager
+def leaving_process_groups() -> Iterator[None]:
+    """Destroy all groups when a with block ends, and the default one if it did not exist before.
+
+    After a failure this happens only in a world of one rank. With several, the others may never get here, and would
+    take the lost connection for what failed first; the process of a rank that failed ends anyway.
+
+    Collective: all ranks, at the end of the block.
+    """
+    joined_before = dist.is_initialized()
+
+    def leave() -> None:
+        destroy_model_parallel()
+        if not joined_before:
+            leave_process_group()
+
+    try:
+        yield
+    except BaseException:
+        if dist.is_initialized() and dist.get_world_size() == 1:
+            leave()
+        raise
+    leave()
 
 
 def process_groups() -> ProcessGroupCollection:

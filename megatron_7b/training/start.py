@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.sizes import count_parameters
-from megatron_7b.parallel.groups import destroy_model_parallel
-from megatron_7b.runtime.distributed import leave_process_group
+from megatron_7b.parallel.groups import leaving_process_groups
 from megatron_7b.runtime.hardware import device_name
 from megatron_7b.runtime.logs import add_log_file, remove_log_file
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
@@ -42,19 +41,16 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
         MegatronError: The run is impossible; whatever can be checked without building is checked first.
     """
     check_telemetry(config.telemetry)
-    trainer = build_trainer(config, folder.root)
-    ranks = Ranks(trainer.device)
-    throughput = build_throughput(trainer.config, world_size=ranks.world_size, device_type=trainer.device_type)
-    with contextlib.ExitStack() as loaders:
+    with leaving_process_groups(), contextlib.ExitStack() as loaders:
+        trainer = build_trainer(config, folder.root)
+        ranks = Ranks(trainer.device)
+        throughput = build_throughput(trainer.config, world_size=ranks.world_size, device_type=trainer.device_type)
         loaders.enter_context(trainer.loader)
         if trainer.valid_loader is not None:
             loaders.enter_context(trainer.valid_loader)
         yield Run(trainer, folder, ranks, stop_request, throughput)
-    # All leave together: a launcher that sees one rank exit with 75 may end the one that still writes the status.
-    ranks.maximum(0)
-    # Only after success: after a failure the peers may never get here.
-    destroy_model_parallel()
-    leave_process_group()
+        # All leave together: a launcher that sees one rank exit with 75 may end the one that still writes the status.
+        ranks.maximum(0)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from megatron_7b.cli.options import split_overrides
 from megatron_7b.config import load_config
 from megatron_7b.runtime.device import torch_device
 from megatron_7b.runtime.distributed import initialize_process
+from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import build_core, with_vocab_size
 
 
@@ -42,10 +43,11 @@ def peak_mb() -> float:
 
 def measured(action: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """Seconds until all ranks have done something, and by how many MB the peak memory of the worst has risen."""
-    dist.barrier()
+    ranks = Ranks(device)
+    ranks.maximum(0)  # waits for all, without the warning of NCCL's barrier about a device that it has to guess
     start, before = time.perf_counter(), peak_mb()
     action()
-    dist.barrier()
+    ranks.maximum(0)
     figures = torch.tensor([time.perf_counter() - start, peak_mb() - before], dtype=torch.float64, device=device)
     dist.all_reduce(figures, op=dist.ReduceOp.MAX)
     seconds, megabytes = figures.tolist()
