@@ -32,7 +32,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> Tensor:
         with_gradients = any(ctx.needs_input_grad)
-        loss_sum = hidden.new_zeros((), dtype=torch.float32)
+        loss_sum = hidden.new_zeros((), dtype=torch.float64)  # of as many chunks as there are
         grad_hidden = torch.empty_like(hidden) if with_gradients else None
         ctx.in_main_grad = with_gradients and hidden.device.type == "cpu" and hasattr(weight, "main_grad")
         if ctx.in_main_grad:
@@ -54,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             ctx.save_for_backward(grad_hidden)
         elif grad_hidden is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        return loss_sum
+        return loss_sum.float()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

@@ -19,6 +19,7 @@ import torch.utils._device
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.cpu_kernels import accumulate_weight_gradient, is_supported, rotary_embedding
+from megatron_7b.runtime.long_sums import l2_norm
 from megatron_7b.runtime.vector_math import settle_vector_functions
 
 _CPU = torch.device("cpu")
@@ -161,6 +162,12 @@ def _rotary_embedding(original: Callable[..., torch.Tensor]) -> Callable[..., to
     return apply
 
 
+def _multi_tensor_l2_norm(
+    _chunk_size: int, _overflow: torch.Tensor, tensor_lists: list[list[torch.Tensor]], _per_tensor: bool
+) -> tuple[torch.Tensor, None]:
+    return torch.tensor([l2_norm(tensor for tensors in tensor_lists for tensor in tensors)]), None
+
+
 def _seed(seed: int) -> None:
     # torch.manual_seed would also seed the (absent) CUDA generators and go through torch.cuda again.
     torch.default_generator.manual_seed(int(seed))
@@ -204,6 +211,7 @@ def replacements() -> tuple[Replacement, ...]:
 def _core_replacements() -> tuple[Replacement, ...]:
     """Names inside megatron-core itself; imported only once torch's are in place."""
     from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.optimizer import clip_grads
     from megatron.core.tensor_parallel import layers as core_layers
     from megatron.core.tensor_parallel import random as core_random
 
@@ -221,6 +229,7 @@ def _core_replacements() -> tuple[Replacement, ...]:
             _rotary_embedding(rope_utils._apply_rotary_pos_emb_bshd),
             "six passes over memory and as many temporaries; the kernel needs one",
         ),
+        Replacement(clip_grads, "l2_norm_impl", _multi_tensor_l2_norm, "loses digits in large tensors; see long_sums"),
         Replacement(core_random, "_get_cuda_rng_state", _get_rng_state, reason),
         Replacement(core_random, "_set_cuda_rng_state", _set_rng_state, reason),
     )
