@@ -17,11 +17,11 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from megatron_7b.checkpoint.folders import check_free_space, new_staging_folder
-from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, verify_files
+from megatron_7b.checkpoint.manifest import Counters, Manifest, read_config, read_manifest, verify_files
 from megatron_7b.checkpoint.save import publish_staged, save_strategy
 from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
-from megatron_7b.model.names import parameter_kind, parameter_shapes
+from megatron_7b.model.kinds import parameter_table
 from megatron_7b.parallel import build_layout
 from megatron_7b.runtime import cpu_backend
 
@@ -42,21 +42,21 @@ class CheckpointWeights(Mapping[str, Tensor]):
         if verify:
             verify_files(folder, manifest)
         self._folder = folder
-        self._vocab_size = manifest.vocab_size
+        self._table = parameter_table(read_config(folder).model, manifest.vocab_size)
         # Torch's index is a pickle: it is read only after its hash was found right.
         self._entries: dict[str, TensorStorageMetadata] = {
-            name: entry
+            self._table.by_core_name(name).name: entry
             for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
             if isinstance(entry, TensorStorageMetadata) and not name.startswith("optimizer.")
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        entry = self._entries[name]
+        entry, parameter = self._entries[name], self._table[name]
         tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            load({name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
-        return tensor[: self._vocab_size] if parameter_kind(name).padded else tensor
+            load({parameter.core_name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
+        return tensor[: parameter.shape[0]] if parameter.is_padded else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -91,14 +91,13 @@ def write_weights(
         CheckpointError: a parameter is missing, unknown or of another shape; nothing was published.
     """
     assert config.model.vocab_size is not None
-    expected = dict(parameter_shapes(config.model, config.model.vocab_size))
+    expected = parameter_table(config.model, config.model.vocab_size)
     sharded: dict[str, Any] = {}
     for name, tensor in tensors:
-        if name not in expected or tuple(tensor.shape) != expected[name]:
-            raise CheckpointError(
-                f"{name} has shape {tuple(tensor.shape)}, the model has {expected.get(name, 'no such parameter')}"
-            )
-        sharded[name] = ShardedTensor.from_rank_offsets(name, tensor.detach().contiguous())
+        if name not in expected or tuple(tensor.shape) != expected[name].shape:
+            wanted = expected[name].shape if name in expected else "no such parameter"
+            raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, the model has {wanted}")
+        sharded[name] = ShardedTensor.from_rank_offsets(expected[name].core_name, tensor.detach().contiguous())
     if expected.keys() - sharded.keys():
         raise CheckpointError(f"parameters are missing: {', '.join(sorted(expected.keys() - sharded.keys()))}")
     checkpoints.mkdir(parents=True, exist_ok=True)

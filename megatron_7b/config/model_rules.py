@@ -26,7 +26,7 @@ def _heads_share_the_hidden_size(case: Case) -> Iterator[Problem]:
 @rule("model.hidden_size", "model.num_attention_heads", "model.kv_channels")
 def _rotary_needs_even_heads(case: Case) -> Iterator[Problem]:
     model = case.config.model
-    width = model.kv_channels or model.hidden_size // model.num_attention_heads
+    width = model.head_width
     if width % 2:
         path = "model.kv_channels" if model.kv_channels else "model.num_attention_heads"
         yield case.problem(path, f"heads are {width} wide; rotary embeddings turn pairs, so the width must be even")
@@ -96,7 +96,7 @@ def _layout_divides_ranks(case: Case) -> Iterator[Problem]:
 @rule("parallel.tensor_model_parallel_size", "model.num_attention_heads", "model.num_query_groups")
 def _tensor_parallel_splits_heads(case: Case) -> Iterator[Problem]:
     model, tp = case.config.model, case.config.parallel.tensor_model_parallel_size
-    groups = model.num_query_groups or model.num_attention_heads
+    groups = model.query_groups
     name = "num_query_groups" if model.num_query_groups else "num_attention_heads"
     if groups % tp:
         yield case.problem(

@@ -66,6 +66,16 @@ class ModelConfig:
     transformer_impl: Literal["auto", "transformer_engine", "local"] = "auto"
     """Layer kernels: Transformer Engine, torch-native, or the best that this machine supports."""
 
+    @property
+    def head_width(self) -> int:
+        """Channels `d` of one attention head."""
+        return self.kv_channels or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_groups(self) -> int:
+        """Key-value heads `g`."""
+        return self.num_query_groups or self.num_attention_heads
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:

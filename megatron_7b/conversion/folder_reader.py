@@ -8,8 +8,8 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_7b.conversion.mappings import Shape
 from megatron_7b.errors import ConversionError
+from megatron_7b.model.parameters import Shape
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig
-from megatron_7b.conversion.families import FAMILIES, Family, Shapes
+from megatron_7b.conversion.families import FAMILIES, Family
 from megatron_7b.errors import ConversionError
 
 
@@ -88,18 +88,18 @@ def to_hugging_face_config(
         ConversionError: No Hugging Face architecture of the model's family computes what the model computes.
     """
     check_exportable(model)
-    family, shapes = FAMILIES[model.architecture], Shapes.of(model, vocab_size)
+    family = FAMILIES[model.architecture]
     special_tokens = special_tokens or SpecialTokens()
     config: dict[str, object] = {
         "architectures": [family.class_name],
         "model_type": family.model_type,
         "vocab_size": vocab_size,
-        "hidden_size": shapes.hidden_size,
-        "intermediate_size": shapes.ffn_hidden_size,
-        "num_hidden_layers": shapes.num_layers,
-        "num_attention_heads": shapes.num_attention_heads,
-        "num_key_value_heads": shapes.num_query_groups,
-        "head_dim": shapes.kv_channels,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.query_groups,
+        "head_dim": model.head_width,
         "hidden_act": "silu",
         "max_position_embeddings": model.max_position_embeddings,
         "initializer_range": model.init_method_std,
@@ -120,7 +120,7 @@ def to_hugging_face_config(
         config["sliding_window"] = None  # left out, transformers would assume a window of 4096
     if family.sliding_window == "some layers":
         config["use_sliding_window"] = False
-        config["max_window_layers"] = shapes.num_layers
+        config["max_window_layers"] = model.num_layers
     return config
 
 
@@ -241,7 +241,7 @@ def _unrepresentable(values: Mapping[str, object], family: Family) -> list[str]:
 
 def _impossible_heads(model: ModelConfig) -> list[str]:
     problems = []
-    groups = model.num_query_groups or model.num_attention_heads
+    groups = model.query_groups
     if model.num_attention_heads % groups:
         problems.append(
             f"num_attention_heads {model.num_attention_heads} is not a multiple of num_key_value_heads {groups}"

@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConversionError
-
-Shape = tuple[int, ...]
+from megatron_7b.model.parameters import Parameter, Shape
 
 
 class TensorMapping(Protocol):
@@ -185,6 +185,21 @@ class GateUp:
         """Join gate, up."""
         _check_shapes(parts, self.hugging_face_shapes)
         return torch.cat(parts)
+
+
+def build_mapping(parameter: Parameter, model: ModelConfig) -> TensorMapping:
+    """Return how a parameter of a model relates to its Hugging Face tensors."""
+    rows, *columns = parameter.shape
+    match parameter.arrangement:
+        case "plain":
+            return Direct(parameter.shape)
+        case "vocabulary":
+            return Vocabulary(rows, *columns)
+        case "gate_up":
+            return GateUp(rows // 2, *columns)
+        case "query_key_value":
+            width = columns[0] if columns else None
+            return QueryKeyValue(model.num_attention_heads, model.query_groups, model.head_width, width)
 
 
 def pad_vocabulary(tensor: Tensor, num_rows: int) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig
-from megatron_7b.conversion.families import EMBEDDING, FAMILIES, FINAL_NORM, OUTPUT_LAYER, Rule, Shapes
-from megatron_7b.conversion.mappings import Shape, TensorMapping, pad_vocabulary
+from megatron_7b.conversion.mappings import TensorMapping, build_mapping, pad_vocabulary
 from megatron_7b.errors import ConversionError
+from megatron_7b.model.kinds import parameter_table
+from megatron_7b.model.parameters import Parameter, Shape
 
 _MAX_NAMES_LISTED = 12
 _DERIVED_SUFFIX = "rotary_emb.inv_freq"
@@ -21,36 +22,31 @@ _DERIVED_SUFFIX = "rotary_emb.inv_freq"
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One canonical tensor, the Hugging Face tensors it corresponds to, and how."""
+    """A parameter of the model, and how its Hugging Face tensors are made from it and it from them."""
 
-    canonical: str
-    hugging_face: tuple[str, ...]
+    parameter: Parameter
     mapping: TensorMapping
+
+    @property
+    def canonical(self) -> str:
+        """Name in checkpoints."""
+        return self.parameter.name
+
+    @property
+    def hugging_face(self) -> tuple[str, ...]:
+        """Names in the Hugging Face folder."""
+        return self.parameter.hugging_face
 
 
 def plan_weights(model: ModelConfig, vocab_size: int) -> tuple[PlannedTensor, ...]:
     """List every tensor of a model in the order of the forward pass.
 
     Args:
-        model: Shape of the model; its `architecture` chooses the name table.
+        model: Shape of the model.
         vocab_size: True vocabulary size.
     """
-    shapes = Shapes.of(model, vocab_size)
-    plan = [_bind(EMBEDDING, 0, shapes)]
-    for layer in range(model.num_layers):
-        plan.extend(_bind(rule, layer, shapes) for rule in FAMILIES[model.architecture].layer_rules)
-    plan.append(_bind(FINAL_NORM, 0, shapes))
-    if not model.share_embeddings_and_output_weights:
-        plan.append(_bind(OUTPUT_LAYER, 0, shapes))
-    return tuple(plan)
-
-
-def _bind(rule: Rule, layer: int, shapes: Shapes) -> PlannedTensor:
-    return PlannedTensor(
-        canonical=rule.canonical.format(attention=2 * layer, mlp=2 * layer + 1),
-        hugging_face=tuple(name.format(layer=layer) for name in rule.hugging_face),
-        mapping=rule.mapping(shapes),
-    )
+    table = parameter_table(model, vocab_size)
+    return tuple(PlannedTensor(parameter, build_mapping(parameter, model)) for parameter in table.values())
 
 
 def to_hugging_face(
@@ -95,15 +91,14 @@ def from_hugging_face(
             configuration calls tied differs from the embedding.
     """
     plan = plan_weights(model, vocab_size)
-    redundant = _redundant_names(weights, model)
+    redundant = _redundant_names(weights, plan)
     expected = [name for entry in plan for name in entry.hugging_face]
     _check_names((name for name in weights if name not in redundant), expected, "the Hugging Face folder")
-    _check_tied(weights, redundant)
-    vocabulary_tensors = (EMBEDDING.canonical, OUTPUT_LAYER.canonical)
+    _check_repeated(weights, plan)
     for entry in plan:
         parts = (weights[name] for name in entry.hugging_face)
         tensor = _with_name(", ".join(entry.hugging_face), entry.mapping.from_hugging_face, *parts)
-        if padded_vocab_size is not None and entry.canonical in vocabulary_tensors:
+        if padded_vocab_size is not None and entry.parameter.is_padded:
             tensor = pad_vocabulary(tensor, padded_vocab_size)
         yield entry.canonical, tensor
 
@@ -119,10 +114,10 @@ def check_hugging_face_shapes(shapes: Mapping[str, Shape], model: ModelConfig, v
     Raises:
         ConversionError: Tensors are missing, unexpected or misshapen; all are named.
     """
-    expected: dict[str, Shape] = {}
-    for entry in plan_weights(model, vocab_size):
+    plan, expected = plan_weights(model, vocab_size), dict[str, Shape]()
+    for entry in plan:
         expected.update(zip(entry.hugging_face, entry.mapping.hugging_face_shapes, strict=True))
-    redundant = _redundant_names(shapes, model)
+    redundant = _redundant_names(shapes, plan)
     _check_names((name for name in shapes if name not in redundant), expected, "the Hugging Face folder")
     wrong = [
         f"{name} is {list(shapes[name])}, config.json makes it {list(shape)}"
@@ -133,19 +128,22 @@ def check_hugging_face_shapes(shapes: Mapping[str, Shape], model: ModelConfig, v
         raise ConversionError("tensors do not fit config.json:\n  " + "\n  ".join(_shortened(wrong)))
 
 
-def _redundant_names(names: Iterable[str], model: ModelConfig) -> frozenset[str]:
+def _redundant_names(names: Iterable[str], plan: Iterable[PlannedTensor]) -> frozenset[str]:
     """Names that repeat what other tensors or the configuration already say."""
-    tied = OUTPUT_LAYER.hugging_face if model.share_embeddings_and_output_weights else ()
-    return frozenset(name for name in names if name.endswith(_DERIVED_SUFFIX) or name in tied)
+    repeated = {name for entry in plan for name in entry.parameter.repeated_as}
+    return frozenset(name for name in names if name.endswith(_DERIVED_SUFFIX) or name in repeated)
 
 
-def _check_tied(weights: Mapping[str, Tensor], redundant: frozenset[str]) -> None:
-    (output,), (embedding,) = OUTPUT_LAYER.hugging_face, EMBEDDING.hugging_face
-    if output in redundant and not torch.equal(weights[output], weights[embedding]):
-        raise ConversionError(
-            f"config.json ties the output layer to the embedding, but {output} differs from {embedding}",
-            hint='set "tie_word_embeddings": false in config.json if the separate output layer is meant',
-        )
+def _check_repeated(weights: Mapping[str, Tensor], plan: Iterable[PlannedTensor]) -> None:
+    """Refuse a folder that holds one tensor under two names with different values."""
+    for entry in plan:
+        for name in entry.parameter.repeated_as:
+            (original,) = entry.hugging_face
+            if name in weights and not torch.equal(weights[name], weights[original]):
+                raise ConversionError(
+                    f"config.json ties the output layer to the embedding, but {name} differs from {original}",
+                    hint='set "tie_word_embeddings": false in config.json if the separate output layer is meant',
+                )
 
 
 def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:

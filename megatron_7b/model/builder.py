@@ -1,6 +1,7 @@
 """Builds this rank's part of the language model."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +18,11 @@ from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
 from megatron_7b.model.core_config import build_transformer_config, hybrid_layer_pattern
 from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.initialization import initial_shard
+from megatron_7b.model.kinds import parameter_table
+from megatron_7b.model.kinds.decoder import core_name
 from megatron_7b.model.layer_specs import build_stack_spec, resolve_transformer_impl
 from megatron_7b.model.local_layers import RMSNorm
-from megatron_7b.model.names import canonical_name, parameter_kind, parameter_shapes
+from megatron_7b.model.parameters import Parameter, ParameterTable
 from megatron_7b.model.sizes import padded_vocab_size
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.runtime.device import DeviceType
@@ -31,12 +34,14 @@ class LanguageModel(HybridModel):
     """megatron-core's HybridModel with a true vocabulary size, returning the masked sum of the token losses.
 
     Attributes:
+        table: The parameters of the whole model, vocabulary padding included.
         true_vocab_size: Rows of the embedding that are tokens; the rest is padding and gets no probability.
         fuse_loss: Compute output layer and loss chunk by chunk, without holding all logits.
     """
 
-    def __init__(self, *, true_vocab_size: int, fuse_loss: bool, **kwargs: Any) -> None:
+    def __init__(self, *, table: ParameterTable, true_vocab_size: int, fuse_loss: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.table = table
         self.true_vocab_size = true_vocab_size
         self.fuse_loss = fuse_loss
 
@@ -174,11 +179,13 @@ def build_model(
         logger.info("layers: %s (%s)", impl, reason)
     core_config = build_transformer_config(config, device_type=device_type, impl=impl)
     padded = padded_vocab_size(vocab_size, config.model.make_vocab_size_divisible_by, layout.tp_size)
+    table = parameter_table(config.model, padded)
     pattern = hybrid_layer_pattern(config.model, layout.pp_size * layout.num_chunks)
     chunks = []
     for stage in range(layout.num_chunks):
         with _final_norm(RMSNorm if impl == "local" else None):
             chunk = LanguageModel(
+                table=table,
                 true_vocab_size=vocab_size,
                 fuse_loss=impl == "local",
                 config=core_config,
@@ -200,10 +207,7 @@ def build_model(
             _fuse_gradient_accumulation(chunk)
         chunks.append(chunk.cuda() if device_type == "cuda" else chunk)
     if initialize:
-        seed = config.training.seed
-        initialize_parameters(
-            chunks, config.model, seed=seed, layout=layout, vocab_size=vocab_size, padded_vocab_size=padded
-        )
+        initialize_parameters(chunks, config.model, seed=config.training.seed, layout=layout, vocab_size=vocab_size)
     return chunks
 
 
@@ -228,38 +232,35 @@ def _stretch_rotary_embedding(rotary: RotaryEmbedding, scaling: RopeScalingConfi
     )
 
 
-def named_canonical_parameters(chunks: list[LanguageModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Yield this rank's parameters under their canonical names.
+def described_parameters(chunk: LanguageModel) -> Iterator[tuple[Parameter, torch.nn.Parameter]]:
+    """Yield the parameters of a model chunk, each with what it is a part of.
 
-    On the last of several stages, the output layer of a tied model is a copy of the embedding and has its name.
+    On the last of several stages, the output layer of a tied model is a copy of the embedding and described as such.
     """
+    layers = chunk.decoder.layers
+    offset = layers[0].layer_number - 1 if len(layers) else 0
+    for local_name, parameter in chunk.named_parameters():
+        name = core_name(local_name, layer_offset=offset)
+        if name == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
+            name = "embedding.word_embeddings.weight"
+        yield chunk.table.by_core_name(name), parameter
+
+
+def named_canonical_parameters(chunks: list[LanguageModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Yield this rank's parameters under their layout-independent names."""
     for chunk in chunks:
-        layers = chunk.decoder.layers
-        offset = layers[0].layer_number - 1 if len(layers) else 0
-        for local_name, parameter in chunk.named_parameters():
-            name = canonical_name(local_name, layer_offset=offset)
-            if name == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
-                name = "embedding.word_embeddings.weight"
-            yield name, parameter
+        for description, parameter in described_parameters(chunk):
+            yield description.name, parameter
 
 
 def initialize_parameters(
-    chunks: list[LanguageModel],
-    model: ModelConfig,
-    *,
-    seed: int,
-    layout: ParallelLayout,
-    vocab_size: int,
-    padded_vocab_size: int,
+    chunks: list[LanguageModel], model: ModelConfig, *, seed: int, layout: ParallelLayout, vocab_size: int
 ) -> None:
     """Fill every parameter of this rank from the seed and its name. Collective: none."""
-    shapes = dict(parameter_shapes(model, padded_vocab_size))
     with torch.no_grad():
-        for name, parameter in named_canonical_parameters(chunks):
+        for description, parameter in itertools.chain.from_iterable(map(described_parameters, chunks)):
             values = initial_shard(
-                name,
-                parameter_kind(name),
-                shapes[name],
+                description,
                 model=model,
                 seed=seed,
                 tp_rank=layout.tp_rank,

@@ -7,10 +7,9 @@ import torch.nn.functional as functional
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
+from megatron_7b.model.kinds.decoder import SYMBOLS_PER_LAYER
 from megatron_7b.model.layer_specs import TransformerImpl
 from megatron_7b.runtime.device import DeviceType, has_native_bf16
-
-_SYMBOLS_PER_LAYER = 2  # a transformer layer is an attention and an MLP symbol of the hybrid pattern
 
 
 def params_dtype(precision: PrecisionConfig, device_type: DeviceType) -> torch.dtype:
@@ -28,12 +27,12 @@ def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl
     is_interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     recompute = parallel.recompute_granularity
     return TransformerConfig(
-        num_layers=model.num_layers * _SYMBOLS_PER_LAYER,
+        num_layers=model.num_layers * SYMBOLS_PER_LAYER,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.num_query_groups or model.num_attention_heads,
-        kv_channels=model.kv_channels or model.hidden_size // model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_width,
         normalization="RMSNorm",
         layernorm_epsilon=model.norm_epsilon,
         activation_func=functional.silu,
@@ -75,7 +74,7 @@ def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl
         # Recompute
         recompute_granularity=None if recompute == "none" else recompute,
         recompute_method=parallel.recompute_method if recompute == "full" else None,
-        recompute_num_layers=parallel.recompute_num_layers * _SYMBOLS_PER_LAYER if recompute == "full" else None,
+        recompute_num_layers=parallel.recompute_num_layers * SYMBOLS_PER_LAYER if recompute == "full" else None,
         recompute_modules=["core_attn"] if recompute == "selective" else None,
     )
 

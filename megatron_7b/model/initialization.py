@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig
-from megatron_7b.model.names import ParameterKind
+from megatron_7b.model.parameters import Parameter
 
 _BLOCK_ELEMENTS = 1 << 20
 _FILLED_AT_ONCE = 16
@@ -31,7 +31,7 @@ def draw_rows(name: str, row_width: int, first: int, last: int, *, seed: int, st
     """Return rows [first, last) of a normally distributed parameter, in FP32 on the CPU.
 
     Args:
-        name: Canonical name.
+        name: What the values are a function of, beside the seed.
         row_width: Elements of one row of the whole parameter.
         first: First row.
         last: One past the last row.
@@ -62,11 +62,12 @@ def draw_rows(name: str, row_width: int, first: int, last: int, *, seed: int, st
     return rows
 
 
-def shard_ranges(kind: ParameterKind, rows: int, tp_rank: int, tp_size: int) -> Iterator[tuple[int, int]]:
+def shard_ranges(parameter: Parameter, tp_rank: int, tp_size: int) -> Iterator[tuple[int, int]]:
     """Yield the row ranges of the whole parameter that a tensor rank's shard consists of, in order."""
-    if kind.tp_dim != 0 or tp_size == 1:
+    rows = parameter.shape[0]
+    if parameter.tp_dim != 0 or tp_size == 1:
         yield 0, rows
-    elif kind.gated:
+    elif parameter.arrangement == "gate_up":
         part = rows // 2 // tp_size
         for half in (0, rows // 2):
             yield half + tp_rank * part, half + (tp_rank + 1) * part
@@ -76,41 +77,31 @@ def shard_ranges(kind: ParameterKind, rows: int, tp_rank: int, tp_size: int) -> 
 
 
 def initial_shard(
-    name: str,
-    kind: ParameterKind,
-    whole_shape: tuple[int, ...],
-    *,
-    model: ModelConfig,
-    seed: int,
-    tp_rank: int,
-    tp_size: int,
-    vocab_size: int,
+    parameter: Parameter, *, model: ModelConfig, seed: int, tp_rank: int, tp_size: int, vocab_size: int
 ) -> Tensor:
     """Return one tensor rank's part of a freshly initialised parameter, in FP32 on the CPU.
 
     Args:
-        name: Canonical name.
-        kind: How the parameter is initialised and sharded.
-        whole_shape: Shape of the whole parameter, vocabulary padding included.
+        parameter: The whole, vocabulary padding included.
         model: Shape of the model.
         seed: Seed of the run.
         tp_rank: Rank within the tensor-parallel group.
         tp_size: Size of that group.
         vocab_size: True vocabulary size; padded rows are zero.
     """
-    if kind.init in ("ones", "zeros"):
-        size = whole_shape[0] // (tp_size if kind.tp_dim == 0 else 1)
-        return torch.full((size,), 1.0 if kind.init == "ones" else 0.0)
+    if parameter.init in ("ones", "zeros"):
+        size = parameter.shape[0] // (tp_size if parameter.tp_dim == 0 else 1)
+        return torch.full((size,), 1.0 if parameter.init == "ones" else 0.0)
     # Source: GPT-2 and Megatron: projections into the residual stream are narrowed by the number of additions to it.
-    std = model.init_method_std / (math.sqrt(2.0 * model.num_layers) if kind.init == "scaled_normal" else 1.0)
-    rows, width = whole_shape
+    std = model.init_method_std / (math.sqrt(2.0 * model.num_layers) if parameter.init == "scaled_normal" else 1.0)
+    width = parameter.shape[1]
     parts = []
-    for first, last in shard_ranges(kind, rows, tp_rank, tp_size):
-        true_last = max(first, min(last, vocab_size)) if kind.padded else last
-        parts.append(draw_rows(name, width, first, true_last, seed=seed, std=std))
+    for first, last in shard_ranges(parameter, tp_rank, tp_size):
+        true_last = max(first, min(last, vocab_size)) if parameter.is_padded else last
+        parts.append(draw_rows(parameter.core_name, width, first, true_last, seed=seed, std=std))
         if true_last < last:
             parts.append(torch.zeros(last - true_last, width))
     shard = torch.cat(parts)
-    if kind.tp_dim == 1 and tp_size > 1:
+    if parameter.tp_dim == 1 and tp_size > 1:
         shard = shard.chunk(tp_size, dim=1)[tp_rank].contiguous()
     return shard

@@ -11,7 +11,7 @@ from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.checkpoint.weights import CheckpointWeights, write_weights
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import CheckpointError
-from megatron_7b.model.names import parameter_shapes
+from megatron_7b.model.kinds import parameter_table
 from tests.support.checkpoint_runs import train_save
 from tests.support.ranks import RankFailedError, run_ranks
 from tests.support.tiny_runs import VOCAB_SIZE, build, run_steps, tiny_config
@@ -44,9 +44,8 @@ def test_weights_survive_the_way_through_whole_tensors(model: dict[str, Any], tm
     four = tiny_config(model=model, parallel={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2})
     run_ranks(4, train_save, four, tmp_path / "a", 2)
     weights = CheckpointWeights(resolve_checkpoint(tmp_path / "a"))
-    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == dict(
-        parameter_shapes(config.model, VOCAB_SIZE)
-    )
+    table = parameter_table(config.model, VOCAB_SIZE)
+    assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {n: row.shape for n, row in table.items()}
     write_weights(tmp_path / "b", weights.items(), config)
     copied = CheckpointWeights(resolve_checkpoint(tmp_path / "b"))
     for name, tensor in weights.items():
@@ -69,8 +68,7 @@ def test_weights_survive_the_way_through_whole_tensors(model: dict[str, Any], tm
 
 def test_incomplete_or_foreign_weights_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
-    shapes = dict(parameter_shapes(config.model, VOCAB_SIZE))
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    tensors = {name: torch.zeros(row.shape) for name, row in parameter_table(config.model, VOCAB_SIZE).items()}
     with pytest.raises(CheckpointError, match=r"missing: decoder\.final_norm\.weight"):
         write_weights(tmp_path, [(n, t) for n, t in tensors.items() if n != "decoder.final_norm.weight"], config)
     with pytest.raises(CheckpointError, match="no such parameter"):
@@ -86,7 +84,7 @@ def test_number_formats_of_training_do_not_bind_those_who_use_the_model(tmp_path
         parallel={"use_distributed_optimizer": True},
         precision={"params_dtype": "bf16", "fp8": "hybrid", "fp8_param_gather": True, "optimizer_state_dtype": "bf16"},
     )
-    tensors = ((name, torch.zeros(shape)) for name, shape in parameter_shapes(config.model, VOCAB_SIZE))
+    tensors = ((name, torch.zeros(row.shape)) for name, row in parameter_table(config.model, VOCAB_SIZE).items())
     inferred = inference_config(write_weights(tmp_path, tensors, config))
     assert not inferred.parallel.use_distributed_optimizer
     assert inferred.precision.fp8 == "hybrid"

@@ -9,7 +9,7 @@ from torch import Tensor
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion import check_hugging_face_shapes, from_hugging_face, plan_weights, to_hugging_face
 from megatron_7b.errors import ConversionError
-from megatron_7b.model.names import parameter_shapes
+from megatron_7b.model.kinds import parameter_table
 
 MODEL = ModelConfig(num_layers=2, hidden_size=8, ffn_hidden_size=12, num_attention_heads=4, num_query_groups=2)
 TIED = ModelConfig(
@@ -35,7 +35,7 @@ def random_weights(model: ModelConfig, vocab_size: int = 10) -> dict[str, Tensor
 @pytest.mark.parametrize("model", VARIANTS, ids=lambda model: model.architecture)
 def test_the_plan_is_the_model_s_own_list_of_parameters(model: ModelConfig):
     plan = {entry.canonical: entry.mapping.canonical_shape for entry in plan_weights(model, 10)}
-    assert plan == dict(parameter_shapes(model, 10))
+    assert plan == {name: parameter.shape for name, parameter in parameter_table(model, 10).items()}
 
 
 @pytest.mark.parametrize("model", VARIANTS, ids=lambda model: model.architecture)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megatron_7b.config.schema import ModelConfig, RunConfig
-from megatron_7b.model.names import parameter_shapes
+from megatron_7b.model.kinds import parameter_table
 from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
 
 SEQ_LENGTH = 16
@@ -22,8 +22,8 @@ def random_weights(model: ModelConfig, seed: int = 3) -> dict[str, torch.Tensor]
     """Whole parameters by canonical name, far from their usual initial values."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(shape, generator=generator) * 0.2 + (1.0 if "norm" in name else 0.0)
-        for name, shape in parameter_shapes(model, VOCAB_SIZE)
+        name: torch.randn(parameter.shape, generator=generator) * 0.2 + (1.0 if "norm" in name else 0.0)
+        for name, parameter in parameter_table(model, VOCAB_SIZE).items()
     }
 
 

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from megatron_7b.config import ModelConfig, load_config
 from megatron_7b.errors import ConfigError
-from megatron_7b.model.sizes import causal_flops_per_token, count_by_part, count_parameters, padded_vocab_size
+from megatron_7b.model.sizes import (
+    causal_flops_per_token,
+    count_multiplied_parameters,
+    count_parameters,
+    padded_vocab_size,
+)
 from tests.support.assets import asset
 
 # h 8, 2 heads of 4, 1 group, ffn 12, v 10: qkv [16, 8], projection [8, 8], fc1 [24, 8], fc2 [8, 12].
@@ -99,6 +104,7 @@ def test_flops_count_a_shared_output_layer_but_no_look_up():
 
 def test_flops_of_llama2_7b_are_six_per_parameter_and_the_attention():
     model = load_config("llama2_7b").model
-    multiplied = count_parameters(model) - count_by_part(model).embedding
+    multiplied = count_multiplied_parameters(model)
+    assert count_parameters(model) - multiplied == 32000 * 4096 + 65 * 4096  # the embedding, and the norms
     assert causal_flops_per_token(model, 1) == pytest.approx(6 * multiplied, rel=1e-4)
     assert causal_flops_per_token(model, 4096) - causal_flops_per_token(model, 0) == 6 * 32 * 4096 * 4096

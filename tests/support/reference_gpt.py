@@ -30,8 +30,8 @@ def reference_logits(weights: Mapping[str, Tensor], model: ModelConfig, tokens: 
     hidden = weights["embedding.word_embeddings.weight"][tokens]
     cos, sin = (angles.to(hidden.dtype) for angles in rotation(model, tokens.shape[1]))
     for layer in range(model.num_layers):
-        hidden = hidden + _attention(weights, f"decoder.layers.{2 * layer}", model, hidden, cos, sin)
-        hidden = hidden + _mlp(weights, f"decoder.layers.{2 * layer + 1}", model, hidden)
+        hidden = hidden + _attention(weights, f"decoder.layers.{layer}", model, hidden, cos, sin)
+        hidden = hidden + _mlp(weights, f"decoder.layers.{layer}", model, hidden)
     hidden = rms_norm(hidden, weights["decoder.final_norm.weight"], model.norm_epsilon)
     tied = model.share_embeddings_and_output_weights
     output = weights["embedding.word_embeddings.weight" if tied else "output_layer.weight"]

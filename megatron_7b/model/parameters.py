@@ -1,0 +1,90 @@
+"""What a model's parameters are: one row each, from which sizes, initial values, sharding and conversion all follow.
+
+A row describes the whole parameter, whichever rank, pipeline stage or layer spec holds how much of it. Its name is the
+same at every layout and is the one in checkpoints; megatron-core's own name for it stands beside it. Imports no torch.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_7b.errors import CheckpointError
+
+type Shape = tuple[int, ...]
+type InitKind = Literal["normal", "scaled_normal", "ones", "zeros"]
+type Arrangement = Literal["plain", "vocabulary", "query_key_value", "gate_up"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """One parameter of a model.
+
+    Attributes:
+        name: Layout-independent name, as in checkpoints: `decoder.layers.3.mlp.linear_fc2.weight`.
+        core_name: megatron-core's name of it, with the layer numbers of the whole model.
+        hugging_face: Names of the Hugging Face tensors that it corresponds to, in the order of its rows.
+        shape: Of the whole parameter.
+        init: `scaled_normal` is narrower by sqrt(2 × layers): projections that write into the residual stream.
+        tp_dim: Dimension that tensor parallelism shards; None means that every tensor rank holds the whole.
+        arrangement: What its rows are. `vocabulary`: one per token, padded at the end to a multiple that the layout
+            decides. `query_key_value`: for every query group its query heads, its key head and its value head.
+            `gate_up`: all gate rows, then all up rows; a shard is a piece of each half.
+        is_multiplied: Every token's activations are multiplied by it, which is what FLOPs are counted from.
+        repeated_as: Hugging Face names under which a folder may hold the same tensor a second time.
+    """
+
+    name: str
+    core_name: str
+    hugging_face: tuple[str, ...]
+    shape: Shape
+    init: InitKind
+    tp_dim: int | None = None
+    arrangement: Arrangement = "plain"
+    is_multiplied: bool = False
+    repeated_as: tuple[str, ...] = ()
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether a layout may append rows that are no tokens."""
+        return self.arrangement == "vocabulary"
+
+
+class ParameterTable(Mapping[str, Parameter]):
+    """The parameters of one model by name, in the order of the forward pass.
+
+    Args:
+        rows: Its parameters.
+    """
+
+    def __init__(self, rows: Iterable[Parameter]) -> None:
+        self._by_name = {row.name: row for row in rows}
+        self._by_core_name = {row.core_name: row for row in self._by_name.values()}
+
+    def __getitem__(self, name: str) -> Parameter:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def by_core_name(self, core_name: str) -> Parameter:
+        """Return the parameter that megatron-core calls so.
+
+        Raises:
+            CheckpointError: This model has no such parameter.
+        """
+        try:
+            return self._by_core_name[core_name]
+        except KeyError:
+            raise CheckpointError(f"this model has no parameter that megatron-core calls {core_name!r}") from None
+
+
+def expand_braces(pattern: str) -> tuple[str, ...]:
+    """Return the names that a pattern stands for: `{q,k}_proj` for q_proj and k_proj; without braces itself."""
+    match = re.search(r"\{([^}]*)\}", pattern)
+    if match is None:
+        return (pattern,)
+    return tuple(pattern[: match.start()] + choice + pattern[match.end() :] for choice in match.group(1).split(","))
