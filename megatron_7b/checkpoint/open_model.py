@@ -12,7 +12,8 @@ import torch
 from megatron_7b.checkpoint.load import load_weights
 from megatron_7b.config import RunConfig
 from megatron_7b.errors import ConfigError
-from megatron_7b.model.builder import LanguageModel, build_model
+from megatron_7b.model.builder import build_model
+from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, leaving_process_groups, process_groups
 from megatron_7b.runtime.device import DeviceType, torch_device
@@ -35,7 +36,7 @@ class OpenModel:
     config: RunConfig
     layout: ParallelLayout
     device_type: DeviceType
-    chunks: list[LanguageModel]
+    chunks: list[ModelChunk]
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +44,7 @@ class OpenModel:
         return torch_device(self.device_type)
 
     @property
-    def only_chunk(self) -> LanguageModel:
+    def only_chunk(self) -> ModelChunk:
         """The one chunk of a model without virtual pipeline stages."""
         (chunk,) = self.chunks
         return chunk

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from megatron_7b.config.architectures import ARCHITECTURES
 from megatron_7b.config.options import get_value, options
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
@@ -45,17 +46,15 @@ def _groups_divide_heads(case: Case) -> Iterator[Problem]:
 
 
 @rule("model.architecture", "model.add_qkv_bias", "model.qk_layernorm")
-def _architecture_can_be_exported(case: Case) -> Iterator[Problem]:
+def _architecture_fixes_options(case: Case) -> Iterator[Problem]:
     model = case.config.model
-    wanted = {"qwen2": (True, False), "qwen3": (False, True)}.get(model.architecture, (False, False))
-    for name, actual, needed in zip(
-        ("add_qkv_bias", "qk_layernorm"), (model.add_qkv_bias, model.qk_layernorm), wanted, strict=True
-    ):
-        if actual != needed:
+    for name, needed in ARCHITECTURES[model.architecture].fixed.items():
+        given = getattr(model, name)
+        if given != needed:
+            others = [other for other, its in ARCHITECTURES.items() if its.fixed.get(name) == given]
             yield case.problem(
                 f"model.{name}",
-                f"Hugging Face's {model.architecture} {'has' if needed else 'has no'} such weights: set {needed}, or "
-                f"another model.architecture (qwen2 has add_qkv_bias, qwen3 has qk_layernorm)",
+                f"must be {needed} for Hugging Face's {model.architecture}; it is {given} in {', '.join(others)}",
             )
 
 

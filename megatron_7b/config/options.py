@@ -37,7 +37,10 @@ class Option:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values of a Literal; empty for other types."""
+        """The values of a Literal or the names of a table; empty for other types."""
+        if typing.get_origin(self.annotation) is typing.Annotated:
+            _, names = typing.get_args(self.annotation)
+            return tuple(typing.cast(schema.OneOf, names).table)
         return typing.get_args(self.annotation) if typing.get_origin(self.annotation) is typing.Literal else ()
 
     @property
@@ -108,7 +111,7 @@ def get_value(config: object, path: str) -> object:
 
 
 def _walk(group: type, prefix: str) -> Iterator[Option]:
-    hints = typing.get_type_hints(group)
+    hints = typing.get_type_hints(group, include_extras=True)
     docs = _field_docs(group.__module__)[group.__name__]
     for field in dataclasses.fields(group):
         annotation, optional = _without_none(hints[field.name])

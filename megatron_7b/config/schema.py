@@ -4,8 +4,21 @@ Field names are megatron-core's wherever it has the concept. Steps are optimizer
 `data.seq_length` tokens. Nothing here imports torch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from megatron_7b.config.architectures import ARCHITECTURES
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """In an annotation: the text is a key of a table, to which more may be added while the program runs."""
+
+    table: Mapping[str, object]
+
+    def __hash__(self) -> int:
+        return id(self.table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +39,8 @@ class RopeScalingConfig:
 class ModelConfig:
     """Shape of a decoder-only transformer (RMSNorm, SwiGLU, RoPE, grouped-query attention)."""
 
-    architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
-    """Hugging Face architecture that exports are written as."""
+    architecture: Annotated[str, OneOf(ARCHITECTURES)] = "llama"
+    """Hugging Face architecture: what is built, and what exports are written as."""
     num_layers: int = 4
     """Transformer layers, each consisting of attention and an MLP."""
     hidden_size: int = 256

@@ -8,20 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
-
 
 @dataclass(frozen=True)
 class Family:
     """One Hugging Face architecture."""
 
-    model_type: Architecture
+    model_type: str
+    """A key of `config.architectures`."""
     class_name: str
     """Entry of config.json's `architectures`."""
     defaults: Mapping[str, object]
     """What transformers assumes for a key that config.json leaves out."""
-    add_qkv_bias: bool = False
-    qk_layernorm: bool = False
     refused_flags: tuple[str, ...] = ()
     """Keys that switch on what the canonical model lacks."""
     sliding_window: Literal["none", "all layers", "some layers"] = "none"
@@ -81,14 +78,12 @@ FAMILIES: Mapping[str, Family] = {
             model_type="qwen2",
             class_name="Qwen2ForCausalLM",
             defaults=_QWEN_DEFAULTS,
-            add_qkv_bias=True,
             sliding_window="some layers",
         ),
         Family(
             model_type="qwen3",
             class_name="Qwen3ForCausalLM",
             defaults={**_QWEN_DEFAULTS, "head_dim": 128},
-            qk_layernorm=True,
             refused_flags=("attention_bias",),
             sliding_window="some layers",
         ),

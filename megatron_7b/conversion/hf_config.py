@@ -7,8 +7,9 @@ both read.
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+from megatron_7b.config.architectures import ARCHITECTURES
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig
 from megatron_7b.conversion.families import FAMILIES, Family
 from megatron_7b.errors import ConversionError
@@ -58,8 +59,7 @@ def from_hugging_face_config(
         rope_scaling=_rope_scaling(rope, values, reader.problems),
         norm_epsilon=reader.number("rms_norm_eps", positive=True),
         share_embeddings_and_output_weights=reader.flag("tie_word_embeddings"),
-        add_qkv_bias=family.add_qkv_bias,
-        qk_layernorm=family.qk_layernorm,
+        **cast(Any, ARCHITECTURES[family.model_type].fixed),
         attention_dropout=reader.number("attention_dropout", default=0.0),
         init_method_std=reader.number("initializer_range"),
     )
@@ -143,10 +143,10 @@ def check_exportable(model: ModelConfig) -> None:
     """
     family = FAMILIES[model.architecture]
     problems = []
-    for feature in ("add_qkv_bias", "qk_layernorm"):
-        wanted, given = getattr(family, feature), getattr(model, feature)
+    for feature, wanted in ARCHITECTURES[model.architecture].fixed.items():
+        given = getattr(model, feature)
         if wanted != given:
-            fitting = [other.model_type for other in FAMILIES.values() if getattr(other, feature) == given]
+            fitting = [name for name, other in ARCHITECTURES.items() if other.fixed.get(feature) == given]
             problems.append(f"model.{feature} is {given}, {family.class_name} has {wanted} ({given}: {fitting})")
     if family.model_type == "llama" and model.hidden_size % model.num_attention_heads:
         problems.append(

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_7b.generation.cache import KeyValueCache, Placement, place
-from megatron_7b.model.builder import LanguageModel
+from megatron_7b.model.kinds.decoder.network import LanguageModel
 
 
 class StageRunner:

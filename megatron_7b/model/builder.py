@@ -1,150 +1,26 @@
-"""Builds this rank's part of the language model."""
+"""Builds this rank's part of a model, of whichever kind."""
 
-import contextlib
 import itertools
 import logging
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import torch
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.models.hybrid import hybrid_block
-from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
-from torch import Tensor
 
-from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
-from megatron_7b.model.core_config import build_transformer_config, hybrid_layer_pattern
-from megatron_7b.model.fused_loss import linear_cross_entropy
+from megatron_7b.config.schema import ModelConfig, RunConfig
+from megatron_7b.model.core_config import build_transformer_config
 from megatron_7b.model.initialization import initial_shard
-from megatron_7b.model.kinds import parameter_table
-from megatron_7b.model.kinds.decoder import core_name
-from megatron_7b.model.layer_specs import build_stack_spec, resolve_transformer_impl
-from megatron_7b.model.local_layers import RMSNorm
-from megatron_7b.model.parameters import Parameter, ParameterTable
+from megatron_7b.model.kinds import kind_of, parameter_table
+from megatron_7b.model.kinds.chunk import ModelChunk
+from megatron_7b.model.kinds.kind import ChunkPlan
+from megatron_7b.model.layer_specs import resolve_transformer_impl
+from megatron_7b.model.parameters import Parameter
 from megatron_7b.model.sizes import padded_vocab_size
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.runtime.device import DeviceType
 
 logger = logging.getLogger(__name__)
-
-
-class LanguageModel(HybridModel):
-    """megatron-core's HybridModel with a true vocabulary size, returning the masked sum of the token losses.
-
-    Attributes:
-        table: The parameters of the whole model, vocabulary padding included.
-        true_vocab_size: Rows of the embedding that are tokens; the rest is padding and gets no probability.
-        fuse_loss: Compute output layer and loss chunk by chunk, without holding all logits.
-    """
-
-    def __init__(self, *, table: ParameterTable, true_vocab_size: int, fuse_loss: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.table = table
-        self.true_vocab_size = true_vocab_size
-        self.fuse_loss = fuse_loss
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        loss_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Run this chunk.
-
-        Args:
-            input_ids: [b, s].
-            position_ids: [b, s].
-            attention_mask: None: attention is causal.
-            labels: [b, s]; None asks for logits.
-            loss_mask: [b, s]; needed with labels.
-            kwargs: As megatron-core's HybridModel takes them.
-
-        Returns:
-            On a chunk that is not the last: hidden states [s, b, h]. On the last: FP32 sum of the token losses that the
-            mask keeps, or without labels the logits [b, s, v/tp].
-
-        Collective: the tensor-parallel group.
-        """
-        if labels is None:
-            logits: Tensor = super().forward(input_ids, position_ids, attention_mask, **kwargs)
-            return logits
-        assert loss_mask is not None
-        if not self.fuse_loss:
-            output: Tensor = super().forward(input_ids, position_ids, attention_mask, labels=labels, **kwargs)
-            return (output.float() * loss_mask).sum() if self.post_process else output
-        embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
-        packed = kwargs.get("packed_seq_params")
-        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, packed)
-        hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=self.rotary_pos_emb(length), **kwargs)
-        return self._fused_loss(hidden, labels, loss_mask) if self.post_process else hidden
-
-    def _fused_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        """Return the masked sum of losses from the last hidden states, [s, b, h] or [s/tp, b, h]."""
-        group = self.pg_collection.tp
-        if self.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden, group=group)
-        else:
-            hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
-        # The output layer's forward is not called: with overlap_param_gather, its hooks wait for the updated weight.
-        for wait in self.output_layer._forward_pre_hooks.values():
-            wait(self.output_layer, ())
-        tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        first_token = group.rank() * weight.shape[0]
-        return linear_cross_entropy(
-            hidden.flatten(0, 1),
-            weight,
-            labels.t().flatten(),
-            loss_mask.t().flatten(),
-            first_token=first_token,
-            num_true=self.true_vocab_size - first_token,
-            group=group if group.size() > 1 else None,
-        )
-
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Return the cross entropy of each token over the true vocabulary.
-
-        Args:
-            labels: [b, s].
-            logits: [s, b, v/tp].
-
-        Returns:
-            [b, s].
-        """
-        self.mask_vocabulary_padding(logits, vocab_dim_start=self.pg_collection.tp.rank() * logits.shape[-1])
-        losses: Tensor = super().compute_language_model_loss(labels, logits)
-        return losses
-
-    def mask_vocabulary_padding(self, logits: Tensor, *, vocab_dim_start: int = 0) -> None:
-        """Set the logits of padded rows so low, in place, that they get no probability.
-
-        Args:
-            logits: [..., v/tp]: columns [vocab_dim_start, vocab_dim_start + v/tp) of the padded vocabulary.
-            vocab_dim_start: Vocabulary index of the first column.
-        """
-        num_true = self.true_vocab_size - vocab_dim_start
-        if num_true < logits.shape[-1]:
-            logits[..., max(0, num_true) :] = torch.finfo(logits.dtype).min
-
-
-@contextlib.contextmanager
-def _final_norm(norm: type[torch.nn.Module] | None) -> Iterator[None]:
-    """Make HybridStack build its final norm from `norm`: megatron-core 0.19 names Transformer Engine's there."""
-    if norm is None:
-        yield
-        return
-    original = hybrid_block.TENorm
-    hybrid_block.TENorm = norm
-    try:
-        yield
-    finally:
-        hybrid_block.TENorm = original
 
 
 def build_model(
@@ -155,7 +31,7 @@ def build_model(
     groups: ProcessGroupCollection,
     device_type: DeviceType,
     initialize: bool = True,
-) -> list[LanguageModel]:
+) -> list[ModelChunk]:
     """Build this rank's model chunks on its device.
 
     Args:
@@ -179,74 +55,33 @@ def build_model(
         logger.info("layers: %s (%s)", impl, reason)
     core_config = build_transformer_config(config, device_type=device_type, impl=impl)
     padded = padded_vocab_size(vocab_size, config.model.make_vocab_size_divisible_by, layout.tp_size)
-    table = parameter_table(config.model, padded)
-    pattern = hybrid_layer_pattern(config.model, layout.pp_size * layout.num_chunks)
-    chunks = []
-    for stage in range(layout.num_chunks):
-        with _final_norm(RMSNorm if impl == "local" else None):
-            chunk = LanguageModel(
-                table=table,
-                true_vocab_size=vocab_size,
-                fuse_loss=impl == "local",
-                config=core_config,
-                hybrid_stack_spec=build_stack_spec(impl, qk_layernorm=config.model.qk_layernorm),
-                vocab_size=padded,
-                max_sequence_length=config.data.seq_length,
-                hybrid_layer_pattern=pattern,
-                pre_process=layout.is_first_stage and stage == 0,
-                post_process=layout.is_last_stage and stage == layout.num_chunks - 1,
-                share_embeddings_and_output_weights=config.model.share_embeddings_and_output_weights,
-                position_embedding_type="rope",
-                rotary_base=config.model.rotary_base,
-                pg_collection=groups,
-                vp_stage=stage if layout.num_chunks > 1 else None,
-            )
-        if config.model.rope_scaling is not None:
-            _stretch_rotary_embedding(chunk.rotary_pos_emb, config.model.rope_scaling)
-        if impl == "transformer_engine":
-            _fuse_gradient_accumulation(chunk)
-        chunks.append(chunk.cuda() if device_type == "cuda" else chunk)
+    plan = ChunkPlan(
+        config=config,
+        core_config=core_config,
+        impl=impl,
+        table=parameter_table(config.model, padded),
+        vocab_size=vocab_size,
+        padded_vocab_size=padded,
+        layout=layout,
+        groups=groups,
+        stage=0,
+    )
+    kind = kind_of(config.model)
+    chunks = [kind.build_chunk(replace(plan, stage=stage)) for stage in range(layout.num_chunks)]
+    if device_type == "cuda":
+        chunks = [chunk.cuda() for chunk in chunks]
     if initialize:
         initialize_parameters(chunks, config.model, seed=config.training.seed, layout=layout, vocab_size=vocab_size)
     return chunks
 
 
-def _fuse_gradient_accumulation(chunk: LanguageModel) -> None:
-    """Have Transformer Engine's layers add weight gradients to the gradient buffer within the matrix product.
-
-    megatron-core 0.19 ties this to the option that has its own output layer ask for apex, which need not be there.
-    """
-    for module in chunk.modules():
-        if hasattr(module, "fuse_wgrad_accumulation"):
-            module.fuse_wgrad_accumulation = True
-
-
-def _stretch_rotary_embedding(rotary: RotaryEmbedding, scaling: RopeScalingConfig) -> None:
-    """Apply Llama 3.1's scaling, which HybridModel's constructor does not support."""
-    rotary.inv_freq = rotary._apply_scaling(
-        rotary.inv_freq,
-        factor=scaling.factor,
-        low_freq_factor=scaling.low_freq_factor,
-        high_freq_factor=scaling.high_freq_factor,
-        original_max_position_embeddings=scaling.original_max_position_embeddings,
-    )
-
-
-def described_parameters(chunk: LanguageModel) -> Iterator[tuple[Parameter, torch.nn.Parameter]]:
-    """Yield the parameters of a model chunk, each with what it is a part of.
-
-    On the last of several stages, the output layer of a tied model is a copy of the embedding and described as such.
-    """
-    layers = chunk.decoder.layers
-    offset = layers[0].layer_number - 1 if len(layers) else 0
-    for local_name, parameter in chunk.named_parameters():
-        name = core_name(local_name, layer_offset=offset)
-        if name == "output_layer.weight" and chunk.share_embeddings_and_output_weights:
-            name = "embedding.word_embeddings.weight"
+def described_parameters(chunk: ModelChunk) -> Iterator[tuple[Parameter, torch.nn.Parameter]]:
+    """Yield the parameters of a model chunk, each with the whole one that it is a part of."""
+    for name, parameter in chunk.named_core_parameters():
         yield chunk.table.by_core_name(name), parameter
 
 
-def named_canonical_parameters(chunks: list[LanguageModel]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def named_canonical_parameters(chunks: list[ModelChunk]) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Yield this rank's parameters under their layout-independent names."""
     for chunk in chunks:
         for description, parameter in described_parameters(chunk):
@@ -254,7 +89,7 @@ def named_canonical_parameters(chunks: list[LanguageModel]) -> Iterator[tuple[st
 
 
 def initialize_parameters(
-    chunks: list[LanguageModel], model: ModelConfig, *, seed: int, layout: ParallelLayout, vocab_size: int
+    chunks: list[ModelChunk], model: ModelConfig, *, seed: int, layout: ParallelLayout, vocab_size: int
 ) -> None:
     """Fill every parameter of this rank from the seed and its name. Collective: none."""
     with torch.no_grad():

@@ -7,8 +7,8 @@ import torch.nn.functional as functional
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
-from megatron_7b.model.kinds.decoder import SYMBOLS_PER_LAYER
-from megatron_7b.model.layer_specs import TransformerImpl
+from megatron_7b.model.kinds.decoder.parameters import SYMBOLS_PER_LAYER
+from megatron_7b.model.kinds.kind import TransformerImpl
 from megatron_7b.runtime.device import DeviceType, has_native_bf16
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from typing import Any, Literal
+from typing import Any
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
@@ -17,10 +17,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.kinds.kind import TransformerImpl
 from megatron_7b.model.local_layers import RMSNorm, ScaledDotProductAttention, SwiGLU
 from megatron_7b.runtime.device import DeviceType
-
-TransformerImpl = Literal["transformer_engine", "local"]
 
 
 def why_no_transformer_engine(device_type: DeviceType) -> str | None:

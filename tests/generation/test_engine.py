@@ -13,7 +13,8 @@ from megatron_7b.generation.cache import CachedAttention, attention_layers, plac
 from megatron_7b.generation.engine import GenerationEngine
 from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.sampling import SamplingOptions
-from megatron_7b.model.builder import LanguageModel, build_model
+from megatron_7b.model.builder import build_model
+from megatron_7b.model.kinds.decoder.network import LanguageModel
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
 from tests.support.ranks import RankFailedError, run_ranks
 from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
@@ -34,6 +35,7 @@ PROMPTS = [tuple(int(i) for i in RANDOM.integers(0, VOCAB_SIZE, size=length)) fo
 def build(config: RunConfig) -> LanguageModel:
     layout = initialize_model_parallel(config.parallel, seed=config.training.seed)
     (model,) = build_model(config, vocab_size=VOCAB_SIZE, layout=layout, groups=process_groups(), device_type="cpu")
+    assert isinstance(model, LanguageModel)
     return model.eval()
 
 

@@ -1,0 +1,22 @@
+"""One pipeline stage's part of a model, of whichever kind."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import torch
+
+from megatron_7b.model.parameters import ParameterTable
+
+
+class ModelChunk(torch.nn.Module):
+    """What `ModelKind.build_chunk` returns; a kind's own class inherits from it and from megatron-core's.
+
+    Attributes:
+        table: Parameters of the whole model, vocabulary padding included.
+    """
+
+    table: ParameterTable
+
+    @abstractmethod
+    def named_core_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Yield this chunk's parameters, each under the `core_name` of its row of the table."""
