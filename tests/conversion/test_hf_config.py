@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_7b.config.architectures import ARCHITECTURES
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig
 from megatron_7b.conversion import (
     FAMILIES,
@@ -170,7 +171,6 @@ def test_there_and_back(model: ModelConfig):
 def test_transformers_reads_what_we_write(architecture: Any, tmp_path: Path):
     from transformers import AutoConfig, GenerationConfig
 
-    family = FAMILIES[architecture]
     model = ModelConfig(
         architecture=architecture,
         num_query_groups=2,
@@ -180,8 +180,7 @@ def test_transformers_reads_what_we_write(architecture: Any, tmp_path: Path):
         rope_scaling=RopeScalingConfig(factor=3.0),
         norm_epsilon=3e-4,
         share_embeddings_and_output_weights=True,
-        add_qkv_bias=family.add_qkv_bias,
-        qk_layernorm=family.qk_layernorm,
+        **ARCHITECTURES[architecture].fixed,
     )
     tokens = SpecialTokens(bos_token_id=1, eos_token_id=[2, 3])
     config = to_hugging_face_config(model, vocab_size=300, dtype="bfloat16", special_tokens=tokens)

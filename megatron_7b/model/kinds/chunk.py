@@ -4,11 +4,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
+from megatron.core.transformer.module import MegatronModule
 
 from megatron_7b.model.parameters import ParameterTable
 
 
-class ModelChunk(torch.nn.Module):
+class ModelChunk(MegatronModule):
     """What `ModelKind.build_chunk` returns; a kind's own class inherits from it and from megatron-core's.
 
     Attributes:
