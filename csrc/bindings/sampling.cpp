@@ -22,8 +22,8 @@ struct Lease {
 class PooledBatcher {
  public:
   PooledBatcher(std::vector<TokenStream> streams, std::unique_ptr<const CappedBlend> blend, std::int64_t seq_length,
-                BatchOptions options)
-      : batcher_(std::move(streams), std::move(blend), seq_length, std::move(options)) {}
+                BatchOptions options, Origin origin)
+      : batcher_(std::move(streams), std::move(blend), seq_length, std::move(options), std::move(origin)) {}
 
   // (tokens, labels, loss_mask, position_ids), views of one buffer that returns to the pool with the last of them, and
   // cu_seqlens or None.
@@ -104,7 +104,8 @@ std::unique_ptr<PooledBatcher> make_batcher(std::vector<TokenStream> streams, co
                                             const std::optional<Limits>& limits, std::int64_t seq_length,
                                             std::int64_t vocab_size, std::optional<std::int64_t> masked_eod,
                                             bool document_boundaries, bool reset_position_ids,
-                                            const std::optional<FillInTheMiddle>& fill_in_the_middle) {
+                                            const std::optional<FillInTheMiddle>& fill_in_the_middle,
+                                            std::int64_t first_sample, const Weights& consumed) {
   std::unique_ptr<const CappedBlend> blend;
   if (weights || limits) {
     blend = make_capped(weights.value_or(Weights(streams.size(), 1)), limits.value_or(Limits(streams.size())));
@@ -115,7 +116,8 @@ std::unique_ptr<PooledBatcher> make_batcher(std::vector<TokenStream> streams, co
   options.document_boundaries = document_boundaries;
   options.reset_position_ids = reset_position_ids;
   options.fill_in_the_middle = fill_in_the_middle;
-  return std::make_unique<PooledBatcher>(std::move(streams), std::move(blend), seq_length, options);
+  return std::make_unique<PooledBatcher>(std::move(streams), std::move(blend), seq_length, options,
+                                         Origin{first_sample, consumed});
 }
 
 }  // namespace
@@ -170,7 +172,7 @@ void register_sampling(py::module_& module) {
       .def(py::init(&make_batcher), arg("streams"), arg("weights") = py::none(), arg("limits") = py::none(),
            py::kw_only(), arg("seq_length"), arg("vocab_size") = 0, arg("masked_eod") = py::none(),
            arg("document_boundaries") = false, arg("reset_position_ids") = false,
-           arg("fill_in_the_middle") = py::none())
+           arg("fill_in_the_middle") = py::none(), arg("first_sample") = 0, arg("consumed") = Weights{})
       .def("assemble", &PooledBatcher::assemble, arg("indices"),
            "(tokens, labels, loss_mask, position_ids, cu_seqlens or None) of these samples.")
       .def("locate", &PooledBatcher::locate, arg("indices"), "(sets, samples) of these global samples.");

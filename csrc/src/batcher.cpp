@@ -11,14 +11,31 @@
 namespace megatron_7b {
 
 Batcher::Batcher(std::vector<TokenStream> streams, std::unique_ptr<const CappedBlend> blend, std::int64_t seq_length,
-                 BatchOptions options)
-    : streams_(std::move(streams)), blend_(std::move(blend)), seq_length_(seq_length), options_(std::move(options)) {
+                 BatchOptions options, Origin origin)
+    : streams_(std::move(streams)),
+      blend_(std::move(blend)),
+      seq_length_(seq_length),
+      options_(std::move(options)),
+      origin_(std::move(origin)) {
   if (streams_.empty() || (streams_.size() > 1 && !blend_)) {
     throw std::invalid_argument("several streams need a blend");
   }
+  if (!origin_.consumed.empty() && origin_.consumed.size() != streams_.size()) {
+    throw std::invalid_argument("every stream needs its number of consumed samples");
+  }
 }
 
-Blend::Pick Batcher::pick(std::int64_t index) const { return blend_ ? blend_->pick(index) : Blend::Pick{0, index}; }
+Blend::Pick Batcher::pick(std::int64_t index) const {
+  const std::int64_t number = index - origin_.first_sample;
+  if (index < 0 || number < 0) {
+    throw std::invalid_argument("sample number " + std::to_string(index));
+  }
+  Blend::Pick picked = blend_ ? blend_->pick(number) : Blend::Pick{0, number};
+  if (!origin_.consumed.empty()) {
+    picked.sample += origin_.consumed[static_cast<std::size_t>(picked.set)];
+  }
+  return picked;
+}
 
 std::size_t Batcher::batch_bytes(std::int64_t num_samples, std::int64_t seq_length) {
   const auto tokens = static_cast<std::size_t>(num_samples) * static_cast<std::size_t>(seq_length);
@@ -43,9 +60,6 @@ std::vector<std::int32_t> Batcher::assemble(const std::int64_t* indices, std::in
   const bool wants_starts =
       options_.document_boundaries || options_.reset_position_ids || options_.fill_in_the_middle.has_value();
   for (std::int64_t row = 0; row < num_samples; ++row) {
-    if (indices[row] < 0) {
-      throw std::invalid_argument("sample number " + std::to_string(indices[row]));
-    }
     const Blend::Pick picked = pick(indices[row]);
     const std::int64_t real = streams_[static_cast<std::size_t>(picked.set)].read(
         picked.sample, options_.vocab_size, sample.data(), wants_starts ? &starts : nullptr);

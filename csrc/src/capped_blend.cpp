@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <functional>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -15,14 +14,19 @@ CappedBlend::CappedBlend(std::vector<std::int64_t> weights, std::vector<std::int
     throw std::invalid_argument("a blend needs at least one set, and a limit for each");
   }
   for (const std::int64_t limit : limits_) {
-    if (limit < 1) {
-      throw std::invalid_argument("a limit of " + std::to_string(limit) + " samples is below 1");
+    if (limit < 0) {
+      throw std::invalid_argument("a limit of " + std::to_string(limit) + " samples is below 0");
     }
     num_samples_ = limit >= kUnlimited - num_samples_ ? kUnlimited : num_samples_ + limit;
   }
-  std::vector<std::size_t> all(weights_.size());
-  std::iota(all.begin(), all.end(), std::size_t{0});
-  phases_.push_back(make_phase(0, std::move(all), std::vector<std::int64_t>(weights_.size(), 0)));
+  std::vector<std::size_t> sets;  // Those that have anything to give.
+  for (std::size_t set = 0; set < limits_.size(); ++set) {
+    if (limits_[set] > 0) {
+      sets.push_back(set);
+    }
+  }
+  std::vector<std::int64_t> base(sets.size(), 0);
+  phases_.push_back(make_phase(0, std::move(sets), std::move(base)));
 }
 
 CappedBlend::PhasePointer CappedBlend::make_phase(std::int64_t begin, std::vector<std::size_t> sets,

@@ -196,6 +196,33 @@ TEST(capped_blends_run_out_exactly) {
   }
 }
 
+TEST(a_blend_that_takes_over) {
+  const TemporaryFolder folder;
+  std::vector<TokenStream> streams;
+  for (const char* name : {"a", "b", "c"}) {
+    test::write_corpus(folder / name, test::numbered_documents(100), 2);
+    const auto corpus = std::make_shared<const Corpus>(folder / name, true);
+    streams.emplace_back(corpus, 0, 100, 16, streams.size(), true);
+  }
+  // The second set has run out already, the others continue after the samples that were read from them.
+  const auto blend = [] {
+    return std::make_unique<CappedBlend>(std::vector<std::int64_t>{1, 5, 1}, std::vector<std::int64_t>{3, 0, 4});
+  };
+  const Batcher batcher(streams, blend(), 16, {}, {1000, {70, 50, 0}});
+  std::vector<std::int64_t> next{70, 50, 0};
+  for (std::int64_t index = 1000; index < 1007; ++index) {
+    const auto picked = batcher.pick(index);
+    CHECK(picked.sample == next[static_cast<std::size_t>(picked.set)]++);
+  }
+  CHECK((next == std::vector<std::int64_t>{73, 50, 4}));
+  CHECK_THROWS(std::out_of_range, batcher.pick(1007));
+  CHECK_THROWS(std::invalid_argument, batcher.pick(999));
+  CHECK_THROWS(std::invalid_argument, Batcher(streams, blend(), 16, {}, {1000, {70, 50}}));
+  const CappedBlend nothing({1, 1}, {0, 0});
+  CHECK(nothing.num_samples() == 0 && nothing.counts(0) == std::vector<std::int64_t>(2, 0));
+  CHECK_THROWS(std::out_of_range, nothing.pick(0));
+}
+
 TEST(fill_in_the_middle_keeps_lengths) {
   FillInTheMiddle fim;
   fim.rate = 1;

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import xxhash
 
@@ -54,6 +54,8 @@ class Manifest:
     """Layout that wrote it, for people; it can be loaded at any other."""
     world_size: int
     has_optimizer: bool
+    sample_order: dict[str, Any] | None = None
+    """What the training samples were, and in which order: `data.sample_order`; None where no run wrote it."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     """By path relative to the folder."""
     format_version: int = FORMAT_VERSION

@@ -38,6 +38,7 @@ def save_checkpoint(
     config: RunConfig,
     layout: ParallelLayout,
     tokenizer: Path | None = None,
+    sample_order: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint and publish it.
 
@@ -49,6 +50,7 @@ def save_checkpoint(
         config: The effective configuration; `model.vocab_size` is set.
         layout: Position of this rank.
         tokenizer: Folder that is copied into the checkpoint.
+        sample_order: What a resumed run must know of the samples that were read.
 
     Returns:
         The published folder.
@@ -82,6 +84,7 @@ def save_checkpoint(
         layout=str(layout),
         world_size=layout.world_size,
         has_optimizer=optimizer is not None,
+        sample_order=sample_order,
     )
     hashes = _hash_own_files(staging, layout)
     published = _broadcast_result(

@@ -1,15 +1,23 @@
 """`megatron-7b data plan`: what a run will take from each of its sets, before it is started.
 
 megatron-7b data plan --config llama3_8b --data.train 0.7 web_text_document 0.3 code_text_document --nproc 64
+
+With `--run-dir` it is what the rest of a run will take, and whether the settings continue what was read.
 """
 
 import json
 from bisect import bisect_left
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
-from megatron_7b.config import TrainingConfig, check_config, load_config
+from megatron_7b.config import RunConfig, TrainingConfig, check_config, load_config
 from megatron_7b.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_7b.data import Dataset
+    from megatron_7b.training.progress import Progress
 
 SUMMARY = "print what a run will take from each set: tokens, share, samples, epochs, and when the first epoch ends"
 
@@ -24,6 +32,7 @@ def main(argv: list[str]) -> int:
     parser = Parser("data plan", SUMMARY, with_config=True)
     add_config_flag(parser)
     parser.add_argument("--nproc", type=int, help="also check that this many ranks fit")
+    parser.add_argument("--run-dir", type=Path, help="plan the rest of this run, from its newest checkpoint on")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     command_line = parse_arguments(parser, argv)
     plan = _make_plan(command_line)
@@ -34,31 +43,42 @@ def main(argv: list[str]) -> int:
 class StepClock:
     """At which step a sample is taken: constant batches, or those of the ramp-up."""
 
-    def __init__(self, training: TrainingConfig) -> None:
+    def __init__(self, training: TrainingConfig, *, step: int = 0, consumed: int = 0) -> None:
+        """Count on from where a run is.
+
+        Args:
+            training: Batch sizes and number of steps.
+            step: Steps that are done.
+            consumed: Samples that they took.
+        """
         from megatron_7b.training.batch_schedule import consumed_samples_after, global_batch_size
 
         self._full = training.global_batch_size
-        self.num_samples = consumed_samples_after(training.train_steps, training)
-        self._consumed = [0]
+        self._step = step
+        self.num_samples = consumed_samples_after(training.train_steps - step, training, consumed=consumed)
+        self._consumed = [consumed]
         """Samples after each step of the ramp-up."""
-        while len(self._consumed) <= training.train_steps:
+        while len(self._consumed) <= training.train_steps - step:
             size = global_batch_size(self._consumed[-1], training)
             if size == self._full:
                 break
             self._consumed.append(self._consumed[-1] + size)
 
     def step_of(self, num_samples: int) -> int:
-        """The step, counted from 1, that takes sample number `num_samples` of the run, counted from 1 too."""
+        """The step, counted from 1, that takes sample number `num_samples` of the run, counted from 1 too.
+
+        For samples that are consumed it is the last step that is done.
+        """
         beyond = num_samples - self._consumed[-1]
         if beyond <= 0:
-            return bisect_left(self._consumed, num_samples)
-        return len(self._consumed) - 1 + -(-beyond // self._full)
+            return self._step + bisect_left(self._consumed, num_samples)
+        return self._step + len(self._consumed) - 1 + -(-beyond // self._full)
 
 
 def _make_plan(command_line: CommandLine) -> dict[str, object]:
-    from megatron_7b.data import open_split
     from megatron_7b.data.corpus_tokenizer import check_agreement
     from megatron_7b.data.plan import plan_sets
+    from megatron_7b.training.progress import Progress, read_progress
 
     flags = command_line.flags
     if flags.nproc is not None and flags.nproc < 1:
@@ -72,11 +92,12 @@ def _make_plan(command_line: CommandLine) -> dict[str, object]:
     )
     check_config(config, world_size=flags.nproc, require_data=True)
     check_agreement(config.data)
-    clock = StepClock(config.training)
-    # Neither has an influence on what is read, and both would ask for the tokenizer.
-    dataset = open_split(replace(config.data, eod_mask_loss=False, fim_rate=0.0), "train", seed=config.training.seed)
+    progress = read_progress(flags.run_dir / "checkpoints", config) if flags.run_dir else Progress()
+    done = progress.counters
+    clock = StepClock(config.training, step=done.step, consumed=done.consumed_samples)
+    dataset, validation = _open(config, progress)
     rows = []
-    for row in plan_sets(dataset, config.data.train, clock.num_samples):
+    for row in plan_sets(dataset, clock.num_samples):
         steps = {
             f"{name}_at_step": None if number is None else clock.step_of(number)
             for name, number in (("first_epoch_ends", row.first_epoch_ends), ("runs_out", row.runs_out))
@@ -84,18 +105,45 @@ def _make_plan(command_line: CommandLine) -> dict[str, object]:
         rows.append({**asdict(row), **steps})
     return {
         "train_steps": config.training.train_steps,
+        "steps_done": done.step,
         "samples": clock.num_samples,
+        "consumed_samples": done.consumed_samples,
         "seq_length": config.data.seq_length,
-        "tokens": clock.num_samples * config.data.seq_length,
+        "tokens": done.consumed_tokens + progress.tokens_left(config),
+        "notes": list(dataset.notes),
         "sets": rows,
+        "validation": validation,
     }
 
 
+def _open(config: RunConfig, progress: "Progress") -> "tuple[Dataset, dict[str, object] | None]":
+    """The training samples, and what validation reads; None where there is none."""
+    from megatron_7b.data import has_split, open_split
+    from megatron_7b.data.quick_check import check_corpora, find_prefixes, refuse_damaged
+
+    checked = check_corpora(find_prefixes(config.data), full=config.data.verify == "full")
+    refuse_damaged(checked)
+    # Neither has an influence on what is read, and both would ask for the tokenizer.
+    data, seed = replace(config.data, eod_mask_loss=False, fim_rate=0.0), config.training.seed
+    contents = {one.prefix: one.content for one in checked}
+    train = open_split(data, "train", seed=seed, contents=contents, reached=progress.reached)
+    if not has_split(data, "valid"):
+        return train, None
+    valid = open_split(data, "valid", seed=seed)
+    rows = [
+        {"prefix": part.prefix, "documents": part.end_document - part.first_document, "tokens": part.num_tokens}
+        for part in valid.parts
+    ]
+    return train, {"samples_per_epoch": valid.num_samples, "sets": rows, "left_out": list(valid.left_out)}
+
+
 def _as_table(plan: dict[str, object]) -> str:
-    sets = plan["sets"]
-    assert isinstance(sets, list)
+    sets = _as_list(plan["sets"])
     samples = f"{plan['samples']:,} samples of {plan['seq_length']:,}"
     lines = [f"{plan['train_steps']:,} steps, {samples}, {plan['tokens']:,} tokens"]
+    if plan["steps_done"]:
+        lines[0] += f"; done: {plan['steps_done']:,} steps, {plan['consumed_samples']:,} samples"
+    lines += _as_list(plan["notes"])
     titles = ["set", "tokens", "share", "samples", "epochs", "first epoch ends"]
     rows = [titles]
     is_bounded = any(row["max_samples"] is not None for row in sets)
@@ -117,7 +165,22 @@ def _as_table(plan: dict[str, object]) -> str:
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells))
+    lines.append(_describe_validation(plan["validation"]))
     return "\n".join(lines)
+
+
+def _as_list(value: object) -> list[Any]:
+    assert isinstance(value, list)
+    return value
+
+
+def _describe_validation(validation: object) -> str:
+    if not isinstance(validation, dict):
+        return "no validation: no set has enough documents for one sample"
+    sets, left_out = validation["sets"], validation["left_out"]
+    tokens = sum(row["tokens"] for row in sets)
+    line = f"validation: {len(sets)} of {len(sets) + len(left_out)} sets, {tokens:,} tokens"
+    return line + (f"; too small for one sample: {', '.join(left_out)}" if left_out else "")
 
 
 def _at_step(step: int | None) -> str:

@@ -176,6 +176,10 @@ class DataConfig:
     """Shares of the documents of `train` for training, validation and test."""
     max_epochs: tuple[float, ...] = ()
     """Maximum epochs of each set of `train`, or of all; 0 is no limit. Others take over an exhausted set's share."""
+    on_order_change: Literal["refuse", "trust", "restart"] = "refuse"
+    """If a resume would not continue what was read: refuse, trust in changed corpora, or restart with a new pass."""
+    verify: Literal["quick", "full"] = "quick"
+    """Check corpora against their manifests at the start: sizes and parts of the files, or every byte."""
     tokenizer: str | None = None
     """Tokenizer folder or file; None means the one named by the corpus."""
     seq_length: int = 256

@@ -163,7 +163,11 @@ class Batcher:
         document_boundaries: bool = False,
         reset_position_ids: bool = False,
         fill_in_the_middle: FillInTheMiddle | None = None,
-    ) -> None: ...
+        first_sample: int = 0,
+        consumed: Sequence[int] = (),
+    ) -> None:
+        """The numbers begin at `first_sample`; of each stream so many samples, if given, were `consumed` before."""
+
     def assemble(
         self, indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.int32] | None]:

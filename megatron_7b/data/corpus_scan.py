@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from megatron_7b.data.fingerprint import spot_hash
 from megatron_7b.data.indexed_dataset import IndexedDataset
 from megatron_7b.data.preprocess.manifest import FileFacts
 
@@ -71,7 +72,7 @@ def scan_file(file: Path, advance: Advance) -> FileFacts:
         for chunk in read_chunks(stream, advance):
             digest.update(chunk.data)
             size += len(chunk)
-    return FileFacts(size=size, xxh3_128=digest.hexdigest())
+    return FileFacts(size=size, xxh3_128=digest.hexdigest(), spots=spot_hash(file))
 
 
 def scan_bin(file: Path, dtype: np.dtype[Any], vocab_size: int, advance: Advance) -> ScannedBin:
@@ -102,7 +103,7 @@ def scan_bin(file: Path, dtype: np.dtype[Any], vocab_size: int, advance: Advance
                     first_outside = first_outside or (position, int(ids[outside[0]]))
             size += len(chunk)
     return ScannedBin(
-        file=FileFacts(size=size, xxh3_128=digest.hexdigest()),
+        file=FileFacts(size=size, xxh3_128=digest.hexdigest(), spots=spot_hash(file)),
         ids=IdFacts(
             min_id=min(lows, default=None),
             max_id=max(highs, default=None),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from megatron_7b import __version__
 from megatron_7b.data.corpus_manifest import load_manifest, manifest_path
 from megatron_7b.data.corpus_scan import Advance, read_chunks, scan_file
+from megatron_7b.data.fingerprint import spot_hash
 from megatron_7b.data.indexed_dataset import IndexedDataset, resolve_prefix
 from megatron_7b.data.preprocess.journal import hash_job
 from megatron_7b.data.preprocess.manifest import Counts, EngineFacts, FileFacts, Manifest
@@ -266,7 +267,7 @@ def _write(file: Path, pieces: Iterator[memoryview] | Iterator[memoryview | byte
             size += len(piece)
         stream.flush()
         os.fsync(stream.fileno())
-    return FileFacts(size=size, xxh3_128=digest.hexdigest())
+    return FileFacts(size=size, xxh3_128=digest.hexdigest(), spots=spot_hash(file))
 
 
 def _join_manifests(

@@ -26,10 +26,17 @@ from megatron_7b.data.split import Split, document_range
 MASK64 = 2**64 - 1
 
 
-def stream_key(seed: int, split: Split, number: int) -> int:
-    """64-bit key of one set's order, from the run's seed, the split and the set's number within the blend."""
-    digest = hashlib.blake2b(f"{seed}/{split}/{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def stream_key(seed: int, split: Split, number: int, *, pass_begin: int = 0) -> int:
+    """64-bit key of one set's order.
+
+    Args:
+        seed: The run's.
+        split: Which part of the corpora.
+        number: The set's within the blend.
+        pass_begin: Sample at which the pass over the data began, so that a restart has an order of its own.
+    """
+    name = f"{seed}/{split}/{number}" + (f"/{pass_begin}" if pass_begin else "")
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def open_stream(

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import DataConfig
-from megatron_7b.data.dataset import Dataset, open_split
+from megatron_7b.data.dataset import Dataset
+from megatron_7b.data.opening import open_split
 from megatron_7b.data.sample_random import sample_generator
 from megatron_7b.data.split import Split
 from megatron_7b.errors import ConfigError

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ class Ranks:
         self._device = device
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self.failed_together = False
+        """Whether a `together` block has failed: all ranks know it, wait for nobody, and can still communicate."""
 
     @property
     def is_main(self) -> bool:
@@ -37,6 +40,17 @@ class Ranks:
         largest = torch.tensor(values, dtype=torch.int64, device=self._device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return [int(value) for value in largest.tolist()]
+
+    def gather[T](self, value: T) -> list[T]:
+        """Return the value of each rank, in their order; every rank gets all of them.
+
+        Collective: all ranks.
+        """
+        if self.world_size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return cast(list[T], values)
 
     @contextmanager
     def together(self, action: str) -> Iterator[None]:
@@ -59,6 +73,7 @@ class Ranks:
         except Exception as error:  # noqa: BLE001 (raised again below)
             failure = error
         (failed_rank,) = self.maximum(-1 if failure is None else self.rank)
+        self.failed_together = failed_rank >= 0
         if failure is not None:
             raise failure
         if failed_rank >= 0:

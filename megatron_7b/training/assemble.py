@@ -10,10 +10,10 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_7b.checkpoint import resolve_checkpoint, tokenizer_path
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data import BatchLoader, has_split, open_split
+from megatron_7b.data import BatchLoader, Dataset
 from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer
 from megatron_7b.data.fill_in_the_middle import find_fim_ids
-from megatron_7b.data.split import Split
+from megatron_7b.data.sample_order import SampleOrder
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.core_config import params_dtype
@@ -25,7 +25,9 @@ from megatron_7b.runtime.allocator import keep_freed_memory
 from megatron_7b.runtime.device import DeviceType, torch_device
 from megatron_7b.runtime.distributed import initialize_process
 from megatron_7b.tokenizer import Tokenizer
-from megatron_7b.training.batch_schedule import consumed_samples_after
+from megatron_7b.training.agreement import Ranks
+from megatron_7b.training.progress import Progress, read_progress
+from megatron_7b.training.run_data import open_run_data
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
 
 logger = logging.getLogger(__name__)
@@ -60,11 +62,15 @@ class Trainer(Core):
     """A core with its data.
 
     Attributes:
+        progress: How far the run had come when the data was opened.
+        sample_order: What a checkpoint records of the training samples.
         loader: This rank's share of the training samples.
         valid_loader: The same for validation; None where there is no validation data.
         tokenizer_folder: What checkpoints carry; None where no tokenizer is known.
     """
 
+    progress: Progress
+    sample_order: SampleOrder
     loader: BatchLoader
     valid_loader: BatchLoader | None
     tokenizer_folder: Path | None
@@ -90,13 +96,19 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
     config = with_vocab_size(config, tokenizer)
     check_run_folder(folder, config)  # again: the vocabulary was not known before
     device_type = initialize_process(config.runtime)
+    ranks = Ranks(torch_device(device_type))
+    progress = find_progress(folder, config, ranks)
+    # Before the model, which takes longer: data that does not fit is refused at once.
+    data = open_run_data(config, progress, ranks, eod_id=eod_id, fim_ids=fim_ids)
     core = build_core(config, device_type)
     if tokenizer is None and core.layout.is_main:
         logger.warning("the tokenizer is not known: checkpoints and exports will not include it; set data.tokenizer")
     return Trainer(
         **{field.name: getattr(core, field.name) for field in dataclasses.fields(core)},
-        loader=_open_loader(core, "train", eod_id, fim_ids),
-        valid_loader=_open_loader(core, "valid", eod_id, fim_ids) if has_split(config.data, "valid") else None,
+        progress=progress,
+        sample_order=data.train.order,
+        loader=_build_loader(core, data.train),
+        valid_loader=_build_loader(core, data.valid) if data.valid is not None else None,
         tokenizer_folder=_keep_tokenizer(tokenizer, folder, is_main=core.layout.is_main) if tokenizer else None,
     )
 
@@ -163,24 +175,28 @@ def build_core(config: RunConfig, device_type: DeviceType) -> Core:
     return Core(config=config, layout=layout, device_type=device_type, model=model, optimizer=optimizer)
 
 
-def _open_loader(core: Core, split: Split, eod_id: int | None, fim_ids: tuple[int, int, int] | None) -> BatchLoader:
-    config = core.config
-    dataset = open_split(
-        config.data,
-        split,
-        seed=config.training.seed,
-        vocab_size=config.model.vocab_size,
-        eod_id=eod_id,
-        fim_ids=fim_ids,
-    )
-    if split == "train":
-        dataset.check_end(consumed_samples_after(config.training.train_steps, config.training))
+def find_progress(folder: RunFolder, config: RunConfig, ranks: Ranks) -> Progress:
+    """Return what the main rank reads, on all ranks: a shared file system may show it to other ranks later.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: The newest checkpoint's record cannot be read.
+    """
+    progress = Progress()
+    with ranks.together("looking for a checkpoint to resume from"):
+        if ranks.is_main:
+            progress = read_progress(folder.checkpoints, config)
+    return ranks.gather(progress)[0]
+
+
+def _build_loader(core: Core, dataset: Dataset) -> BatchLoader:
     return BatchLoader(
         dataset,
-        micro_batch_size=config.training.micro_batch_size,
+        micro_batch_size=core.config.training.micro_batch_size,
         data_parallel_rank=core.layout.dp_rank,
         data_parallel_size=core.layout.dp_size,
-        num_workers=config.data.num_workers,
+        num_workers=core.config.data.num_workers,
     )
 
 

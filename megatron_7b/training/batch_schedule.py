@@ -30,12 +30,16 @@ def global_batch_size(consumed_samples: int, config: TrainingConfig) -> int:
     return start + increment * (consumed_samples * num_increments // ramp_samples)
 
 
-def consumed_samples_after(num_steps: int, config: TrainingConfig) -> int:
-    """Return how many samples the first `num_steps` steps of a run take.
+def consumed_samples_after(num_steps: int, config: TrainingConfig, *, consumed: int = 0) -> int:
+    """Return how many samples a run has taken after `num_steps` more steps.
 
     Only the steps of the ramp are walked through, the rest is one multiplication.
+
+    Args:
+        num_steps: Steps from there on; negative counts as none.
+        config: Batch sizes and ramp-up, which need not be those of the steps before.
+        consumed: Samples that earlier steps took.
     """
-    consumed = 0
     for step in range(num_steps):
         batch_size = global_batch_size(consumed, config)
         if batch_size == config.global_batch_size:

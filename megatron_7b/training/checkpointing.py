@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_7b.checkpoint.folders import latest_checkpoint, remove_leftovers, resolve_checkpoint, step_folder
 from megatron_7b.checkpoint.load import load_checkpoint, load_weights
 from megatron_7b.checkpoint.save import save_checkpoint
+from megatron_7b.errors import TrainingError
 from megatron_7b.runtime.signals import StopReason
 from megatron_7b.training.run import Run
 
@@ -26,6 +27,7 @@ def load_starting_point(run: Run) -> None:
         run.counters = load_checkpoint(
             checkpoint, chunks=trainer.model, optimizer=trainer.optimizer, layout=trainer.layout, verify=verify
         )
+        _check_that_data_fits(run)
         return
     source = run.config.checkpoint.initialize_from
     if source is not None:
@@ -34,8 +36,23 @@ def load_starting_point(run: Run) -> None:
             logger.info("starting from the weights of %s", source)
 
 
-def save(run: Run) -> None:
+def _check_that_data_fits(run: Run) -> None:
+    """Refuse a checkpoint that appeared after the data had been opened to continue from another one."""
+    expected = run.trainer.progress.counters
+    if run.counters != expected:
+        raise TrainingError(
+            f"{run.folder.checkpoints} changed during the start: step {expected.step} was its newest, then step "
+            f"{run.counters.step}",
+            hint="make sure that no other run writes there, and start again",
+        )
+
+
+def save(run: Run, *, to_resume: bool = False) -> None:
     """Write a checkpoint of everything that a resumed run needs, and remove checkpoints that are not to be kept.
+
+    Args:
+        run: Between two steps.
+        to_resume: The run ends early, so the optimizer state is needed whatever the configuration says.
 
     Collective: all ranks.
 
@@ -43,8 +60,7 @@ def save(run: Run) -> None:
         CheckpointError: It could not be written; earlier ones are untouched.
     """
     trainer = run.trainer
-    # A run that stops early must be able to resume, which takes the optimizer state whatever the configuration says.
-    with_optimizer = run.config.checkpoint.save_optimizer or run.stop is not StopReason.NONE
+    with_optimizer = run.config.checkpoint.save_optimizer or to_resume or run.stop is not StopReason.NONE
     save_checkpoint(
         run.folder.checkpoints,
         chunks=trainer.model,
@@ -53,6 +69,7 @@ def save(run: Run) -> None:
         config=run.config,
         layout=trainer.layout,
         tokenizer=trainer.tokenizer_folder,
+        sample_order=trainer.sample_order.to_dict(),
     )
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 from typing import override
 
-from megatron_7b.errors import TrainingError
+from megatron_7b.errors import MegatronError, TrainingError
 from megatron_7b.runtime.signals import StopReason
 from megatron_7b.training.checkpointing import save
 from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, perplexity
@@ -27,6 +27,9 @@ class Hook:
 
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         """Called after each step, once all ranks know whether they stop here (`run.stop`)."""
+
+    def before_failing(self, run: Run) -> None:
+        """Called on all ranks if the run ends between two steps because something could not be read."""
 
 
 class Reporting(Hook):
@@ -136,6 +139,8 @@ class Saving(Hook):
 
     def __init__(self) -> None:
         self._is_overdue = False
+        self._is_worth_saving = False
+        """Whether the last step was sound and has not been saved."""
 
     @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
@@ -146,6 +151,7 @@ class Saving(Hook):
         """
         interval = run.config.checkpoint.save_interval_steps
         is_leaving = run.is_complete or run.stop is not StopReason.NONE
+        self._is_worth_saving = not metrics.skipped
         is_due = self._is_overdue or is_leaving or (interval > 0 and run.step % interval == 0)
         if not is_due:
             return
@@ -154,6 +160,7 @@ class Saving(Hook):
         self._is_overdue = metrics.skipped
         if not self._is_overdue:
             save(run)
+            self._is_worth_saving = False
         elif run.is_complete:
             raise TrainingError(
                 f"the last step, {run.step}, was skipped, so nothing shows that the weights are sound: not saved",
@@ -161,3 +168,13 @@ class Saving(Hook):
             )
         elif is_leaving and run.ranks.is_main:
             logger.error("leaving without saving, because step %d was skipped", run.step)
+
+    @override
+    def before_failing(self, run: Run) -> None:
+        """Save what was trained since the last checkpoint; the run fails for its own reason, even if this fails too."""
+        if not self._is_worth_saving:
+            return
+        try:
+            save(run, to_resume=True)
+        except (MegatronError, OSError):
+            logger.exception("step %d could not be saved", run.step)

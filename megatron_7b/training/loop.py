@@ -41,14 +41,22 @@ def pretrain(config: RunConfig, run_dir: Path) -> int:
 def train(run: Run, hooks: list[Hook]) -> None:
     """Do steps until all are done, or all ranks have agreed to stop.
 
+    Where a batch cannot be read, the steps before are saved first.
+
     Collective: all ranks.
     """
-    for hook in hooks:
-        hook.on_start(run)
-    while not run.is_complete and run.stop is StopReason.NONE:
-        metrics = do_step(run)
+    try:
         for hook in hooks:
-            hook.after_step(run, metrics)
+            hook.on_start(run)
+        while not run.is_complete and run.stop is StopReason.NONE:
+            metrics = do_step(run)
+            for hook in hooks:
+                hook.after_step(run, metrics)
+    except Exception:
+        if run.ranks.failed_together:
+            for hook in hooks:
+                hook.before_failing(run)
+        raise
 
 
 def do_step(run: Run) -> StepMetrics:

@@ -13,7 +13,6 @@ from megatron_7b.runtime.logs import add_log_file, remove_log_file
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import build_trainer
-from megatron_7b.training.batch_schedule import consumed_samples_after
 from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, Validation
 from megatron_7b.training.metrics import build_throughput, format_count
@@ -157,16 +156,25 @@ def _say_what_begins(run: Run) -> None:
         return
     training = run.config.training
     if run.is_complete:
-        logger.info("all %d steps are done; a larger training.train_steps goes on from here", training.train_steps)
+        logger.info(
+            "nothing to do: %d steps are done, and training.train_steps is %d; a larger one continues from here",
+            run.step, training.train_steps,
+        )  # fmt: skip
         return
-    tokens = consumed_samples_after(training.train_steps, training) * run.config.data.seq_length
+    left = run.trainer.progress.tokens_left(run.config)
+    tokens = format_count(left) + " tokens"
+    if run.step > 0:
+        tokens += f" ({format_count(run.counters.consumed_tokens + left)} with those of earlier steps)"
     logger.info(
-        "%s parameters on %s (%s), %s: steps %d to %d, %s tokens",
+        "%s parameters on %s (%s), %s: steps %d to %d, %s",
         format_count(count_parameters(run.config.model)), run.trainer.layout, device_name(run.trainer.device_type),
-        run.folder.root, run.step + 1, training.train_steps, format_count(tokens),
+        run.folder.root, run.step + 1, training.train_steps, tokens,
     )  # fmt: skip
     if run.trainer.valid_loader is None:
-        logger.info("no validation: data.valid is empty and data.split (%s) leaves none", run.config.data.split)
+        logger.info(
+            "no validation: data.valid is empty, and data.split (%s) leaves no set enough documents for one sample",
+            run.config.data.split,
+        )
 
 
 def _say_how_it_ended(run: Run) -> None:

@@ -107,7 +107,7 @@ def test_many_bounded_sets_are_found_quickly() -> None:
 
 
 def test_impossible_limits_are_refused() -> None:
-    for weights, limits in (([], []), ([1, 2], [3]), ([1], [0])):
+    for weights, limits in (([], []), ([1, 2], [3]), ([1], [-1])):
         with pytest.raises(ValueError, match="limit"):
             CappedBlend(weights, limits)
     blend = CappedBlend([1, 1], [3, None])

@@ -14,6 +14,9 @@ from megatron_7b.data.split import SPLITS
 from megatron_7b.errors import ConfigError, DataFormatError
 from tests.data.corpora import random_documents, write_corpus
 
+SETS = (("large", 0, 100), ("tiny", 2000, 8), ("medium", 3000, 50))
+"""Name, first id and number of documents of ten tokens."""
+
 
 def write_numbered(prefix: Path, first_id: int, num_documents: int, length: int = 10) -> str:
     """A corpus in which every id occurs once."""
@@ -54,6 +57,47 @@ def test_has_split(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no documents for 'test'"):
         open_split(config, "test", seed=1)
     assert not has_split(DataConfig(), "train")
+
+
+def test_sets_without_validation_documents_are_left_out_of_validation(tmp_path: Path) -> None:
+    """The others keep the proportion of their weights, and read the same samples as without the small ones."""
+    large, tiny, medium = (write_numbered(tmp_path / name, n, count) for name, n, count in SETS)
+    config = DataConfig(train=("0.6", large, "0.1", tiny, "0.3", medium), split="90,8,2", seq_length=16)
+    valid = open_split(config, "valid", seed=1)
+    assert valid.left_out == (tiny,)
+    assert [part.share for part in valid.parts] == [0.6 / 0.9, pytest.approx(1 / 3)]
+    assert open_split(config, "train", seed=1).left_out == ()
+    sets, _ = valid.locate(range(90))
+    assert np.bincount(sets).tolist() == [60, 30]
+    tokens = valid.batch(range(90)).tokens
+    assert (tokens[sets == 0] < 1000).all()
+    assert (tokens[sets == 1] >= 3000).all()
+    # Only 2 % of the largest set are long enough for a test sample.
+    assert open_split(config, "test", seed=1).left_out == (tiny, medium)
+    nothing = replace(config, train=(tiny,))
+    assert not has_split(nothing, "valid")
+    with pytest.raises(DataFormatError, match="tiny: documents 7 to 8"):
+        open_split(nothing, "valid", seed=1)
+
+
+def test_sets_that_were_named_for_their_purpose_are_not_left_out(tmp_path: Path) -> None:
+    large, tiny, medium = (write_numbered(tmp_path / name, n, count) for name, n, count in SETS)
+    config = DataConfig(train=("1", large, "1", tiny), valid=("1", medium, "1", tiny), seq_length=90)
+    assert has_split(config, "valid")
+    with pytest.raises(DataFormatError, match="tiny: documents 0 to 8 .* hold 80 tokens, fewer than the 91"):
+        open_split(config, "valid", seed=1)
+    with pytest.raises(DataFormatError, match="tiny: documents 0 to 8"):
+        open_split(config, "train", seed=1)
+    empty = write_corpus(tmp_path / "empty", [])
+    hollow = write_corpus(tmp_path / "hollow", [[], [], []])
+    for prefix in (empty, hollow):
+        with pytest.raises(DataFormatError, match=f"{Path(prefix).name}: documents .* hold 0 tokens"):
+            open_split(DataConfig(train=("1", large, "1", prefix), split="1", seq_length=8), "train", seed=1)
+    # A split whose share of a set rounds to nothing.
+    one_document = write_corpus(tmp_path / "one", [list(range(100))])
+    with pytest.raises(DataFormatError, match=r"one: documents 0 to 0 \(of 1\)"):
+        open_split(DataConfig(train=(one_document,), split="40,60", seq_length=8), "train", seed=1)
+    assert not has_split(DataConfig(train=(one_document,), seq_length=8), "valid")
 
 
 def test_a_blend_reads_its_sets_by_their_shares_each_in_its_own_order(tmp_path: Path) -> None:

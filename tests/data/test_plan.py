@@ -117,7 +117,7 @@ def test_table(blend: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert data.main(["plan", "--data.train", *blend, *flags, "--training.train-steps", "60"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "60 steps, 360 samples of 16, 5,760 tokens"
-    assert [blend[index] in line for index, line in zip((1, 3, 5), lines[2:], strict=True)] == [True] * 3
+    assert [blend[index] in line for index, line in zip((1, 3, 5), lines[2:5], strict=True)] == [True] * 3
     assert "50.0000%" in lines[2]
     assert "at step" in lines[2]
     assert "not in this run" in lines[3]
@@ -127,10 +127,26 @@ def test_table_of_sets_that_run_out(blend: list[str], capsys: pytest.CaptureFixt
     flags = [word for path, value in SIZES.items() for word in (f"--{path}", value)]
     bounds = ["--data.max-epochs", "0.5", "0", "99"]
     assert data.main(["plan", "--data.train", *blend, *flags, *bounds, "--training.train-steps", "60"]) == 0
-    _, titles, *rows = capsys.readouterr().out.splitlines()
+    _, titles, *rows, _ = capsys.readouterr().out.splitlines()
     assert titles.endswith("runs out")
     assert rows[0].rsplit("  ", 1)[1].startswith("at step ")
     assert [row.rsplit("  ", 1)[1].strip() for row in rows[1:]] == ["never", "not in this run"]
+
+
+def test_validation_and_the_sets_that_are_too_small_for_it(
+    blend: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = write_corpus(tmp_path / "tiny", random_documents(3, 8))
+    shown = plan(capsys, ["0.9", blend[3], "0.1", tiny], SIZES)["validation"]
+    assert [row["prefix"] for row in shown["sets"]] == [blend[3]]
+    assert shown["left_out"] == [tiny]
+    assert plan(capsys, [tiny], SIZES)["validation"] is None
+    flags = [word for path, value in SIZES.items() for word in (f"--{path}", value)]
+    assert data.main(["plan", "--data.train", "0.9", blend[3], "0.1", tiny, *flags]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"validation: 1 of 2 sets, {shown['sets'][0]['tokens']:,} tokens; too small for one sample: {tiny}"
+    assert data.main(["plan", "--data.train", tiny, *flags]) == 0
+    assert "no validation: no set has enough documents for one sample" in capsys.readouterr().out
 
 
 def test_the_loss_mask_needs_no_tokenizer(blend: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,4 +182,4 @@ def test_it_needs_no_torch(blend: list[str]) -> None:
     flags = [word for path, value in SIZES.items() for word in (f"--{path}", value)]
     script = "import sys; from megatron_7b.cli import data; data.main(sys.argv[1:]); assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", script, "plan", "--data.train", *blend, *flags]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.count("\n") == 5
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.count("\n") == 6

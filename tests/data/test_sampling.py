@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_7b.data import Dataset, IndexedDataset
 from megatron_7b.data._index import Batcher, Permutation, TokenStream
+from megatron_7b.data.sample_order import Continuation, SampleOrder
 from megatron_7b.data.sampling import open_stream, stream_key
 from megatron_7b.errors import DataFormatError
 from tests.data.corpora import ReferenceStream, permute, random_documents, write_corpus
@@ -19,7 +20,8 @@ keys = st.integers(0, 2**64 - 1)
 
 def as_dataset(stream: TokenStream, seq_length: int, *, vocab_size: int = 0) -> Dataset:
     """A dataset of one stream."""
-    return Dataset([], Batcher([stream], seq_length=seq_length, vocab_size=vocab_size), seq_length=seq_length)
+    order = SampleOrder(seq_length=seq_length, seed=0, sets=())
+    return Dataset([], Batcher([stream], seq_length=seq_length, vocab_size=vocab_size), Continuation(order))
 
 
 @given(size=st.integers(1, 300), key=keys)

@@ -28,16 +28,16 @@ SEQ_LENGTH = 16
 NUM_DOCUMENTS = 60
 
 
-def write_corpus(folder: Path, *, bad_id: int | None = None) -> str:
+def write_corpus(folder: Path, *, bad_id: int | None = None, seed: int = 5, num_documents: int = NUM_DOCUMENTS) -> str:
     """Write documents of a noisy ramp, which are quickly learnt, and return the prefix; `bad_id` is in the middle."""
     from megatron_7b.data import IndexWriter
 
     prefix = str(folder / "corpus_text_document")
-    random = np.random.default_rng(5)
+    random = np.random.default_rng(seed)
     writer = IndexWriter(prefix, 2)
-    for number in range(NUM_DOCUMENTS):
+    for number in range(num_documents):
         ids = (random.integers(VOCAB_SIZE) + 3 * np.arange(50) + random.integers(0, 2, 50)) % VOCAB_SIZE
-        if bad_id is not None and number == NUM_DOCUMENTS // 2:
+        if bad_id is not None and number == num_documents // 2:
             ids[25] = bad_id
         writer.add_document(ids.astype(np.uint16))
     writer.finish()

@@ -27,6 +27,14 @@ struct BatchOptions {
   std::optional<FillInTheMiddle> fill_in_the_middle;
 };
 
+// Where a blend begins that takes over from an earlier one.
+struct Origin {
+  // The first global sample.
+  std::int64_t first_sample = 0;
+  // Samples that were read from each stream before; empty: none.
+  std::vector<std::int64_t> consumed;
+};
+
 // Where the arrays of one microbatch lie, each [b, s], in one buffer.
 struct BatchView {
   std::int64_t* tokens;
@@ -39,12 +47,12 @@ class Batcher {
  public:
   // blend: how several streams take turns, or when a single one ends.
   Batcher(std::vector<TokenStream> streams, std::unique_ptr<const CappedBlend> blend, std::int64_t seq_length,
-          BatchOptions options);
+          BatchOptions options, Origin origin = {});
 
   std::int64_t seq_length() const { return seq_length_; }
   const BatchOptions& options() const { return options_; }
 
-  // The set and the number within it of a global sample.
+  // The set and the number within it of a global sample, which must not lie before the origin.
   Blend::Pick pick(std::int64_t index) const;
   static std::size_t batch_bytes(std::int64_t num_samples, std::int64_t seq_length);
   BatchView view(void* buffer, std::int64_t num_samples) const;
@@ -61,6 +69,7 @@ class Batcher {
   std::unique_ptr<const CappedBlend> blend_;
   std::int64_t seq_length_;
   BatchOptions options_;
+  Origin origin_;
 };
 
 // Buffers handed out and taken back, so that a training step writes to warm pages instead of faulting in new ones.

@@ -21,7 +21,7 @@ namespace megatron_7b {
 
 class CappedBlend {
  public:
-  // Samples that a set may give at most: at least 1 each.
+  // Samples that a set may give at most; 0: it has run out already.
   static constexpr std::int64_t kUnlimited = std::int64_t{1} << 62;
   CappedBlend(std::vector<std::int64_t> weights, std::vector<std::int64_t> limits);
 

@@ -52,6 +52,8 @@ class FileFacts:
 
     size: int
     xxh3_128: str
+    spots: str | None = None
+    """`fingerprint.spot_hash`, which a start compares; None in manifests of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

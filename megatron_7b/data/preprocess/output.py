@@ -10,6 +10,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from megatron_7b.data._index import IndexWriter
+from megatron_7b.data.fingerprint import spot_hash
 from megatron_7b.data.preprocess.manifest import Counts, FileFacts
 from megatron_7b.data.preprocess.publish import get_suffixed, remove_temporary
 from megatron_7b.errors import DataFormatError
@@ -106,7 +107,11 @@ class CorpusOutput:
         """Complete both files under their temporary names, on the disk."""
         state = self._state
         self._writer.complete()
-        bin_facts = FileFacts(size=state.tokens * self._dtype.itemsize, xxh3_128=self._bin_hash.hexdigest())
+        bin_facts = FileFacts(
+            size=state.tokens * self._dtype.itemsize,
+            xxh3_128=self._bin_hash.hexdigest(),
+            spots=spot_hash(get_suffixed(self.prefix, ".bin.tmp")),
+        )
         counts = Counts(
             documents=state.documents,
             sequences=self._writer.num_sequences,
@@ -194,7 +199,7 @@ def hash_file(file: Path) -> FileFacts:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
             size += len(chunk)
-    return FileFacts(size=size, xxh3_128=digest.hexdigest())
+    return FileFacts(size=size, xxh3_128=digest.hexdigest(), spots=spot_hash(file))
 
 
 def _hash_prefixes(file: Path, skipped: int, expected: Sequence[tuple[int, str]]) -> list[Any]:
