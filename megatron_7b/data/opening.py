@@ -262,6 +262,16 @@ def _open_sets(
     return opened
 
 
+class _Origin(TypedDict):
+    first_sample: int
+    consumed: list[int]
+
+
+def _origin(order: SampleOrder) -> _Origin:
+    """Where a blend begins that takes over from an earlier one."""
+    return {"first_sample": order.first_sample, "consumed": [one.consumed for one in order.sets]}
+
+
 def _build_batcher(streams: Sequence[TokenStream], order: SampleOrder, **options: Unpack[_BatchOptions]) -> Batcher:
     weights = [one.weight for one in order.sets]
     remaining = [one.remaining for one in order.sets]
@@ -270,8 +280,7 @@ def _build_batcher(streams: Sequence[TokenStream], order: SampleOrder, **options
         weights if len(weights) > 1 else None,
         None if all(limit is None for limit in remaining) else remaining,
         seq_length=order.seq_length,
-        first_sample=order.first_sample,
-        consumed=[one.consumed for one in order.sets],
+        **({} if order.first_sample == 0 else _origin(order)),
         **options,
     )
 
