@@ -12,13 +12,14 @@ import functools
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, override
 
 import torch
 import torch.utils._device
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.cpu_kernels import accumulate_weight_gradient, is_supported, rotary_embedding
+from megatron_7b.runtime.graph_safe_generators import DefaultGenerator
 from megatron_7b.runtime.long_sums import l2_norm
 from megatron_7b.runtime.vector_math import settle_vector_functions
 
@@ -141,12 +142,43 @@ def _stream_context(_stream: object) -> Iterator[None]:
     yield
 
 
+_GENERATOR = DefaultGenerator()
+
+
+class _DefaultGenerators(tuple[DefaultGenerator, ...]):
+    """Stands for `torch.cuda.default_generators`, also if asked with what `current_device` returns here."""
+
+    __slots__ = ()
+
+    @override
+    def __getitem__(self, _index: object) -> DefaultGenerator:  # type: ignore[override]
+        return _GENERATOR
+
+
 def _get_rng_state(*_args: object, **_kwargs: object) -> torch.Tensor:
     return torch.get_rng_state()
 
 
 def _set_rng_state(new_state: torch.Tensor, *_args: object, **_kwargs: object) -> None:
     torch.set_rng_state(new_state)
+
+
+def _get_core_rng_state(
+    _device: object = "cuda", clone: bool = False, graph_safe: bool = False
+) -> torch.Tensor | torch.Generator:
+    if not graph_safe:
+        return torch.get_rng_state()
+    return _GENERATOR.clone_state() if clone else _GENERATOR.graphsafe_get_state()
+
+
+def _set_core_rng_state(
+    new_state: torch.Tensor | torch.Generator, _device: object = -1, graph_safe: bool = False
+) -> None:
+    assert isinstance(new_state, torch.Generator) is graph_safe
+    if isinstance(new_state, torch.Generator):
+        _GENERATOR.graphsafe_set_state(new_state)
+    else:
+        torch.set_rng_state(new_state)
 
 
 def _rotary_embedding(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -201,6 +233,7 @@ def replacements() -> tuple[Replacement, ...]:
         Replacement(cuda, "get_rng_state", _get_rng_state, "random states per parallel group"),
         Replacement(cuda, "set_rng_state", _set_rng_state, "random states per parallel group"),
         Replacement(cuda, "manual_seed", _seed, "random states per parallel group"),
+        Replacement(cuda, "default_generators", _DefaultGenerators((_GENERATOR,)), "states that graphs can exchange"),
         Replacement(cuda, "_lazy_call", lambda call, **_: call(), "deferred seeding would never run"),
         Replacement(cuda, "FloatTensor", torch.FloatTensor, "float types of the FP32 residual conversion"),
         Replacement(cuda, "HalfTensor", torch.HalfTensor, "float types of the FP32 residual conversion"),
@@ -230,8 +263,8 @@ def _core_replacements() -> tuple[Replacement, ...]:
             "six passes over memory and as many temporaries; the kernel needs one",
         ),
         Replacement(clip_grads, "l2_norm_impl", _multi_tensor_l2_norm, "loses digits in large tensors; see long_sums"),
-        Replacement(core_random, "_get_cuda_rng_state", _get_rng_state, reason),
-        Replacement(core_random, "_set_cuda_rng_state", _set_rng_state, reason),
+        Replacement(core_random, "_get_cuda_rng_state", _get_core_rng_state, reason),
+        Replacement(core_random, "_set_cuda_rng_state", _set_core_rng_state, reason),
     )
 
 
