@@ -3,8 +3,9 @@
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --data P_text_document --nproc 2 --json
 
 Every token of the corpus but the first is predicted exactly once, in windows of `data.seq_length` tokens; the figure is
-the same at every layout, microbatch size and number of ranks, up to FP32 rounding. `megatron_7b.evaluation.corpus_loss`
-says which tokens each window holds.
+the same at every layout, microbatch size and number of ranks, up to FP32 rounding. A model that was trained with
+documents kept apart (`data.reset_attention_mask`) or without the prediction after their ends (`data.eod_mask_loss`) is
+measured in the same way. `megatron_7b.evaluation.corpus_loss` says which tokens each window holds.
 """
 
 import json
@@ -18,9 +19,9 @@ from typing import TYPE_CHECKING
 from megatron_7b.checkpoint import tokenizer_path
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.options import Parser, parse_arguments
-from megatron_7b.data import open_sequential
 from megatron_7b.data.corpus_tokenizer import read_corpus_tokenizer
 from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.corpus import open_corpus
 from megatron_7b.runtime.logs import configure_logging
 from megatron_7b.tokenizer import load_tokenizer
 
@@ -72,7 +73,7 @@ def _check_tokenizer(prefix: str, folder: Path) -> None:
 def _evaluate(command: CheckpointCommand) -> int:
     """Measure on this rank, and print on the main one."""
     flags, config = command.command_line.flags, command.config
-    dataset = open_sequential(flags.data, seq_length=config.data.seq_length, vocab_size=config.model.vocab_size)
+    dataset = open_corpus(flags.data, command.folder, config)
     configure_logging(int(os.environ.get("RANK", "0")))  # before libraries are imported that warn while they load
     from megatron_7b.checkpoint.open_model import opened_model
     from megatron_7b.evaluation.corpus_loss import measure_loss

@@ -101,7 +101,13 @@ def open_split(
 
 
 def open_sequential(
-    prefix: str | Path, *, seq_length: int, vocab_size: int | None = None, masked_eod: int | None = None
+    prefix: str | Path,
+    *,
+    seq_length: int,
+    vocab_size: int | None = None,
+    masked_eod: int | None = None,
+    document_boundaries: bool = False,
+    reset_position_ids: bool = False,
 ) -> Dataset:
     """A whole corpus, read once in the order of the file: for evaluation.
 
@@ -113,6 +119,8 @@ def open_sequential(
         seq_length: Input tokens per sample.
         vocab_size: As for `open_split`.
         masked_eod: Token after which the prediction is left out of the loss; None: none.
+        document_boundaries: Have batches say where documents begin, so that they are kept apart.
+        reset_position_ids: Count positions from the beginning of each document.
 
     Raises:
         DataFormatError: A file is damaged, or holds fewer than two tokens.
@@ -126,6 +134,8 @@ def open_sequential(
         vocab_size=vocab_size or 0,
         shuffle=False,
         masked_eod=masked_eod,
+        document_boundaries=document_boundaries,
+        reset_position_ids=reset_position_ids,
     )
 
 

@@ -4,10 +4,15 @@ Which tokens the model sees. Let t be all tokens of the corpus in the order of t
 with whatever separates them there (an end-of-document token, where `--append-eod` was given), N in number, and S the
 sequence length. Window k, from 0 to ceil((N-1)/S) - 1, has the inputs t[kS] … t[kS+S-1] at positions 0 … S-1 and the
 labels t[kS+1] … t[kS+S]; the last window ends with the corpus. So windows do not overlap in what they predict,
-attention crosses the borders of documents as it does in training, nothing is carried from one window to the next, and
-the context of a prediction is 1 to S tokens. The loss is the sum of -ln p(label) over all N-1 labels, divided by N-1.
+nothing is carried from one window to the next, and the context of a prediction is 1 to S tokens. The loss is the sum of
+-ln p(label) over all N-1 labels, divided by N-1.
 
-With transformers the same figure comes from
+What the model was trained on, it is measured on: attention crosses the borders of documents, unless the dataset says
+where they are (`data.reset_attention_mask`), and the prediction after an end-of-document token counts, unless the
+dataset masks it (`data.eod_mask_loss`; the loss is then the mean over fewer labels). So the figure is the one that
+validation during training would give on the same windows.
+
+With transformers the same figure, without these two options, comes from
 
     for k in range(0, N - 1, S):
         window = t[k : k + S + 1]
@@ -15,16 +20,16 @@ With transformers the same figure comes from
     loss = total / (N - 1)
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from megatron_7b.checkpoint.open_model import OpenModel
-from megatron_7b.data import Dataset
+from megatron_7b.data import Batch, Dataset
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.microbatches import run_microbatches
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
@@ -83,7 +88,7 @@ def measure_loss(
 
     Args:
         model: A loaded model; `training.micro_batch_size` windows go through it at a time.
-        dataset: From `data.open_sequential`, with the model's sequence length.
+        dataset: From `corpus.open_corpus`, with the model's sequence length.
         max_samples: Stop after this many windows; None reads all.
         report: Called from time to time, on every rank.
 
@@ -93,7 +98,7 @@ def measure_loss(
     Collective: all ranks.
 
     Raises:
-        ConfigError: there is nothing to read.
+        ConfigError: there is nothing to read, or nothing that counts.
         DataFormatError: a token id lies outside of the vocabulary.
     """
     num_windows = dataset.num_samples if max_samples is None else min(max_samples, dataset.num_samples)
@@ -104,15 +109,20 @@ def measure_loss(
     for end, rows in _rounds(model, num_windows):
         totals += run_microbatches(
             model.chunks,
-            [_load(dataset, indices, num_windows, model.device) for indices in rows],
-            seq_length=model.config.data.seq_length,
-            micro_batch_size=model.config.training.micro_batch_size,
+            [_read(dataset, indices, num_windows) for indices in rows],
+            layout=model.layout,
+            device=model.device,
             forward_only=True,
         )
         loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals.clone())).tolist()
-        result = CorpusLoss(loss_sum / num_tokens, round(num_tokens))
+        result = CorpusLoss(loss_sum / num_tokens if num_tokens else math.nan, round(num_tokens))
         if report is not None:
             report(EvaluationProgress(min(end, num_windows), num_windows, result))
+    if result.tokens == 0:
+        raise ConfigError(
+            f"no prediction counts in the {num_windows:,} windows: all inputs are end-of-document tokens",
+            hint="--data.eod-mask-loss False counts what is predicted after them",
+        )
     return result
 
 
@@ -133,10 +143,7 @@ def _rounds(model: OpenModel, num_windows: int) -> Iterator[tuple[int, np.ndarra
         yield first + size, windows[:, layout.dp_rank]
 
 
-def _load(dataset: Dataset, windows: np.ndarray, num_windows: int, device: torch.device) -> dict[str, Tensor]:
-    """Return the model's inputs [b, s] of windows; those beyond the end count nothing."""
+def _read(dataset: Dataset, windows: np.ndarray, num_windows: int) -> Batch:
+    """Return windows as a microbatch; those beyond the end count nothing."""
     batch = dataset.batch(windows)
-    names = {"input_ids": "tokens", "labels": "labels", "loss_mask": "loss_mask", "position_ids": "position_ids"}
-    on_device = {name: torch.from_numpy(getattr(batch, array)).to(device, copy=True) for name, array in names.items()}
-    on_device["loss_mask"][torch.from_numpy(windows >= num_windows).to(device)] = 0.0
-    return on_device
+    return dataclasses.replace(batch, loss_mask=np.where((windows < num_windows)[:, None], batch.loss_mask, 0.0))

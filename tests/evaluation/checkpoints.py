@@ -56,11 +56,11 @@ def loss_of(
     """Entry point of a rank: (loss, tokens, windows done at each report)."""
     from megatron_7b.checkpoint.inference_config import inference_config
     from megatron_7b.checkpoint.open_model import opened_model
-    from megatron_7b.data import open_sequential
+    from megatron_7b.evaluation.corpus import open_corpus
     from megatron_7b.evaluation.corpus_loss import measure_loss
 
     config = inference_config(checkpoint, {"runtime.num_threads": 1, **overrides})
-    dataset = open_sequential(prefix, seq_length=config.data.seq_length, vocab_size=config.model.vocab_size)
+    dataset = open_corpus(prefix, checkpoint, config)
     reports: list[int] = []
     with opened_model(checkpoint, config) as model:
         result = measure_loss(

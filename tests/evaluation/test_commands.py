@@ -18,6 +18,7 @@ from tests.support.reference_gpt import reference_loss
 from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
 
 TP2 = ["--parallel.tensor-model-parallel-size", "2"]
+CP2 = ["--parallel.context-parallel-size", "2"]
 PP2 = ["--parallel.pipeline-model-parallel-size", "2"]  # the number of ranks follows
 
 
@@ -95,6 +96,9 @@ def test_generate_prints_prompt_and_continuation(run_folder: Path, tmp_path: Pat
         (["evaluate", "--checkpoint", "R.absent", "--data", "C"], 1, "does not exist"),
         (["evaluate", "--checkpoint", "R", "--data", "C", "--data.seq-lenght", 9], 2, "data.seq_length"),
         (["evaluate", "--checkpoint", "R", "--data", "C", "--model.vocab-size", 9], 2, "model.vocab_size is 9, but"),
+        (["evaluate", "--checkpoint", "R", "--data", "C", *CP2], 2, "parallel.context_parallel_size is 2, but only"),
+        (["evaluate", "--checkpoint", "R", "--data", "C", *CP2, "--nproc", 4], 2, "any layout can be loaded at any"),
+        (["generate", "--checkpoint", "R", "--prompt", "x", *CP2], 2, "parallel.context_parallel_size is 2, but only"),
         (["generate", "--checkpoint", "R", "--prompt", "x", "--nproc", 2], 2, "--nproc 1"),
         (["generate", "--checkpoint", "R"], 2, "nothing to continue"),
         (["generate", "--checkpoint", "R", "--prompt", "x", "--max-new-tokens", 99999], 2, "the model's context is"),

@@ -1,12 +1,19 @@
 """The loss on a corpus against a page of plain torch, at every layout."""
 
+import dataclasses
+import itertools
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
+from megatron_7b.checkpoint.inference_config import inference_config
+from megatron_7b.checkpoint.manifest import CONFIG
+from megatron_7b.config import save_config
 from megatron_7b.data import IndexedDataset
+from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.corpus import open_corpus
 from megatron_7b.evaluation.corpus_loss import CorpusLoss
 from tests.data.corpora import random_documents, write_corpus
 from tests.evaluation.checkpoints import (
@@ -18,7 +25,7 @@ from tests.evaluation.checkpoints import (
 )
 from tests.support.ranks import RankFailedError, run_ranks
 from tests.support.reference_gpt import reference_logits
-from tests.support.tiny_runs import VOCAB_SIZE
+from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
 
 LAYOUTS = {
     "TP1": (1, {}),
@@ -53,17 +60,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return prefix
 
 
-def reference(prefix: str, max_windows: int | None = None) -> tuple[float, int]:
-    """The loop of corpus_loss's docstring."""
+def reference(prefix: str, max_windows: int | None = None, *, apart: bool = False) -> tuple[float, int]:
+    """The loop of corpus_loss's docstring; `apart`: with every document's part of a window as a window of its own."""
     dataset = IndexedDataset(prefix)
-    ids = torch.cat([torch.tensor(dataset.document(i).astype("int64")) for i in range(dataset.num_documents)])
-    weights, model, total, count = random_weights(tiny_model()), tiny_model(), 0.0, 0
-    for start in range(0, len(ids) - 1, SEQ_LENGTH)[:max_windows]:
-        window = ids[start : start + SEQ_LENGTH + 1]
-        logits = reference_logits(weights, model, window[None, :-1])[0, :, :VOCAB_SIZE]
-        total += float(torch.nn.functional.cross_entropy(logits.double(), window[1:], reduction="sum"))
-        count += len(window) - 1
-    return total / count, count
+    documents = [torch.tensor(dataset.document(i).astype("int64")) for i in range(dataset.num_documents)]
+    ids = torch.cat(documents)
+    starts = set(range(0, len(ids) - 1, SEQ_LENGTH)[:max_windows])
+    end = min(len(ids) - 1, SEQ_LENGTH * len(starts))
+    if apart:
+        starts |= set(itertools.accumulate(map(len, documents)))
+    weights, model, total = random_weights(tiny_model()), tiny_model(), 0.0
+    for start, stop in itertools.pairwise(sorted(start for start in starts | {end} if start <= end)):
+        logits = reference_logits(weights, model, ids[None, start:stop])[0, :, :VOCAB_SIZE]
+        labels = ids[start + 1 : stop + 1]
+        total += float(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
+    return total / end, end
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -77,6 +88,17 @@ def test_every_layout_gives_the_reference_loss(name: str, checkpoint: Path, corp
         assert tokens == count
         assert loss == pytest.approx(expected, rel=1e-6)
         assert reports[-1] == math.ceil(count / SEQ_LENGTH)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_documents_that_training_keeps_apart_are_apart(name: str, checkpoint: Path, corpus: str) -> None:
+    (expected, count), (together, _) = reference(corpus, apart=True), reference(corpus)
+    assert abs(expected - together) > 1e-4
+    world_size, overrides = LAYOUTS[name]
+    overrides = {"data.reset_attention_mask": True, "data.reset_position_ids": True, **overrides}
+    for loss, tokens, _ in run_ranks(world_size, loss_of, checkpoint, corpus, overrides):
+        assert tokens == count
+        assert loss == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("max_samples", [1, 5])
@@ -111,6 +133,24 @@ def test_foreign_tokens_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     prefix = write_corpus(tmp_path / "foreign", [[1, 2, VOCAB_SIZE]])
     with pytest.raises(RankFailedError, match="DataFormatError"):
         run_ranks(1, loss_of, checkpoint, prefix, {})
+
+
+def test_masking_ends_needs_to_know_them(checkpoint: Path, corpus: str) -> None:
+    config = inference_config(checkpoint, {"data.eod_mask_loss": True})
+    with pytest.raises(ConfigError, match="carries no tokenizer with an end-of-document token"):
+        open_corpus(corpus, checkpoint, config)
+
+
+def test_context_parallelism_is_forgotten_and_refused(tmp_path: Path) -> None:
+    """A run that used it is evaluated without; asking for it is a mistake: evaluation does not split sequences."""
+    trained = tiny_config(model={"transformer_impl": "auto"}, parallel={"context_parallel_size": 2})
+    (folder,) = run_ranks(1, write_tiny_checkpoint, tmp_path)
+    save_config(
+        dataclasses.replace(trained, model=dataclasses.replace(tiny_model(), vocab_size=VOCAB_SIZE)), folder / CONFIG
+    )
+    assert inference_config(folder).parallel.context_parallel_size == 1
+    with pytest.raises(ConfigError, match="only training splits sequences over ranks"):
+        inference_config(folder, {"parallel.context_parallel_size": 2})
 
 
 def test_perplexity() -> None:
