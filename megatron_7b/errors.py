@@ -25,12 +25,16 @@ class ConfigError(MegatronError):
     """A configuration value is unknown, of the wrong type, or impossible in combination."""
 
 
+class PathError(ConfigError):
+    """A path that was given is not there, is not of the kind that is needed, or is in the way of what is written."""
+
+
 class DataFormatError(MegatronError):
-    """A corpus, index or tokenizer file is missing, truncated, foreign or inconsistent."""
+    """A corpus, index or tokenizer file is truncated, foreign or inconsistent."""
 
 
 class CheckpointError(MegatronError):
-    """A checkpoint is missing, incomplete, damaged or does not fit the model."""
+    """A checkpoint is incomplete, damaged or does not fit the model."""
 
 
 class ConversionError(MegatronError):

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 from megatron_7b.checkpoint.manifest import MANIFEST
-from megatron_7b.errors import CheckpointError
+from megatron_7b.errors import CheckpointError, PathError
 from megatron_7b.runtime.durable import flush_to_disk
 
 LATEST = "latest"
@@ -39,7 +39,7 @@ def resolve_checkpoint(path: Path) -> Path:
     """Return the step folder meant by a step folder, `latest`, a checkpoints folder or a run folder.
 
     Raises:
-        CheckpointError: there is no complete checkpoint there.
+        PathError: there is no complete checkpoint there.
     """
     if (path / MANIFEST).is_file():
         return path.resolve()
@@ -48,7 +48,7 @@ def resolve_checkpoint(path: Path) -> Path:
         if found is not None:
             return found.resolve()
     what = "does not exist" if not path.exists() else "holds no complete checkpoint"
-    raise CheckpointError(
+    raise PathError(
         f"{path} {what}",
         hint="name a step folder, RUN/checkpoints/latest, or a run folder with at least one checkpoint",
     )

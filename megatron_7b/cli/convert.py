@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_7b.cli.options import Parser, parse_arguments
-from megatron_7b.errors import ConfigError, ConversionError
+from megatron_7b.errors import ConfigError, ConversionError, PathError
+from megatron_7b.runtime.logs import loading
+from megatron_7b.runtime.output_paths import check_new_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,13 +93,14 @@ def _parser(action: str) -> Parser:
 
 def _to_hugging_face(flags: argparse.Namespace) -> None:
     from megatron_7b.checkpoint import read_config, read_manifest, resolve_checkpoint, tokenizer_path
-    from megatron_7b.checkpoint.weights import CheckpointWeights
-    from megatron_7b.conversion import check_exportable, folder_writer, to_hugging_face
-    from megatron_7b.conversion.staging import check_output, staged_folder
 
     started = time.perf_counter()
     checkpoint = resolve_checkpoint(flags.checkpoint)
-    check_output(flags.output, overwrite=flags.overwrite, inputs=(checkpoint,))
+    check_new_folder(flags.output, overwrite=flags.overwrite, inputs=(checkpoint,))
+    with loading("torch and transformers"):
+        from megatron_7b.checkpoint.weights import CheckpointWeights
+        from megatron_7b.conversion import check_exportable, folder_writer, to_hugging_face
+        from megatron_7b.conversion.staging import staged_folder
     manifest, model = read_manifest(checkpoint), read_config(checkpoint).model
     check_exportable(model)
     dtype = _torch_dtype(manifest.params_dtype if flags.dtype == "auto" else flags.dtype)
@@ -119,19 +122,26 @@ def _to_hugging_face(flags: argparse.Namespace) -> None:
 
 
 def _from_hugging_face(flags: argparse.Namespace) -> None:
-    from megatron_7b.checkpoint.weights import write_weights
     from megatron_7b.config import check_config
-    from megatron_7b.conversion import (
-        HuggingFaceFolder,
-        check_hugging_face_shapes,
-        from_hugging_face,
-        from_hugging_face_config,
-    )
-    from megatron_7b.conversion.staging import check_output, staged_folder
 
     started = time.perf_counter()
+    if not flags.input.is_dir():
+        raise PathError(f"{flags.input} is not a folder", hint="give the folder that holds config.json")
+    if not any((flags.input / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise PathError(
+            f"{flags.input}/config.json is missing", hint="give a model's folder, as transformers writes it"
+        )
+    check_new_folder(flags.output, overwrite=flags.overwrite, inputs=(flags.input,))
+    with loading("torch and transformers"):
+        from megatron_7b.checkpoint.weights import write_weights
+        from megatron_7b.conversion import (
+            HuggingFaceFolder,
+            check_hugging_face_shapes,
+            from_hugging_face,
+            from_hugging_face_config,
+        )
+        from megatron_7b.conversion.staging import staged_folder
     folder = HuggingFaceFolder(flags.input)
-    check_output(flags.output, overwrite=flags.overwrite, inputs=(folder.path,))
     model = from_hugging_face_config(folder.config, max_position_embeddings=flags.max_position_embeddings)
     assert model.vocab_size is not None
     check_hugging_face_shapes(folder.shapes, model, model.vocab_size)

@@ -76,7 +76,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             _print_report(report)
         if total := sum(report.bytes_hashed for report in reports):
             print(f"{total / 1e6:,.1f} MB in {seconds:.2f} s, {total / 1e6 / seconds:,.0f} MB/s")
-    return 1 if any(report.problems for report in reports) else 0
+    if any(report.problems and check.exists for check, report in zip(checks, reports, strict=True)):
+        return 1
+    return 0 if all(check.exists for check in checks) else 2
 
 
 def _print_report(report: "CorpusReport") -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_7b import __version__
-from megatron_7b.errors import ConfigError, MegatronError
+from megatron_7b.errors import ConfigError, MegatronError, PathError
 from megatron_7b.runtime import launch
 
 COMMANDS = {
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _MENDABLE:
-            return _tell(MegatronError(str(error), hint=_MENDABLE[error.errno]))
+            hint = _MENDABLE[error.errno]
+            kind = PathError if hint is _PERMISSION else MegatronError
+            return _tell(kind(str(error), hint=hint))
         if launch.record_failure(error, 1):
             return 1
         if isinstance(error, OSError) and error.filename is not None:  # the machine's fault, and it says which file's

@@ -2,22 +2,24 @@
 
     megatron-7b pretrain --config tiny_cpu --run-dir R --nproc 2 --data.train P_text_document
 
-The same command goes on from the newest checkpoint of R. With `--checkpoint.initialize-from C` a fresh run starts from
-C's weights and takes the shape of the model from C, whatever the preset says. Under torchrun
+The same command continues from the newest checkpoint of R. With `--checkpoint.initialize-from C` a fresh run starts
+from C's weights and takes the shape of the model from C, whatever the preset says. Under torchrun
 (`torchrun … -m megatron_7b pretrain …`) every process is a rank already and `--nproc` is left out.
 """
 
 import functools
+import sys
 from pathlib import Path
 
 from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.checkpoint.manifest import CONFIG
+from megatron_7b.cli.next_commands import print_next_commands
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
 from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, smallest_world_size
 from megatron_7b.config import RunConfig, check_config, load_config
 from megatron_7b.runtime.launch import is_rank, launch, megatron_command
 
-SUMMARY = "train a model from tokens, or go on with a run"
+SUMMARY = "train a model from tokens, or continue a run"
 
 
 def main(argv: list[str]) -> int:
@@ -35,15 +37,22 @@ def main(argv: list[str]) -> int:
     add_launch_flags(parser)
     command_line = parse_arguments(parser, argv)
     config, world_size = _checked_config(command_line)
+    run_dir: Path = command_line.flags.run_dir
     if is_rank() or world_size == 1:
         from megatron_7b.training import pretrain  # Imports torch.
 
-        return pretrain(config, command_line.flags.run_dir)
-    run_dir: Path = command_line.flags.run_dir
-    plan = launch_plan(
-        command_line.flags, world_size, num_threads=config.runtime.num_threads, log_folder=run_dir / "logs"
-    )
-    return launch(megatron_command(["pretrain", *argv]), plan)
+        code = pretrain(config, run_dir)
+    else:
+        from megatron_7b.training.prerequisites import check_prerequisites
+
+        check_prerequisites(config, run_dir)
+        plan = launch_plan(
+            command_line.flags, world_size, num_threads=config.runtime.num_threads, log_folder=run_dir / "logs"
+        )
+        code = launch(megatron_command(["pretrain", *argv]), plan)
+    if not is_rank() and sys.stderr.isatty():
+        print_next_commands(code, ["megatron-7b", "pretrain", *argv], run_dir, config)
+    return code
 
 
 def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from megatron_7b.cli.tokenizer_fertility import add_fertility
 from megatron_7b.errors import ConfigError
+from megatron_7b.runtime.output_paths import check_folder_to_write
 
 if TYPE_CHECKING:
     from megatron_7b.cli.progress import Progress
@@ -93,6 +94,7 @@ def _train(arguments: argparse.Namespace) -> int:
         show_progress=sys.stderr.isatty(),
     )
     check_bpe_options(options)
+    check_folder_to_write(arguments.output, "the output folder")
     if (arguments.output / "tokenizer.json").exists() and not arguments.overwrite:
         raise ConfigError(f"{arguments.output} already holds a tokenizer", hint="--overwrite replaces it")
     sources = find_sources(arguments.input)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from megatron_7b.config.options import get_value
-from megatron_7b.config.problems import Problem
+from megatron_7b.config.problems import Problem, nearest
 from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
 
 RULES: list[Rule] = []
@@ -194,9 +194,16 @@ def _check_files(case: Case, path: str) -> Iterator[Problem]:
     for _, prefix in split_blend(entries):
         missing = [f"{prefix}{suffix}" for suffix in (".bin", ".idx") if not Path(f"{prefix}{suffix}").is_file()]
         if missing:
-            siblings = sorted(Path(prefix).parent.glob(f"{Path(prefix).name}*.idx"))
-            guess = f"; did you mean {str(siblings[0]).removesuffix('.idx')}?" if siblings else ""
-            yield case.problem(path, f"no file {' nor '.join(missing)}{guess}")
+            yield case.problem(path, f"no file {' nor '.join(missing)}{_guess_corpus(prefix)}")
+
+
+def _guess_corpus(prefix: str) -> str:
+    """Name the corpus beside a prefix that has no files, or that lacks one, which is meant most probably."""
+    folder, name = Path(prefix).parent, Path(prefix).name
+    whole = sorted(index.stem for index in folder.glob("*.idx") if index.with_suffix(".bin").is_file())
+    begin_alike = [stem for stem in whole if stem.startswith(f"{name}_") and stem != name]
+    guess = begin_alike[0] if begin_alike else nearest(name, [stem for stem in whole if stem != name])
+    return f"; did you mean {folder / guess}?" if guess else ""
 
 
 @file_rule("data.train")

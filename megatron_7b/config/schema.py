@@ -242,10 +242,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TelemetryConfig:
-    """Logging. metrics.jsonl records every step regardless of these options."""
+    """Logging. metrics.jsonl, TensorBoard and Weights & Biases record every step regardless of these options."""
 
-    log_interval_steps: int = 1
-    """Steps between log lines."""
+    log_interval_steps: int = 10
+    """Steps between log lines; slow steps have one a minute."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
     wandb: bool = False

@@ -8,7 +8,7 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_7b.errors import ConversionError
+from megatron_7b.errors import ConversionError, PathError
 from megatron_7b.model.parameters import Shape
 
 CONFIG_FILE = "config.json"
@@ -40,7 +40,7 @@ class HuggingFaceFolder(Mapping[str, Tensor]):
         """
         self.path = Path(path)
         if not self.path.is_dir():
-            raise ConversionError(f"{self.path} is not a folder", hint="give the folder that holds config.json")
+            raise PathError(f"{self.path} is not a folder", hint="give the folder that holds config.json")
         self.config = _read_config(self.path)
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
@@ -90,7 +90,7 @@ def read_json(file: Path) -> dict[str, object]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConversionError(f"{file} is missing") from None
+        raise PathError(f"{file} is missing") from None
     except (OSError, ValueError) as error:
         raise ConversionError(f"{file} is not readable as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -127,7 +127,7 @@ def _weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
             hint="where you trust them, let transformers write safetensors: "
             "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
         )
-    raise ConversionError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+    raise PathError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
 
 
 def _check_dtypes(dtypes: Mapping[str, str]) -> None:

@@ -7,29 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_7b.errors import ConversionError
 from megatron_7b.runtime.durable import flush_tree_to_disk
-
-
-def check_output(output: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Check, before any work is done, that a folder may be written.
-
-    Args:
-        output: Folder to be made.
-        overwrite: Whether an existing one may be replaced.
-        inputs: Folders that are read, which `output` may not touch.
-
-    Raises:
-        ConversionError: `output` is a file, is not empty and may not be replaced, or contains or equals an input.
-    """
-    if output.exists() and not output.is_dir():
-        raise ConversionError(f"{output} exists and is not a folder")
-    resolved = output.resolve()
-    for source in inputs:
-        if source.resolve().is_relative_to(resolved):
-            raise ConversionError(f"{output} would replace what is read from {source}")
-    if not overwrite and output.is_dir() and any(output.iterdir()):
-        raise ConversionError(f"{output} is not empty", hint="choose another folder, or replace it with --overwrite")
 
 
 @contextlib.contextmanager

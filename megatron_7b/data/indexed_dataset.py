@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.data._index import Corpus, IndexWriter
-from megatron_7b.errors import DataFormatError
+from megatron_7b.errors import DataFormatError, PathError
 
 __all__ = ["IndexWriter", "IndexedDataset", "resolve_prefix", "token_bytes_for"]
 
@@ -38,7 +38,7 @@ def resolve_prefix(prefix: str | Path) -> str:
     Accepts the prefix itself, the prefix without `_text_document`, and the name of any of the three files.
 
     Raises:
-        DataFormatError: No such index exists.
+        PathError: No such index exists.
     """
     given = str(prefix)
     text = given.rpartition(".")[0] if given.endswith((".bin", ".idx", ".json")) else given
@@ -48,7 +48,7 @@ def resolve_prefix(prefix: str | Path) -> str:
     folder = Path(text) if Path(text).is_dir() else Path(text).parent
     nearby = sorted(folder.glob("*.idx")) if folder.is_dir() else []
     found = ", ".join(str(path)[:-4] for path in nearby[:5])
-    raise DataFormatError(
+    raise PathError(
         f"no corpus at {text}: neither {text}.idx nor {text}{DEFAULT_SUFFIX}.idx exists",
         hint=f"corpora in that folder: {found}" if found else "write one with `megatron-7b preprocess`",
     )

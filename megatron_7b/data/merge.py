@@ -28,6 +28,7 @@ from megatron_7b.data.preprocess.manifest import Counts, EngineFacts, FileFacts,
 from megatron_7b.data.preprocess.publish import PUBLISHED, find_existing, get_suffixed, publish, remove_temporary
 from megatron_7b.data.preprocess.shards import Shard
 from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.runtime.output_paths import check_can_create
 
 _HEADER_BYTES = 34
 _ENTRIES_AT_ONCE = 1 << 19
@@ -121,9 +122,8 @@ class Merge:
             raise ConfigError(
                 f"the output exists: {', '.join(map(str, existing))}", hint="choose another, or remove these"
             )
+        check_can_create(Path(self.output), "the output")
         folder = next(folder for folder in Path(self.output).absolute().parents if folder.exists())
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(f"the output folder {folder} cannot be written")
         free = shutil.disk_usage(folder).free
         if free < self.num_bytes:
             raise ConfigError(

@@ -17,7 +17,7 @@ from megatron_7b.data.corpus_scan import (
 )
 from megatron_7b.data.indexed_dataset import IndexedDataset, resolve_prefix
 from megatron_7b.data.preprocess.manifest import FileFacts, Manifest
-from megatron_7b.errors import DataFormatError
+from megatron_7b.errors import DataFormatError, PathError
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CorpusCheck:
             self._manifest = load_manifest(self.report.prefix)
             if edit := find_edit(self.report.prefix):
                 self._add(str(manifest_path(self.report.prefix)), "checksum of its own content", *edit)
-        except DataFormatError as error:
+        except (DataFormatError, PathError) as error:
             file = str(manifest_path(self.report.prefix)) if self._exists else prefix
             self._add(file, "reading", "a manifest" if self._exists else "a corpus", error.args[0])
         else:
@@ -69,6 +69,11 @@ class CorpusCheck:
                     f"{manifest_path(self.report.prefix)} does not exist, so only the structure was checked; "
                     f"`megatron-7b data adopt {self.report.prefix} --tokenizer DIR` writes it"
                 )
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a corpus at all."""
+        return self._exists
 
     @property
     def num_bytes(self) -> int:

@@ -52,7 +52,8 @@ def build_model(
     """
     impl, reason = resolve_transformer_impl(config, device_type)
     if layout.is_main:
-        logger.info("layers: %s (%s)", impl, reason)
+        # On a GPU it decides about the speed; a CPU has no choice.
+        logger.log(logging.INFO if device_type == "cuda" else logging.DEBUG, "layers: %s (%s)", impl, reason)
     core_config = build_transformer_config(config, device_type=device_type, impl=impl)
     padded = padded_vocab_size(vocab_size, config.model.make_vocab_size_divisible_by, layout.tp_size)
     plan = ChunkPlan(

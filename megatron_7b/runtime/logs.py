@@ -7,11 +7,15 @@ Python's warnings go into the log file only.
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "megatron_7b"
 """Parent of all loggers of the project."""
@@ -48,6 +52,20 @@ def configure_logging(rank: int = 0, *, level: int = logging.INFO) -> None:
     logging.captureWarnings(True)
     # Warns at every start, on its own handler, that a machine with a CUDA toolkit has no GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Say that something is being loaded, which takes seconds in which nothing else appears.
+
+    On a terminal the words move, and vanish; in a log they are a line.
+    """
+    if not console.is_terminal:
+        logger.info("loading %s", what)
+        yield
+        return
+    with console.status(f"loading {what}"):
+        yield
 
 
 def add_log_file(path: Path) -> logging.Handler:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from megatron_7b.errors import DataFormatError
+from megatron_7b.errors import DataFormatError, PathError
 from megatron_7b.tokenizer.base import Tokenizer
 from megatron_7b.tokenizer.byte_level import MARKER_FILE, ByteTokenizer
 
@@ -23,13 +23,14 @@ def load_tokenizer(path: str | Path, *, kind: TokenizerKind | None = None) -> To
         kind: Overrides what the files look like.
 
     Raises:
-        DataFormatError: Nothing there, or nothing that is a tokenizer.
+        PathError: There is nothing, or a folder without a tokenizer.
+        DataFormatError: The file is no tokenizer.
     """
     path = Path(path)
     if kind == "bytes" or str(path) == "bytes":
         return ByteTokenizer()
     if not path.exists():
-        raise DataFormatError(
+        raise PathError(
             f"tokenizer {path} does not exist, {_EXPECTED}",
             hint="nothing is fetched from a hub: `hf download NAME --include 'tokenizer*' --local-dir DIR` does; "
             "`megatron-7b tokenizer train` makes a new one",
@@ -55,7 +56,7 @@ def _find_file(folder: Path, kind: TokenizerKind | None) -> Path:
             f'an older Hugging Face folder: `python -c "from transformers import AutoTokenizer as T; '
             f"T.from_pretrained('{folder}').save_pretrained('DIR')\"` writes a tokenizer.json"
         )
-    raise DataFormatError(f"no tokenizer in {folder}, {_EXPECTED}", hint=hint)
+    raise PathError(f"no tokenizer in {folder}, {_EXPECTED}", hint=hint)
 
 
 def _detect_kind(file: Path) -> TokenizerKind:

@@ -4,18 +4,19 @@ import os
 from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.logs import configure_logging
-from megatron_7b.training.run_folder import RunFolder, check_run_folder
+from megatron_7b.runtime.logs import configure_logging, loading
+from megatron_7b.training.prerequisites import check_prerequisites
 
 
 def pretrain(config: RunConfig, run_dir: Path) -> int:
     """Train a model in a run folder; see `training.loop.pretrain`, which this calls.
 
-    What comes first here needs no torch: a folder that cannot be used is refused at once, and logging is in place
-    before libraries are imported that warn while they load.
+    What comes first here needs no torch: what cannot be used is refused at once, and logging is in place before
+    libraries are imported that warn while they load.
     """
     configure_logging(int(os.environ.get("RANK", "0")))
-    check_run_folder(RunFolder(run_dir), config)
-    from megatron_7b.training import loop
+    check_prerequisites(config, run_dir)
+    with loading("torch and megatron-core"):
+        from megatron_7b.training import loop
 
     return loop.pretrain(config, run_dir)

@@ -20,8 +20,7 @@ from typing import Any, override
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_7b.config import config_to_dict
-from megatron_7b.config.schema import RunConfig, TelemetryConfig
-from megatron_7b.errors import ConfigError
+from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.logs import console
 from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, format_count, to_json
 from megatron_7b.training.run_folder import RunFolder
@@ -30,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 CLOSING_SECONDS = 60.0
 """How long the end of a run waits for a service to finish."""
+
+
+SECONDS_BETWEEN_LINES = 60.0
+"""A log in which nothing appears for longer looks like a run that hangs."""
 
 
 class Sink:
@@ -125,17 +128,15 @@ def _scalars(metrics: StepMetrics | ValidationMetrics) -> Iterator[tuple[str, fl
 class TensorBoard(Sink):
     """Event files in R/tensorboard, continued without overlap when a run resumes."""
 
-    def __init__(self, folder: RunFolder, *, resumed_step: int, log_interval_steps: int) -> None:
+    def __init__(self, folder: RunFolder, *, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._interval = log_interval_steps
         # purge_step hides what an earlier start wrote about steps that are about to be repeated.
         self._writer: Any = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
 
     @override
     def write_step(self, metrics: StepMetrics) -> None:
-        if metrics.step % self._interval == 0:
-            self._add(metrics)
+        self._add(metrics)
 
     @override
     def write_validation(self, metrics: ValidationMetrics) -> None:
@@ -154,7 +155,6 @@ class WeightsAndBiases(Sink):
     """A run of Weights & Biases with the run folder's name; a resumed run continues the same curves."""
 
     def __init__(self, wandb: ModuleType, folder: RunFolder, config: RunConfig) -> None:
-        self._interval = config.telemetry.log_interval_steps
         self._run: Any = wandb.init(
             project=config.telemetry.wandb_project,
             name=folder.root.resolve().name,
@@ -170,8 +170,7 @@ class WeightsAndBiases(Sink):
 
     @override
     def write_step(self, metrics: StepMetrics) -> None:
-        if metrics.step % self._interval == 0:
-            self._run.log(dict(_scalars(metrics)), step=metrics.step)
+        self._run.log(dict(_scalars(metrics)), step=metrics.step)
 
     @override
     def write_validation(self, metrics: ValidationMetrics) -> None:
@@ -236,18 +235,25 @@ class ProgressLine(Sink):
 
 
 class LogLines(Sink):
-    """One plain line of the log per reported step; beside a progress bar only the log file gets it."""
+    """A plain line of the log every so many steps; beside a progress bar only the log file gets it.
+
+    The first and the last step of a start have one whatever the interval, and slow steps one a minute.
+    """
 
     def __init__(self, *, resumed_step: int, train_steps: int, log_interval_steps: int) -> None:
         self._pace = Pace(resumed_step, train_steps)
         self._level = logging.DEBUG if console.is_terminal else logging.INFO
+        self._milestones = (resumed_step + 1, train_steps)
         self._train_steps = train_steps
         self._interval = log_interval_steps
+        self._last_time = time.monotonic()
 
     @override
     def write_step(self, metrics: StepMetrics) -> None:
-        remaining = self._pace.remaining(metrics.step)
-        if metrics.step % self._interval == 0 or metrics.step == self._train_steps:
+        remaining, now = self._pace.remaining(metrics.step), time.monotonic()
+        is_due = metrics.step % self._interval == 0 or metrics.step in self._milestones
+        if is_due or now - self._last_time >= SECONDS_BETWEEN_LINES:
+            self._last_time = now
             line = f"step {metrics.step}/{self._train_steps} · {_figures(metrics)} · ETA {remaining}"
             logger.log(self._level, "%s", line)
 
@@ -301,28 +307,6 @@ def _validation_line(metrics: ValidationMetrics) -> str:
     )
 
 
-def check_telemetry(telemetry: TelemetryConfig) -> None:
-    """Refuse a configuration that needs a package which is not installed, before anything is built.
-
-    Raises:
-        ConfigError: Weights & Biases is asked for and not installed.
-    """
-    if telemetry.wandb:
-        _import_wandb()
-
-
-def _import_wandb() -> ModuleType:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError(
-            "telemetry.wandb is true, but the package wandb is not installed",
-            hint="pip install 'megatron-7b[wandb]', or set telemetry.wandb to false (TensorBoard needs nothing)",
-        ) from error
-    module: ModuleType = wandb
-    return module
-
-
 @contextmanager
 def open_sinks(folder: RunFolder, config: RunConfig, *, resumed_step: int) -> Iterator[list[Sink]]:
     """Open all sinks that the configuration asks for, for the duration of a with block; the main rank does so.
@@ -354,11 +338,12 @@ def _services(folder: RunFolder, config: RunConfig, resumed_step: int) -> Iterat
     telemetry = config.telemetry
     if telemetry.tensorboard:
         try:
-            yield TensorBoard(folder, resumed_step=resumed_step, log_interval_steps=telemetry.log_interval_steps)
+            yield TensorBoard(folder, resumed_step=resumed_step)
         except (ImportError, OSError) as error:
             logger.warning("no TensorBoard files are written: %s", error)
     if telemetry.wandb:
-        wandb = _import_wandb()
+        import wandb
+
         try:
             yield WeightsAndBiases(wandb, folder, config)
         except (wandb.Error, OSError) as error:

@@ -26,6 +26,7 @@ from typing import Literal, TextIO
 from megatron_7b.config import config_to_dict, load_config, save_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError, TrainingError
+from megatron_7b.runtime.output_paths import check_folder_to_write
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +100,9 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         config: Configuration of this start.
 
     Raises:
-        ConfigError: The path is a file, or the saved configuration describes a model of another shape.
+        ConfigError: The folder cannot be made or written to, or holds a model of another shape.
     """
-    if folder.root.exists() and not folder.root.is_dir():
-        raise ConfigError(f"the run folder {folder.root} is a file; expected a folder, or a path that is still free")
+    check_folder_to_write(folder.root, "the run folder")
     if not folder.config.exists() or not folder.has_history:
         return
     contradictions = [

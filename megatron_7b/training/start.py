@@ -17,7 +17,7 @@ from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, Validation
 from megatron_7b.training.metrics import build_throughput, format_count
 from megatron_7b.training.plot import plot_loss
-from megatron_7b.training.report import check_telemetry, open_sinks
+from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run import Run
 from megatron_7b.training.run_folder import (
     RunFolder,
@@ -39,7 +39,6 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
     Raises:
         MegatronError: The run is impossible; whatever can be checked without building is checked first.
     """
-    check_telemetry(config.telemetry)
     with leaving_process_groups(), contextlib.ExitStack() as loaders:
         trainer = build_trainer(config, folder.root)
         ranks = Ranks(trainer.device)

@@ -18,7 +18,7 @@ from megatron_7b.checkpoint import (
 )
 from megatron_7b.checkpoint.folders import check_free_space, keep_newest, new_staging_folder, remove_leftovers
 from megatron_7b.checkpoint.manifest import MANIFEST, write_manifest
-from megatron_7b.errors import CheckpointError
+from megatron_7b.errors import CheckpointError, PathError
 from tests.support.tiny_runs import tiny_config
 
 MANIFEST_FIELDS = Manifest(
@@ -53,9 +53,9 @@ def test_only_complete_checkpoints_are_found(tmp_path: Path) -> None:
 
 
 def test_what_is_no_checkpoint_is_called_so(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(PathError, match="does not exist"):
         resolve_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+    with pytest.raises(PathError, match="no complete checkpoint"):
         resolve_checkpoint(tmp_path)
     (tmp_path / MANIFEST).write_text("{not json")
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -42,6 +42,11 @@ def test_unknown_commands_get_a_suggestion(capsys):
         (ConfigError("a", hint="b"), 2, "a\nhint: b"),
         (CheckpointError("a", hint="b"), 1, "a\nhint: b"),
         (OSError(errno.ENOSPC, "No space left", "R/x"), 1, "[Errno 28] No space left: 'R/x'\nhint: free some room"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "R/x"),
+            2,
+            "[Errno 13] Permission denied: 'R/x'\nhint: give",
+        ),
     ],
 )
 def test_what_a_user_can_mend_has_no_traceback(capsys, monkeypatch, error, code, said):

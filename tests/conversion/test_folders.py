@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion import HuggingFaceFolder
 from megatron_7b.conversion import folder_writer as writer
-from megatron_7b.conversion.staging import check_output, staged_folder
-from megatron_7b.errors import ConversionError
+from megatron_7b.conversion.staging import staged_folder
+from megatron_7b.errors import ConversionError, PathError
 from tests.conversion.test_weights import MODEL, random_weights
 
 
@@ -135,12 +135,12 @@ def adapter(path: Path) -> None:
 )
 def test_damaged_and_foreign_folders_are_refused(damage, message: str, folder: Path):
     damage(folder)
-    with pytest.raises(ConversionError, match=message):
+    with pytest.raises((ConversionError, PathError), match=message):
         HuggingFaceFolder(folder)
 
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path):
-    with pytest.raises(ConversionError, match="is not a folder"):
+    with pytest.raises(PathError, match="is not a folder"):
         HuggingFaceFolder(tmp_path / "nothing")
 
 
@@ -185,16 +185,3 @@ def test_an_existing_folder_is_replaced_as_a_whole(tmp_path: Path):
         (staging / "new").touch()
     assert names(output) == ["new"]
     assert names(tmp_path) == ["out"]
-
-
-def test_outputs_that_would_destroy_something_are_refused(tmp_path: Path):
-    (tmp_path / "out").mkdir()
-    check_output(tmp_path / "out", overwrite=False)
-    (tmp_path / "out" / "a").touch()
-    with pytest.raises(ConversionError, match="is not empty"):
-        check_output(tmp_path / "out", overwrite=False)
-    check_output(tmp_path / "out", overwrite=True)
-    with pytest.raises(ConversionError, match="is not a folder"):
-        check_output(tmp_path / "out" / "a", overwrite=True)
-    with pytest.raises(ConversionError, match="would replace what is read"):
-        check_output(tmp_path, overwrite=True, inputs=(tmp_path / "out",))

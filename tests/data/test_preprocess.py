@@ -276,10 +276,10 @@ def test_parquet_without_the_column_and_with_bad_values(tmp_path: Path) -> None:
 def test_mistakes_are_reported_together_before_any_work(tmp_path: Path) -> None:
     corpus = write_jsonl(tmp_path / "c.jsonl", ["a"])
     arguments = ["--input", corpus, "--output-prefix", tmp_path / "o", "--tokenizer-model"]
-    assert "nothing/here does not exist" in run_tool(*arguments, tmp_path / "nothing/here", expect=1).stderr
+    assert "nothing/here does not exist" in run_tool(*arguments, tmp_path / "nothing/here", expect=2).stderr
     os.mkfifo(tmp_path / "pipe")
     inputs = [tmp_path / "x.jsonl", "y*.gz", tmp_path / "pipe", "-", corpus, corpus]
-    missing = run_tool("--input", *inputs, *arguments[2:], "bytes", expect=1).stderr
+    missing = run_tool("--input", *inputs, *arguments[2:], "bytes", expect=2).stderr
     for problem in (
         "x.jsonl does not exist",
         "y*.gz matches no file",
@@ -424,7 +424,7 @@ def test_start_up_is_quick_and_without_torch(tmp_path: Path) -> None:
     assert "usage" in shown.stdout
     arguments[1] = "absent.jsonl"
     failed = subprocess.run([*tool, *arguments], capture_output=True, text=True, check=False, cwd="/")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "absent.jsonl does not exist" in failed.stderr
 
 

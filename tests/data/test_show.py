@@ -11,7 +11,7 @@ from megatron_7b.cli import data
 from megatron_7b.cli.main import main
 from megatron_7b.data import IndexWriter
 from megatron_7b.data.preprocess.manifest import describe_tokenizer
-from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.errors import ConfigError, DataFormatError, PathError
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import write_corpus
 from tests.support.assets import asset
@@ -90,10 +90,10 @@ def test_mistakes(corpus: str, tmp_path: Path) -> None:
         data.main(["show", corpus, "--documents", "-1"])
     with pytest.raises(ConfigError, match="--first is 3, expected 0 to 2"):
         data.main(["show", corpus, "--first", "3"])
-    with pytest.raises(DataFormatError, match="corpora in that folder: .*/a_text_document"):
+    with pytest.raises(PathError, match="corpora in that folder: .*/a_text_document"):
         data.main(["show", str(tmp_path)])
     assert data.main(["show", f"{corpus}_text_document.json", "--tokenizer", "bytes"]) == 0
-    with pytest.raises(DataFormatError, match="absent"):
+    with pytest.raises(PathError, match="absent"):
         data.main(["show", str(tmp_path / "absent")])
     Path(f"{corpus}_text_document.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(DataFormatError, match="not a manifest"):
@@ -106,5 +106,5 @@ def test_an_empty_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_corpus_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "show", "/absent/corpus"]) == 1
+    assert main(["data", "show", "/absent/corpus"]) == 2
     assert "error: no corpus at /absent/corpus" in capsys.readouterr().err

@@ -92,8 +92,8 @@ def test_generate_prints_prompt_and_continuation(run_folder: Path, tmp_path: Pat
     [
         (["evaluate", "--checkpoint", "R", "--data", "C", "--nproc", 3, *PP2], 2, "3 ranks cannot hold"),
         (["evaluate", "--checkpoint", "R", "--data", "C", "--max-samples", 0], 2, "--max-samples is 0"),
-        (["evaluate", "--checkpoint", "R", "--data", "C.absent"], 1, "no corpus"),
-        (["evaluate", "--checkpoint", "R.absent", "--data", "C"], 1, "does not exist"),
+        (["evaluate", "--checkpoint", "R", "--data", "C.absent"], 2, "no corpus"),
+        (["evaluate", "--checkpoint", "R.absent", "--data", "C"], 2, "does not exist"),
         (["evaluate", "--checkpoint", "R", "--data", "C", "--data.seq-lenght", 9], 2, "data.seq_length"),
         (["evaluate", "--checkpoint", "R", "--data", "C", "--model.vocab-size", 9], 2, "model.vocab_size is 9, but"),
         (["evaluate", "--checkpoint", "R", "--data", "C", *CP2], 2, "parallel.context_parallel_size is 2, but only"),

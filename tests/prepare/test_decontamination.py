@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_7b.errors import DataFormatError
+from megatron_7b.errors import DataFormatError, PathError
 from megatron_7b.prepare.corpus_sections import DecontaminationSection
 from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.rules.decontamination import Decontamination, check_decontamination
@@ -113,7 +113,7 @@ def test_evaluation_files_that_would_protect_nothing_are_refused(
     file.write_text(content)
     with pytest.raises(DataFormatError, match=message):
         check_decontamination(DecontaminationSection(files=(str(file),), keys=keys))
-    with pytest.raises(DataFormatError, match="does not exist"):
+    with pytest.raises(PathError, match="does not exist"):
         check_decontamination(DecontaminationSection(files=(str(tmp_path / "none.jsonl"),)))
 
 

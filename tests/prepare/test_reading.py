@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.errors import ConfigError, DataFormatError, PathError
 from megatron_7b.prepare.document import Document
 from megatron_7b.prepare.document_sections import (
     ExtractionSection,
@@ -198,7 +198,7 @@ def test_inputs_say_all_that_is_wrong_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     (tmp_path / "b.jsonl").write_bytes(b"{}")
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(DataFormatError) as caught:
+    with pytest.raises(PathError) as caught:
         find_inputs(
             [
                 str(tmp_path / "pipe.jsonl"),

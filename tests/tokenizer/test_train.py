@@ -105,6 +105,6 @@ def test_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(DataFormatError, match="no text"):
         train_bpe(iter([[""]]), BpeOptions(vocab_size=300))
     result = run_tokenizer("train", "--input", tmp_path / "none*", "--vocab-size", 300, "--output", tmp_path / "t")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "matches no file" in result.stderr
     assert not (tmp_path / "t").exists()

@@ -16,6 +16,7 @@ from megatron_7b.data.preprocess.records import BadRecord
 from megatron_7b.data.preprocess.shards import Shard
 from megatron_7b.data.preprocess.sources import Source
 from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.runtime.output_paths import check_folder_to_write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,7 @@ def check_job(job: PreprocessJob, sources: Sequence[Source]) -> None:
     if not job.get_journal_path().exists() and (existing := _find_obstacle(job, sources)):
         problems.append(existing)
     folder = Path(job.output_prefix).parent
+    check_folder_to_write(folder, "the output folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

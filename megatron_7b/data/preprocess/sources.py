@@ -17,7 +17,7 @@ import xxhash
 from megatron_7b.data._index import count_lines
 from megatron_7b.data.preprocess.blocks import Block, BlockKind, Cursor, TextDocuments
 from megatron_7b.data.preprocess.windows import FileWindow, StreamWindow, Window, open_stream
-from megatron_7b.errors import DataFormatError
+from megatron_7b.errors import DataFormatError, MegatronError, PathError
 
 _COMPRESSIONS = (".gz", ".zst")
 _JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
@@ -184,8 +184,8 @@ def find_sources(patterns: Sequence[str]) -> list[Source]:
     """Files, globs and folders to sources, in the order given; a folder's and a glob's files sorted by name.
 
     Raises:
-        DataFormatError: Something is not there, not readable, named twice, matches no file, or is not what it is named;
-            all of it in one message.
+        PathError: Something is not there, not readable, named twice, or matches no file; all of it in one message.
+        DataFormatError: A file is not what it is named, whatever else is wrong.
     """
     paths: list[Path] = []
     problems: list[str] = []
@@ -195,24 +195,26 @@ def find_sources(patterns: Sequence[str]) -> list[Source]:
         if not found:
             problems.append(_explain_nothing(pattern))
     sources: dict[Path, Source] = {}
+    kind: type[MegatronError] = PathError
     for path in paths:
         try:
             source = _open_source(path)
         except OSError as error:
             problems.append(f"input {path} cannot be read: {error.strerror}")
-        except DataFormatError as error:
+        except (DataFormatError, PathError) as error:
             problems.append(f"input {error.args[0]}" + (f" ({error.hint})" if error.hint else ""))
+            kind = DataFormatError if isinstance(error, DataFormatError) else kind
         else:
             if sources.setdefault(path.resolve(), source) is not source:
                 problems.append(f"input {path} is named twice (a blend reads a corpus more often, by its weight)")
     if problems:
-        raise DataFormatError("\n".join(problems))
+        raise kind("\n".join(problems))
     return list(sources.values())
 
 
 def _open_source(path: Path) -> Source:
     if not stat.S_ISREG(path.stat().st_mode):
-        raise DataFormatError(f"{path} is not a regular file", hint="write what comes through a pipe to a file first")
+        raise PathError(f"{path} is not a regular file", hint="write what comes through a pipe to a file first")
     source = Source(path)
     with path.open("rb") as file:
         if not source.compression:

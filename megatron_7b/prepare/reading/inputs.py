@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_7b.data.preprocess.sources import walk_folder
-from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.errors import ConfigError, PathError
 from megatron_7b.prepare.recipe import Recipe, RecipeBook
 
 type Format = Literal["jsonl", "txt", "parquet", "html", "warc"]
@@ -95,7 +95,7 @@ def find_inputs(patterns: Sequence[str]) -> Inputs:
     """Files, globs and folders, in the order given; those of a folder or glob sorted by name.
 
     Raises:
-        DataFormatError: Something is not there, not readable, of no known format, or named twice; all in one message.
+        PathError: Something is not there, not readable, of no known format, or named twice; all in one message.
     """
     problems: list[str] = []
     left_out: Counter[str] = Counter()
@@ -115,7 +115,7 @@ def find_inputs(patterns: Sequence[str]) -> Inputs:
                 reason = error.strerror if isinstance(error, OSError) else error
                 problems.append(f"input {path} cannot be read: {reason}")
     if problems:
-        raise DataFormatError("\n".join(problems), hint=f"known endings: {_known_endings()}")
+        raise PathError("\n".join(problems), hint=f"known endings: {_known_endings()}")
     return Inputs(files, left_out)
 
 

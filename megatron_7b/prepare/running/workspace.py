@@ -21,6 +21,7 @@ from megatron_7b import __version__
 from megatron_7b.errors import ConfigError
 from megatron_7b.prepare.extras import import_zstd
 from megatron_7b.prepare.recipe import Recipe
+from megatron_7b.runtime.output_paths import check_folder_to_write
 
 LAYOUT = 1
 """Of the files on the way; grows when they change."""
@@ -88,6 +89,7 @@ def lock(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another run holds it, or the folder cannot be made.
     """
+    check_folder_to_write(folder.parent, "the output folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock_file = (folder / "lock").open("w")

@@ -1,0 +1,36 @@
+"""What to type after a run: said on a terminal, where somebody is there to type it."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_7b.config import RunConfig
+from megatron_7b.data import parse_blend
+from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED
+
+
+def print_next_commands(exit_code: int, command: Sequence[str], run_dir: Path, config: RunConfig) -> None:
+    """Print to stderr what continues a stopped run, or what can be done with a finished one; nothing after a failure.
+
+    Args:
+        exit_code: Of the run.
+        command: The words that were typed.
+        run_dir: The run folder.
+        config: The run.
+    """
+    if exit_code == EXIT_SAVED:
+        print(f"\nto continue:\n  {shlex.join(command)}", file=sys.stderr)
+    elif exit_code == EXIT_FINISHED:
+        lines = "\n".join(f"  {shlex.join(words)}" for words in _after_training(run_dir, config))
+        print(f"\nnext:\n{lines}", file=sys.stderr)
+
+
+def _after_training(run_dir: Path, config: RunConfig) -> list[list[str]]:
+    checkpoint = ["--checkpoint", str(run_dir / "checkpoints" / "latest")]
+    corpus = parse_blend(config.data.valid or config.data.train)[0].prefix
+    return [
+        ["megatron-7b", "evaluate", *checkpoint, "--data", corpus],
+        ["megatron-7b", "generate", *checkpoint, "--prompt", "Once upon a time"],
+        ["megatron-7b", "convert", "to-hf", *checkpoint, "--output", str(run_dir / "hf")],
+    ]
