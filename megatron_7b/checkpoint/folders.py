@@ -106,12 +106,6 @@ def keep_newest(checkpoints: Path, keep_last: int) -> list[Path]:
     return removed
 
 
-def tokenizer_path(folder: Path) -> Path | None:
-    """Return the tokenizer folder of a checkpoint, or None if it has none."""
-    path = folder / "tokenizer"
-    return path if path.is_dir() else None
-
-
 def check_free_space(folder: Path, needed_bytes: int) -> None:
     """Refuse a save that cannot fit.
 

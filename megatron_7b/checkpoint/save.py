@@ -16,6 +16,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
+from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.folders import check_free_space, keep_newest, new_staging_folder, publish
 from megatron_7b.checkpoint.manifest import NO_HASHES, Counters, FileRecord, Manifest, hash_files, write_manifest
 from megatron_7b.checkpoint.optimizer_state import OptimizerShare
@@ -37,7 +38,7 @@ def save_checkpoint(
     counters: Counters,
     config: RunConfig,
     layout: ParallelLayout,
-    tokenizer: Path | None = None,
+    companions: Companions = NO_COMPANIONS,
     sample_order: dict[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint and publish it.
@@ -49,7 +50,7 @@ def save_checkpoint(
         counters: Progress of the run.
         config: The effective configuration; `model.vocab_size` is set.
         layout: Position of this rank.
-        tokenizer: Folder that is copied into the checkpoint.
+        companions: What is copied into the checkpoint.
         sample_order: What a resumed run must know of the samples that were read.
 
     Returns:
@@ -88,7 +89,7 @@ def save_checkpoint(
     )
     hashes = _hash_own_files(staging, layout)
     published = _broadcast_result(
-        _try_to_publish(staging, manifest, config, tokenizer, hashes) if layout.is_main else None
+        _try_to_publish(staging, manifest, config, companions, hashes) if layout.is_main else None
     )
     if layout.is_main:
         size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
@@ -141,20 +142,19 @@ def publish_staged(
     staging: Path,
     manifest: Manifest,
     config: RunConfig,
-    tokenizer: Path | None,
+    companions: Companions,
     hashes: Mapping[str, FileRecord] = NO_HASHES,
 ) -> Path:
-    """Add tokenizer, configuration and hashes to the tensors in a staging folder, and publish it.
+    """Add companions, configuration and hashes to the tensors in a staging folder, and publish it.
 
     Args:
         staging: From `new_staging_folder`.
         manifest: What the checkpoint is.
         config: Of the run.
-        tokenizer: Folder to copy.
+        companions: What to copy.
         hashes: Of files that have been hashed already.
     """
-    if tokenizer is not None:
-        shutil.copytree(tokenizer, staging / "tokenizer")
+    companions.copy_to(staging)
     write_manifest(staging, manifest, config, hashes)
     return publish(staging, manifest.counters.step)
 
@@ -163,11 +163,11 @@ def _try_to_publish(
     staging: Path,
     manifest: Manifest,
     config: RunConfig,
-    tokenizer: Path | None,
+    companions: Companions,
     hashes: Mapping[str, FileRecord],
 ) -> Path | Exception:
     try:
-        return publish_staged(staging, manifest, config, tokenizer, hashes)
+        return publish_staged(staging, manifest, config, companions, hashes)
     except OSError as error:
         return CheckpointError(f"checkpoint of step {manifest.counters.step} could not be published: {error}")
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.folders import check_free_space, new_staging_folder
 from megatron_7b.checkpoint.manifest import Counters, Manifest, read_config, read_manifest, verify_files
 from megatron_7b.checkpoint.save import publish_staged, save_strategy
@@ -70,7 +71,7 @@ def write_weights(
     tensors: Iterable[tuple[str, Tensor]],
     config: RunConfig,
     *,
-    tokenizer: Path | None = None,
+    companions: Companions = NO_COMPANIONS,
     step: int = 0,
 ) -> Path:
     """Write whole tensors as a checkpoint without optimizer state, and publish it.
@@ -79,7 +80,7 @@ def write_weights(
         checkpoints: Folder that receives `step_…` and `latest`.
         tensors: Every parameter of the model by canonical name, in any order; the vocabulary unpadded.
         config: Configuration of the model; `model.vocab_size` is known.
-        tokenizer: Folder that is copied into the checkpoint.
+        companions: What is copied into the checkpoint.
         step: Number it is filed under.
 
     Returns:
@@ -113,7 +114,7 @@ def write_weights(
     staging = new_staging_folder(checkpoints, step)
     with _process_group_of_one(), cpu_backend.installed_if_needed():
         dist_checkpointing.save(sharded, str(staging), save_strategy())
-    return publish_staged(staging, manifest, config, tokenizer)
+    return publish_staged(staging, manifest, config, companions)
 
 
 @contextlib.contextmanager

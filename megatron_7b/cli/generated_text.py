@@ -25,13 +25,13 @@ class _Sample:
     """One continuation of a prompt, as it grows."""
 
     def __init__(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
-        from megatron_7b.generation.text_stream import TextStream
+        from megatron_7b.generation.text_stream import text_stream
 
         self.prompt = prompt
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
-        self._stream = TextStream(tokenizer, prompt.ids)
+        self._stream = text_stream(tokenizer, prompt.ids)
 
     def add(self, token: "GeneratedToken") -> str:
         """Take a token and return the text that it completes; an end-of-document token that ends the text has none."""

@@ -1,15 +1,17 @@
-"""A Hugging Face model folder as a lazy mapping from tensor name to tensor."""
+"""A Hugging Face model folder as a lazy mapping from tensor name to tensor. Opening it needs no torch."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
+from megatron_7b.conversion.json_files import read_json
 from megatron_7b.errors import ConversionError, PathError
 from megatron_7b.model.parameters import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -19,7 +21,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DTYPES = ("F32", "BF16", "F16", "F64")
 
 
-class HuggingFaceFolder(Mapping[str, Tensor]):
+class HuggingFaceFolder(Mapping[str, "Tensor"]):
     """Tensors of a folder by name, each read from disk when it is asked for.
 
     The headers of all files are read and checked at once; a cut or foreign file is noticed before anything is
@@ -44,14 +46,18 @@ class HuggingFaceFolder(Mapping[str, Tensor]):
         self.config = _read_config(self.path)
         self.shapes: dict[str, Shape] = {}
         self.dtypes: dict[str, str] = {}
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, Path] = {}
+        self._opened: dict[Path, Any] = {}
         for file, expected in _weight_files(self.path).items():
             self._add_file(file, expected)
         _check_dtypes(self.dtypes)
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> "Tensor":
         """Read one tensor."""
-        return cast(Tensor, self._files[name].get_tensor(name))
+        file = self._files[name]
+        if file not in self._opened:
+            self._opened[file] = safe_open(file, framework="pt")
+        return cast("Tensor", self._opened[file].get_tensor(name))
 
     def __iter__(self) -> Iterator[str]:
         """Go through the names without reading tensors."""
@@ -63,45 +69,28 @@ class HuggingFaceFolder(Mapping[str, Tensor]):
 
     def _add_file(self, file: Path, expected: frozenset[str] | None) -> None:
         try:
-            opened: Any = safe_open(file, framework="pt")
+            opened: Any = safe_open(file, framework="np")  # which reads the header without importing torch
         except (OSError, SafetensorError) as error:
             raise ConversionError(
                 f"{file} cannot be read: {error}", hint="the file is missing or was not copied completely"
             ) from error
         names = set(opened.keys())
-        if expected is not None and names != expected:
-            raise ConversionError(
-                f"{file} does not hold what {INDEX_FILE} says: {sorted(names ^ expected)[:3]} differ",
-                hint="files of two exports were mixed",
-            )
+        if expected is not None:
+            _check_agrees_with_index(file, names, expected)
         for name in names:
             header = opened.get_slice(name)
             self.shapes[name] = tuple(header.get_shape())
             self.dtypes[name] = header.get_dtype()
-            self._files[name] = opened
-
-
-def read_json(file: Path) -> dict[str, object]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        ConversionError: It is missing or holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PathError(f"{file} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{file} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{file} holds a {type(content).__name__}, expected a JSON object")
-    return content
+            self._files[name] = file
 
 
 def _read_config(folder: Path) -> dict[str, object]:
-    if not (folder / CONFIG_FILE).is_file() and (folder / "adapter_config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
+        what = "an adapter beside a model" if (folder / CONFIG_FILE).is_file() else "an adapter, not a model"
+        raise ConversionError(f"{folder} holds {what}", hint="merge the adapter into its base model and convert that")
+    if not (folder / CONFIG_FILE).is_file() and (found := sorted(folder.glob(f"snapshots/*/{CONFIG_FILE}"))):
         raise ConversionError(
-            f"{folder} holds an adapter, not a model", hint="merge the adapter into its base model and convert that"
+            f"{folder} has no {CONFIG_FILE}; it is an entry of the hub's cache", hint=f"give {found[-1].parent}"
         )
     return read_json(folder / CONFIG_FILE)
 
@@ -109,17 +98,15 @@ def _read_config(folder: Path) -> dict[str, object]:
 def _weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
     """Files of the weights, each with the names that the index promises (None without an index)."""
     if (folder / INDEX_FILE).is_file():
-        weight_map = read_json(folder / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise ConversionError(f"{folder / INDEX_FILE} has no weight_map from names to files")
-        names: dict[Path, set[str]] = {}
-        for name, file in weight_map.items():
-            if Path(file).name != file:
-                raise ConversionError(f"{folder / INDEX_FILE} points outside its folder: {file!r}")
-            names.setdefault(folder / file, set()).add(name)
-        return {file: frozenset(expected) for file, expected in names.items()}
+        return dict(_read_index(folder))
     if (folder / SINGLE_FILE).is_file():
         return {folder / SINGLE_FILE: None}
+    shards = sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
+    if shards:
+        raise ConversionError(
+            f"{folder} has {len(shards)} weight files such as {shards[0]}, but no {INDEX_FILE}",
+            hint="copy the index too: it says how many files there are and what each holds",
+        )
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         raise ConversionError(
@@ -128,6 +115,45 @@ def _weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
             "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
         )
     raise PathError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+
+
+def _read_index(folder: Path) -> dict[Path, frozenset[str]]:
+    index = folder / INDEX_FILE
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ConversionError(f"{index} has no weight_map from names to files")
+    names: dict[Path, set[str]] = {}
+    for name, file in weight_map.items():
+        if Path(file).name != file:
+            raise ConversionError(f"{index} points outside its folder: {file!r}")
+        names.setdefault(folder / file, set()).add(name)
+    missing = sorted(file.name for file in names if not file.is_file())
+    if missing:
+        raise ConversionError(
+            f"{folder} lacks {len(missing)} of the {len(names)} files that {INDEX_FILE} names, such as {missing[0]}",
+            hint="the folder was not copied completely",
+        )
+    single = folder / SINGLE_FILE
+    if single not in names and single.is_file():
+        raise ConversionError(
+            f"{folder} holds two sets of weights: {SINGLE_FILE}, which transformers reads where it exists, and the "
+            f"{len(names)} files of {INDEX_FILE}",
+            hint="move the one that is not meant away: most often an older export was left behind",
+        )
+    return {file: frozenset(expected) for file, expected in names.items()}
+
+
+def _check_agrees_with_index(file: Path, names: Set[str], expected: Set[str]) -> None:
+    problems = []
+    if lacking := sorted(expected - names):
+        problems.append(f"lacks {', '.join(lacking[:3])}, which the index places there")
+    if unexpected := sorted(names - expected):
+        problems.append(f"holds {', '.join(unexpected[:3])}, which the index does not place there")
+    if problems:
+        raise ConversionError(
+            f"{file} does not hold what {INDEX_FILE} says: it {' and '.join(problems)}",
+            hint="files of two exports were mixed",
+        )
 
 
 def _check_dtypes(dtypes: Mapping[str, str]) -> None:

@@ -1,6 +1,5 @@
 """Writes the weights of a Hugging Face model folder, in files of limited size."""
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from math import prod
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.folder_reader import INDEX_FILE, SINGLE_FILE
+from megatron_7b.conversion.json_files import write_json
 from megatron_7b.conversion.weights import plan_weights
 from megatron_7b.errors import ConversionError
 
@@ -88,11 +88,6 @@ def shard_file_names(num_shards: int) -> list[str]:
     if num_shards == 1:
         return [SINGLE_FILE]
     return [f"model-{number:05d}-of-{num_shards:05d}.safetensors" for number in range(1, num_shards + 1)]
-
-
-def write_json(file: Path, content: Mapping[str, object]) -> None:
-    """Write an indented JSON object that ends with a newline."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def check_free_space(folder: Path, num_bytes: int) -> None:

@@ -14,13 +14,17 @@ from megatron_7b.config.schema import ModelConfig, RopeScalingConfig
 from megatron_7b.conversion.families import FAMILIES, Family
 from megatron_7b.errors import ConversionError
 
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_READ_ONLY_KEYS = frozenset({"layer_types", "partial_rotary_factor", "original_max_position_embeddings"})
+"""Keys that are read and then written in another form."""
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
     """Token ids that Hugging Face keeps in its configurations. None: there is none."""
 
     bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
+    eos_token_id: int | None = None
     pad_token_id: int | None = None
 
 
@@ -74,7 +78,12 @@ def from_hugging_face_config(
 
 
 def to_hugging_face_config(
-    model: ModelConfig, *, vocab_size: int, dtype: str, special_tokens: SpecialTokens | None = None
+    model: ModelConfig,
+    *,
+    vocab_size: int,
+    dtype: str,
+    special_tokens: SpecialTokens | None = None,
+    imported: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """Write the content of config.json.
 
@@ -83,6 +92,8 @@ def to_hugging_face_config(
         vocab_size: True vocabulary size.
         dtype: What the weights are stored in, in torch's spelling: "float32", "bfloat16".
         special_tokens: Ids for generation; None leaves all of them out.
+        imported: The config.json that the weights came with: what it says beyond the shape of the model is kept, the
+            ids for generation included.
 
     Raises:
         ConversionError: No Hugging Face architecture of the model's family computes what the model computes.
@@ -121,7 +132,20 @@ def to_hugging_face_config(
     if family.sliding_window == "some layers":
         config["use_sliding_window"] = False
         config["max_window_layers"] = model.num_layers
-    return config
+    return config if imported is None else _with_foreign_keys(config, imported)
+
+
+def _with_foreign_keys(config: Mapping[str, object], imported: Mapping[str, object]) -> dict[str, object]:
+    """Add the keys of an imported config.json that this module neither reads nor writes, and take its token ids."""
+    written_if_absent = {"use_cache", *_TOKEN_IDS}
+    owned = (config.keys() - written_if_absent) | _READ_ONLY_KEYS | _all_refused_flags()
+    # transformers' notes on how it made the object in memory begin with an underscore.
+    foreign = {key: value for key, value in imported.items() if key not in owned and not key.startswith("_")}
+    return {**{key: value for key, value in config.items() if key not in _TOKEN_IDS}, **foreign}
+
+
+def _all_refused_flags() -> frozenset[str]:
+    return frozenset(flag for family in FAMILIES.values() for flag in family.refused_flags)
 
 
 def to_generation_config(special_tokens: SpecialTokens) -> dict[str, object]:
@@ -234,6 +258,13 @@ def _unrepresentable(values: Mapping[str, object], family: Family) -> list[str]:
         for flag in family.refused_flags
         if values.get(flag)
     )
+    auto_map = values.get("auto_map")
+    own_code = [name for name in auto_map if name != "AutoTokenizer"] if isinstance(auto_map, Mapping) else []
+    if own_code:
+        problems.append(
+            f"auto_map names code of the folder for {', '.join(own_code)}, which is never run, so what it computes is "
+            f"not known; without auto_map the model is converted as {family.class_name}"
+        )
     if values.get("quantization_config"):
         problems.append("quantization_config is set: quantised weights are not converted, use the original ones")
     return problems
@@ -258,6 +289,11 @@ def _window_problems(values: Mapping[str, object], family: Family, model: ModelC
     """A sliding window is no obstacle where no sequence can be longer than it."""
     window = values.get("sliding_window")
     layers = _windowed_layers(values, family, model.num_layers)
+    if family.sliding_window == "some layers" and (window is None or not values.get("use_sliding_window")):
+        named = values.get("layer_types")
+        others = sorted({str(kind) for kind in named} - {"full_attention"}) if isinstance(named, list) else []
+        if others:
+            return [f"layer_types has {', '.join(others)}, but no sliding_window is in use: one contradicts the other"]
     if not layers or window is None:
         return []
     if not _is_positive_integer(window):

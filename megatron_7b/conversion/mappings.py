@@ -6,14 +6,14 @@ Shapes are full (unsharded): `h` hidden, `n` heads, `g` query groups, `d` head w
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConversionError
 from megatron_7b.model.parameters import Parameter, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TensorMapping(Protocol):
@@ -29,7 +29,7 @@ class TensorMapping(Protocol):
         """Shapes of the Hugging Face tensors, in the order of their names."""
         ...
 
-    def to_hugging_face(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
         """Split the canonical tensor.
 
         Raises:
@@ -37,7 +37,7 @@ class TensorMapping(Protocol):
         """
         ...
 
-    def from_hugging_face(self, *parts: Tensor) -> Tensor:
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
         """Join the Hugging Face tensors.
 
         Raises:
@@ -62,12 +62,12 @@ class Direct:
         """As given, once."""
         return (self.shape,)
 
-    def to_hugging_face(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
         """Hand the tensor on."""
         _check_shape(tensor, self.shape)
         return (tensor,)
 
-    def from_hugging_face(self, *parts: Tensor) -> Tensor:
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
         """Hand the tensor on."""
         _check_shapes(parts, self.hugging_face_shapes)
         return parts[0]
@@ -90,7 +90,7 @@ class Vocabulary:
         """`[v, h]` of the true vocabulary."""
         return (self.canonical_shape,)
 
-    def to_hugging_face(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
         """Drop the padding rows, so that they never leak into an export."""
         if tensor.dim() != 2 or tensor.shape[1] != self.hidden_size or tensor.shape[0] < self.vocab_size:
             raise ConversionError(
@@ -98,7 +98,7 @@ class Vocabulary:
             )
         return (tensor[: self.vocab_size],)
 
-    def from_hugging_face(self, *parts: Tensor) -> Tensor:
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
         """Hand the tensor on, unpadded: padding depends on the layout that loads it."""
         _check_shapes(parts, self.hugging_face_shapes)
         return parts[0]
@@ -142,21 +142,21 @@ class QueryKeyValue:
         queries = self.num_attention_heads // self.num_query_groups
         return (queries * self.kv_channels, self.kv_channels, self.kv_channels)
 
-    def to_hugging_face(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
         """Split into query, key, value."""
         _check_shape(tensor, self.canonical_shape)
         grouped = tensor.reshape(self.num_query_groups, sum(self._rows_per_group), *self._tail)
-        parts = torch.split(grouped, list(self._rows_per_group), dim=1)
+        parts = grouped.split_with_sizes(list(self._rows_per_group), dim=1)
         return tuple(part.reshape(shape) for part, shape in zip(parts, self.hugging_face_shapes, strict=True))
 
-    def from_hugging_face(self, *parts: Tensor) -> Tensor:
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
         """Join query, key, value."""
         _check_shapes(parts, self.hugging_face_shapes)
         grouped = [
             part.reshape(self.num_query_groups, rows, *self._tail)
             for part, rows in zip(parts, self._rows_per_group, strict=True)
         ]
-        return torch.cat(grouped, dim=1).reshape(self.canonical_shape)
+        return _joined(grouped, dim=1).reshape(self.canonical_shape)
 
 
 @dataclass(frozen=True)
@@ -176,15 +176,15 @@ class GateUp:
         """`[ffn, h]` twice."""
         return ((self.ffn_hidden_size, self.hidden_size),) * 2
 
-    def to_hugging_face(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
         """Split into gate, up."""
         _check_shape(tensor, self.canonical_shape)
-        return torch.split(tensor, self.ffn_hidden_size)
+        return tuple(tensor.split_with_sizes([self.ffn_hidden_size] * 2))
 
-    def from_hugging_face(self, *parts: Tensor) -> Tensor:
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
         """Join gate, up."""
         _check_shapes(parts, self.hugging_face_shapes)
-        return torch.cat(parts)
+        return _joined(parts)
 
 
 def build_mapping(parameter: Parameter, model: ModelConfig) -> TensorMapping:
@@ -202,7 +202,7 @@ def build_mapping(parameter: Parameter, model: ModelConfig) -> TensorMapping:
             return QueryKeyValue(model.num_attention_heads, model.query_groups, model.head_width, width)
 
 
-def pad_vocabulary(tensor: Tensor, num_rows: int) -> Tensor:
+def pad_vocabulary(tensor: "Tensor", num_rows: int) -> "Tensor":
     """Append zero rows, which the loss masks and an export drops.
 
     Args:
@@ -220,15 +220,21 @@ def pad_vocabulary(tensor: Tensor, num_rows: int) -> Tensor:
         raise ConversionError(f"a vocabulary of {tensor.shape[0]} rows cannot be padded to {num_rows}")
     if missing == 0:
         return tensor
-    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+    return _joined([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
 
 
-def _check_shape(tensor: Tensor, expected: Shape) -> None:
+def _joined(parts: "Sequence[Tensor]", dim: int = 0) -> "Tensor":
+    import torch  # only tensors need it: shapes are compared without
+
+    return torch.cat(list(parts), dim=dim)
+
+
+def _check_shape(tensor: "Tensor", expected: Shape) -> None:
     if tuple(tensor.shape) != expected:
         raise ConversionError(f"a tensor has shape {list(tensor.shape)}, expected {list(expected)}")
 
 
-def _check_shapes(parts: Sequence[Tensor], expected: Sequence[Shape]) -> None:
+def _check_shapes(parts: "Sequence[Tensor]", expected: Sequence[Shape]) -> None:
     if len(parts) != len(expected):
         raise ConversionError(f"{len(parts)} tensors given, expected {len(expected)}")
     for part, shape in zip(parts, expected, strict=True):

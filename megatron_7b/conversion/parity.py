@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_7b.conversion.reference import reported
 from megatron_7b.errors import ConversionError
 from megatron_7b.runtime.vector_math import settle_vector_functions
 
@@ -121,7 +122,8 @@ def hugging_face_logits(
         FP32 `[b, s, v]` on the CPU.
 
     Raises:
-        ConversionError: transformers cannot load the folder, or misses or ignores tensors in it.
+        ConversionError: transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
+            computes logits that are not finite.
     """
     # Imported here: it takes seconds and only this function needs it.
     from transformers import AutoModelForCausalLM
@@ -129,7 +131,7 @@ def hugging_face_logits(
 
     settle_vector_functions()
     logging.disable_progress_bar()
-    try:
+    with reported(f"transformers cannot load {folder}"):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=arithmetic,
@@ -137,18 +139,22 @@ def hugging_face_logits(
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConversionError(f"transformers cannot load {folder}: {error}") from error
     problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if problems:
         raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
-    model = model.to(device).eval()
-    if round_to is not None:
-        round_parameters(model, round_to)
-    with torch.inference_mode():
+    with reported(f"transformers cannot compute with the model in {folder}"), torch.inference_mode():
+        model = model.to(device).eval()
+        if round_to is not None:
+            round_parameters(model, round_to)
         # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
         logits = [model(input_ids=sample[None].to(device)).logits[0].float().cpu() for sample in tokens]
-    return torch.stack(logits)
+    reference = torch.stack(logits)
+    if not reference.isfinite().all():
+        raise ConversionError(
+            f"the model in {folder} computes logits that are not finite, by transformers in {arithmetic}",
+            hint="look for NaN and infinity in its weights; there is nothing to compare a conversion with",
+        )
+    return reference
 
 
 @torch.no_grad()

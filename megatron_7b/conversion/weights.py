@@ -5,15 +5,16 @@ Both directions refuse a missing, unexpected or misshapen tensor: nothing is ski
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.mappings import TensorMapping, build_mapping, pad_vocabulary
 from megatron_7b.errors import ConversionError
 from megatron_7b.model.kinds import parameter_table
 from megatron_7b.model.parameters import Parameter, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MAX_NAMES_LISTED = 12
 _DERIVED_SUFFIX = "rotary_emb.inv_freq"
@@ -50,8 +51,8 @@ def plan_weights(model: ModelConfig, vocab_size: int) -> tuple[PlannedTensor, ..
 
 
 def to_hugging_face(
-    canonical: Mapping[str, Tensor], model: ModelConfig, vocab_size: int
-) -> Iterator[tuple[str, Tensor]]:
+    canonical: "Mapping[str, Tensor]", model: ModelConfig, vocab_size: int
+) -> "Iterator[tuple[str, Tensor]]":
     """Rename and split canonical weights.
 
     Args:
@@ -73,8 +74,8 @@ def to_hugging_face(
 
 
 def from_hugging_face(
-    weights: Mapping[str, Tensor], model: ModelConfig, vocab_size: int, *, padded_vocab_size: int | None = None
-) -> Iterator[tuple[str, Tensor]]:
+    weights: "Mapping[str, Tensor]", model: ModelConfig, vocab_size: int, *, padded_vocab_size: int | None = None
+) -> "Iterator[tuple[str, Tensor]]":
     """Rename and join Hugging Face weights.
 
     Args:
@@ -134,12 +135,12 @@ def _redundant_names(names: Iterable[str], plan: Iterable[PlannedTensor]) -> fro
     return frozenset(name for name in names if name.endswith(_DERIVED_SUFFIX) or name in repeated)
 
 
-def _check_repeated(weights: Mapping[str, Tensor], plan: Iterable[PlannedTensor]) -> None:
+def _check_repeated(weights: "Mapping[str, Tensor]", plan: Iterable[PlannedTensor]) -> None:
     """Refuse a folder that holds one tensor under two names with different values."""
     for entry in plan:
         for name in entry.parameter.repeated_as:
             (original,) = entry.hugging_face
-            if name in weights and not torch.equal(weights[name], weights[original]):
+            if name in weights and not weights[name].equal(weights[original]):
                 raise ConversionError(
                     f"config.json ties the output layer to the embedding, but {name} differs from {original}",
                     hint='set "tie_word_embeddings": false in config.json if the separate output layer is meant',

@@ -10,6 +10,18 @@ MARKER_FILE = "byte_tokenizer.json"
 _LAYOUT = {"kind": "bytes", "eod_id": 256, "bos_id": 257, "pad_id": 258}
 
 
+def byte_characters() -> dict[int, str]:
+    """Return the printable character that stands for each byte in byte-level vocabularies.
+
+    Bytes that are printable in Latin-1 stand for themselves, the others take the code points from 256 on.
+
+    Source: the published vocabulary of GPT-2.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
+
+
 class ByteTokenizer:
     """Ids 0 to 255 are bytes; 256 ends a document, 257 begins a text, 258 pads."""
 

@@ -42,6 +42,11 @@ class SentencePieceTokenizer:
         """Ids of the model's control tokens."""
         return frozenset(token for token in range(self.vocab_size) if self._processor.is_control(token))
 
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of the pieces that are one byte of a character that the vocabulary lacks."""
+        return frozenset(token for token in range(self.vocab_size) if self._processor.is_byte(token))
+
     def encode(self, text: str) -> list[int]:
         """SentencePiece's ids, nothing added at the ends."""
         ids: list[int] = self._processor.encode(text)

@@ -86,6 +86,14 @@ class TiktokenTokenizer:
         text: str = self._encoding.decode(list(ids))
         return text
 
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes of one token; none of an id that stands for nothing."""
+        try:
+            content: bytes = self._encoding.decode_single_token_bytes(token)
+        except KeyError:
+            return b""
+        return content
+
     def save(self, folder: Path) -> None:
         """Write the rank file, and beside it the settings spelled out."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from megatron.core.distributed import DistributedDataParallel
 
-from megatron_7b.checkpoint import resolve_checkpoint, tokenizer_path
+from megatron_7b.checkpoint import Companions, resolve_checkpoint
+from megatron_7b.checkpoint.companions import forget_other_ids
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import BatchLoader, Dataset
 from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer
@@ -66,14 +67,14 @@ class Trainer(Core):
         sample_order: What a checkpoint records of the training samples.
         loader: This rank's share of the training samples.
         valid_loader: The same for validation; None where there is no validation data.
-        tokenizer_folder: What checkpoints carry; None where no tokenizer is known.
+        companions: What checkpoints carry.
     """
 
     progress: Progress
     sample_order: SampleOrder
     loader: BatchLoader
     valid_loader: BatchLoader | None
-    tokenizer_folder: Path | None
+    companions: Companions
 
 
 def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
@@ -81,7 +82,7 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
 
     Args:
         config: The run, checked.
-        run_dir: The run folder; receives a copy of the tokenizer.
+        run_dir: The run folder; receives a copy of the tokenizer and the other companions.
 
     Collective: all ranks.
 
@@ -90,7 +91,8 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
         DataFormatError: a corpus or tokenizer is damaged.
     """
     folder = RunFolder(run_dir)
-    tokenizer = find_tokenizer(config.data, of_model=_tokenizer_of_weights(config, folder))
+    companions = _companions_of_weights(config, folder)
+    tokenizer = find_tokenizer(config.data, of_model=companions.tokenizer)
     eod_id = tokenizer.eod_id if tokenizer is not None else None
     fim_ids = find_fim_ids(config.data, tokenizer)
     config = with_vocab_size(config, tokenizer)
@@ -109,16 +111,16 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
         sample_order=data.train.order,
         loader=_build_loader(core, data.train),
         valid_loader=_build_loader(core, data.valid) if data.valid is not None else None,
-        tokenizer_folder=_keep_tokenizer(tokenizer, folder, is_main=core.layout.is_main) if tokenizer else None,
+        companions=_keep_companions(companions, tokenizer, folder, is_main=core.layout.is_main),
     )
 
 
-def _tokenizer_of_weights(config: RunConfig, folder: RunFolder) -> Path | None:
-    """Return the tokenizer of the weights that the run goes on with, or starts from; None where it has none yet."""
+def _companions_of_weights(config: RunConfig, folder: RunFolder) -> Companions:
+    """Return the companions of the weights that the run continues with, or starts from; there may be none yet."""
     if folder.has_history:
-        return folder.tokenizer if folder.tokenizer.is_dir() else None
+        return Companions.of(folder.root)
     start = config.checkpoint.initialize_from
-    return tokenizer_path(resolve_checkpoint(Path(start))) if start is not None else None
+    return Companions() if start is None else Companions.of(resolve_checkpoint(Path(start)))
 
 
 def with_vocab_size(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
@@ -200,14 +202,28 @@ def _build_loader(core: Core, dataset: Dataset) -> BatchLoader:
     )
 
 
-def _keep_tokenizer(tokenizer: Tokenizer, run_folder: RunFolder, *, is_main: bool) -> Path:
-    """Copy the tokenizer into the run folder, so that checkpoints carry it even if the original moves."""
-    folder = run_folder.tokenizer
-    if is_main and not (folder.is_dir() and run_folder.has_history):
-        staging = run_folder.root / ".tmp-tokenizer"
+def _keep_companions(
+    companions: Companions, tokenizer: Tokenizer | None, run_folder: RunFolder, *, is_main: bool
+) -> Companions:
+    """Copy the companions into the run folder, so that checkpoints carry them even if the originals move.
+
+    What the weights came with is kept as it is; a tokenizer that they came without writes its own files.
+    """
+    if is_main:
+        staging = run_folder.root / ".tmp-companions"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        tokenizer.save(staging)
-        shutil.rmtree(folder, ignore_errors=True)  # of a start that failed before its first step
-        staging.rename(folder)
-    return folder
+        if not run_folder.has_history:
+            for unwanted in (run_folder.tokenizer, run_folder.hugging_face):
+                shutil.rmtree(unwanted, ignore_errors=True)  # of a start that failed before its first step
+            companions.copy_to(staging)
+        if companions.tokenizer is None and tokenizer is not None:
+            tokenizer.save(staging / run_folder.tokenizer.name)
+            forget_other_ids(staging / run_folder.hugging_face.name, tokenizer.eod_id)
+        for copy in staging.iterdir():
+            copy.rename(run_folder.root / copy.name)
+        staging.rmdir()
+    return Companions(
+        tokenizer=run_folder.tokenizer if tokenizer is not None else None,
+        hugging_face=run_folder.hugging_face if companions.hugging_face is not None else None,
+    )

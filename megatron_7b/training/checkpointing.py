@@ -68,7 +68,7 @@ def save(run: Run, *, to_resume: bool = False) -> None:
         counters=run.counters,
         config=run.config,
         layout=trainer.layout,
-        tokenizer=trainer.tokenizer_folder,
+        companions=trainer.companions,
         sample_order=trainer.sample_order.to_dict(),
     )
 

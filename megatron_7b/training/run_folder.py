@@ -6,6 +6,7 @@
     R/train.log        the log of the main rank
     R/loss.png         the loss curves, drawn when the run leaves
     R/tokenizer/       files of the tokenizer, which every checkpoint carries on
+    R/hugging_face/    what else the imported folder held that the run started from; carried on too
     R/tensorboard/     the same figures for TensorBoard
     R/checkpoints/     step_00000010/ … and `latest`
 
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TextIO
 
+from megatron_7b.checkpoint.companions import HUGGING_FACE, TOKENIZER
 from megatron_7b.config import config_to_dict, load_config, save_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError, TrainingError
@@ -74,7 +76,12 @@ class RunFolder:
     @property
     def tokenizer(self) -> Path:
         """Files of the tokenizer."""
-        return self.root / "tokenizer"
+        return self.root / TOKENIZER
+
+    @property
+    def hugging_face(self) -> Path:
+        """What else an imported folder held."""
+        return self.root / HUGGING_FACE
 
     @property
     def tensorboard(self) -> Path:

@@ -8,15 +8,14 @@ import torch
 from megatron_7b.conversion import (
     HuggingFaceFolder,
     check_hugging_face_shapes,
-    check_parity,
     from_hugging_face,
     from_hugging_face_config,
-    hugging_face_logits,
-    random_tokens,
     to_hugging_face,
     to_hugging_face_config,
 )
-from megatron_7b.conversion.folder_writer import write_json, write_weights
+from megatron_7b.conversion.folder_writer import write_weights
+from megatron_7b.conversion.json_files import write_json
+from megatron_7b.conversion.parity import check_parity, hugging_face_logits, random_tokens
 from megatron_7b.errors import ConversionError
 from tests.conversion.tiny_models import TINY, save_tiny_model
 from tests.support.assets import asset

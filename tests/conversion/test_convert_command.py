@@ -13,7 +13,9 @@ import torch
 from megatron_7b.checkpoint import read_config, read_manifest, tokenizer_path
 from megatron_7b.checkpoint.weights import CheckpointWeights
 from megatron_7b.cli.main import main
-from megatron_7b.conversion import HuggingFaceFolder, hugging_face_logits, mappings, random_tokens
+from megatron_7b.conversion import HuggingFaceFolder, mappings
+from megatron_7b.conversion.hf_tokenizer import PROBE_TEXTS
+from megatron_7b.conversion.parity import hugging_face_logits, random_tokens
 from megatron_7b.tokenizer import load_tokenizer
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.assets import REPOSITORY
@@ -21,6 +23,8 @@ from tests.support.checkpoint_runs import train_save
 from tests.support.ranks import run_ranks
 from tests.support.reference_gpt import reference_logits
 from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def convert(*arguments: object) -> int:
@@ -82,7 +86,8 @@ def test_the_tokenizer_and_its_settings_come_back_as_they_were(llama: Path, chec
     assert tokenizer.encode(text) == load_tokenizer(llama).encode(text)
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
     assert GenerationConfig.from_pretrained(output).eos_token_id == [0, 1]
-    assert json.loads((output / "config.json").read_text())["eos_token_id"] == [0, 1]
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (llama, output))
+    assert {name: after[name] for name in TOKEN_IDS} == {name: before[name] for name in TOKEN_IDS}
     assert len(list(output.glob("*.safetensors"))) > 1
     assert all(file.stat().st_mode & 0o777 == 0o644 for file in output.glob("*.safetensors"))
 
@@ -149,20 +154,23 @@ def test_a_wrong_mapping_is_never_published(
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_tokenizer_that_transformers_would_replace_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from transformers import PreTrainedTokenizerFast
+def test_a_tokenizer_that_transformers_would_replace_keeps_its_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from transformers import AutoTokenizer
 
     save_tiny_tokenizer(tmp_path / "in")
     save_tiny_model("qwen2", tmp_path / "in", vocab_size=260)
     assert convert("from-hf", "--input", tmp_path / "in", "--output", tmp_path / "c") == 0
     message = capsys.readouterr().err
-    assert "transformers' AutoTokenizer gives other ids than this project: its qwen2 tokenizer" in message
+    assert "transformers' AutoTokenizer gives text other ids than the files" in message
     assert "the model embeddings for 260 tokens" in message
     assert convert("to-hf", "--checkpoint", tmp_path / "c", "--output", tmp_path / "out") == 0
-    assert "its qwen2 tokenizer" in capsys.readouterr().err
-    text = "the cat's 1234 naps"
+    assert "warning" not in capsys.readouterr().err
+    text = PROBE_TEXTS[1]
     ours = load_tokenizer(tmp_path / "in").encode(text)
-    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out").encode(text) == ours
+    assert AutoTokenizer.from_pretrained(tmp_path / "in").encode(text) != ours, (
+        "transformers keeps to the file: simplify"
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode(text) == ours
 
 
 def test_without_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -200,6 +208,35 @@ def test_mistakes_are_told_before_anything_is_written(
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["from-hf", "--input", "{tmp}/nothing", "--output", "{tmp}/out"],
+        ["from-hf", "--input", "{checkpoint}", "--output", "{tmp}/out"],
+        ["from-hf", "--input", "{llama}", "--output", "{checkpoint}"],
+        ["from-hf", "--input", "{broken}", "--output", "{tmp}/out"],
+        ["to-hf", "--checkpoint", "{tmp}/nothing", "--output", "{tmp}/out"],
+        ["to-hf", "--checkpoint", "{checkpoint}", "--output", "{llama}"],
+    ],
+)
+def test_mistakes_are_told_before_torch_is_imported(
+    arguments: list[str], llama: Path, checkpoint: Path, tmp_path: Path
+):
+    """What takes seconds to import is not imported to say what a glance at the folder shows."""
+    broken = tmp_path / "broken"
+    shutil.copytree(llama, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 81}))
+    folders = {"tmp": tmp_path, "llama": llama, "checkpoint": checkpoint, "broken": broken}
+    words = ["convert", *(argument.format(**folders) for argument in arguments)]
+    script = f"import sys; from megatron_7b.cli.main import main; print(main({words!r}), *sorted(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    code, *modules = result.stdout.split()
+    assert code != "0"
+    assert result.stderr.startswith("error: ")
+    assert not {"torch", "transformers", "megatron"} & set(modules)
 
 
 def test_a_damaged_checkpoint_is_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

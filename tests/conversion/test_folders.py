@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from megatron_7b.config.schema import ModelConfig
-from megatron_7b.conversion import HuggingFaceFolder
+from megatron_7b.conversion import HuggingFaceFolder, to_hugging_face_config
 from megatron_7b.conversion import folder_writer as writer
+from megatron_7b.conversion.json_files import write_json
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.errors import ConversionError, PathError
 from tests.conversion.test_weights import MODEL, random_weights
@@ -21,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     """A folder of two weight files and an index."""
     path = tmp_path / "model"
     path.mkdir()
-    writer.write_json(path / "config.json", {"model_type": "llama"})
+    write_json(path / "config.json", {"model_type": "llama"})
     weights = random_weights(MODEL)
     writer.write_weights(path, weights.items(), model=MODEL, vocab_size=10, dtype=torch.float32, max_shard_bytes=4000)
     return path
@@ -60,7 +61,7 @@ def test_assignment_to_files(limit: int, expected: list[list[str]]):
 def test_weights_are_rounded_to_the_dtype_asked_for(tmp_path: Path):
     weights = random_weights(MODEL)
     total = writer.write_weights(tmp_path, weights.items(), model=MODEL, vocab_size=10, dtype=torch.bfloat16)
-    writer.write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "config.json", {})
     opened = HuggingFaceFolder(tmp_path)
     assert total == 2 * sum(tensor.numel() for tensor in weights.values())
     assert all(torch.equal(opened[name], weights[name].bfloat16()) for name in weights)
@@ -111,6 +112,37 @@ def point_outside(path: Path) -> None:
     (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret.safetensors"}}')
 
 
+def leave_an_old_file(path: Path) -> None:
+    save_file({"model.norm.weight": torch.zeros(3)}, path / "model.safetensors")
+
+
+def repeat_a_tensor(path: Path) -> None:
+    first, second = sorted(path.glob("*.safetensors"))
+    save_file({**load_file(first), "model.norm.weight": load_file(second)["model.norm.weight"]}, first)
+
+
+def promise_a_tensor(path: Path) -> None:
+    index = path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.bias"] = "model-00001-of-00002.safetensors"
+    write_json(index, content)
+
+
+def cache_entry(path: Path) -> None:
+    (path / "snapshots").mkdir()
+    (path / "snapshots" / "1f3a").mkdir()
+    (path / "config.json").rename(path / "snapshots" / "1f3a" / "config.json")
+
+
+def adapter_beside(path: Path) -> None:
+    write_json(path / "adapter_config.json", {})
+
+
+def remove_weights(path: Path) -> None:
+    for file in path.glob("model*"):
+        file.unlink()
+
+
 def adapter(path: Path) -> None:
     (path / "config.json").rename(path / "adapter_config.json")
 
@@ -119,7 +151,15 @@ def adapter(path: Path) -> None:
     ("damage", "message"),
     [
         (cut, "model-00002.*cannot be read.*\n.*not copied completely"),
-        (lose_a_file, "model-00002.*cannot be read"),
+        (lose_a_file, "lacks 1 of the 2 files that .*index.json names, such as model-00002-of-00002.safetensors"),
+        (
+            leave_an_old_file,
+            r"two sets of weights: model.safetensors, .* and the 2 files of model.safetensors.index.json",
+        ),
+        (repeat_a_tensor, "model-00001.* holds model.norm.weight, which the index does not place there"),
+        (promise_a_tensor, "model-00001.* lacks lm_head.bias, which the index places there"),
+        (cache_entry, r"hint: give .*snapshots/1f3a$"),
+        (adapter_beside, "holds an adapter beside a model"),
         (swap_files, "does not hold what model.safetensors.index.json says"),
         (pickle_only, "pytorch_model.bin.*can run code"),
         (quantise, "model.norm.weight is I8"),
@@ -128,7 +168,11 @@ def adapter(path: Path) -> None:
         (lambda path: (path / "config.json").write_text("[1]"), "holds a list, expected a JSON object"),
         (lambda path: (path / "config.json").write_text("{"), "not readable as JSON"),
         (lambda path: (path / "config.json").unlink(), "config.json is missing"),
-        (lambda path: (path / "model.safetensors.index.json").unlink(), "holds neither"),
+        (
+            lambda path: (path / "model.safetensors.index.json").unlink(),
+            "has 2 weight files .* but no model.safetensors",
+        ),
+        (remove_weights, "holds neither model.safetensors nor"),
         (lambda path: (path / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
     ],
     ids=lambda value: getattr(value, "__name__", value if isinstance(value, str) else None),
@@ -185,3 +229,22 @@ def test_an_existing_folder_is_replaced_as_a_whole(tmp_path: Path):
         (staging / "new").touch()
     assert names(output) == ["new"]
     assert names(tmp_path) == ["out"]
+
+
+def test_an_index_of_one_file_under_the_usual_name_is_no_contradiction(tmp_path: Path):
+    write_json(tmp_path / "config.json", {"model_type": "llama"})
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": {"a": "model.safetensors"}})
+    torch.save({}, tmp_path / "pytorch_model.bin")  # which transformers passes over too
+    assert HuggingFaceFolder(tmp_path).shapes == {"a": (3,)}
+
+
+def test_transformers_reads_the_single_file_where_both_are(folder: Path):
+    """What the refusal of two sets of weights says about transformers."""
+    from transformers import AutoModelForCausalLM
+
+    write_json(folder / "config.json", to_hugging_face_config(MODEL, vocab_size=10, dtype="float32"))
+    weights = {name: torch.zeros(shape) for name, shape in HuggingFaceFolder(folder).shapes.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert all(not tensor.any() for tensor in loaded.values())

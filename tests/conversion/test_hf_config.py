@@ -17,7 +17,7 @@ from megatron_7b.conversion import (
     to_generation_config,
     to_hugging_face_config,
 )
-from megatron_7b.conversion.folder_writer import write_json
+from megatron_7b.conversion.json_files import write_json
 from megatron_7b.errors import ConversionError
 
 LLAMA_2_7B = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
@@ -73,6 +73,13 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
         {"use_sliding_window": True, "layer_types": ["full_attention", *["sliding_attention"] * 31]},
         "sliding_window is 4096 in 31 of 32 layers",
     ),
+    (
+        "qwen2",
+        {"sliding_window": None, "layer_types": ["full_attention", *["sliding_attention"] * 31]},
+        "layer_types has sliding_attention, but no sliding_window is in use",
+    ),
+    ("qwen3", {"layer_types": ["chunked_attention"] * 32}, "layer_types has chunked_attention, but no sliding_window"),
+    ("qwen2", {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "code of the folder for AutoModelForCausalLM"),
     ("llama", {"num_key_value_heads": 5}, "not a multiple of num_key_value_heads 5"),
     ("llama", {"hidden_size": 4097}, "hidden_size 4097 is not a multiple"),
     ("llama", {"hidden_size": "4096"}, "hidden_size is '4096', expected a positive integer"),
@@ -88,6 +95,36 @@ def test_what_cannot_be_represented_is_refused(model_type: str, changes: dict[st
     with pytest.raises(ConversionError) as caught:
         from_hugging_face_config({"model_type": model_type, **changes})
     assert message in str(caught.value)
+
+
+def test_what_an_import_brought_goes_out_again_and_the_shape_is_ours():
+    imported = {
+        "model_type": "qwen2",
+        "hidden_size": 1,
+        "layer_types": ["sliding_attention"],
+        "rope_scaling": {"type": "linear"},
+        "partial_rotary_factor": 0.5,
+        "original_max_position_embeddings": 7,
+        "torch_dtype": "float16",
+        "mlp_bias": True,
+        "_name_or_path": "elsewhere",
+        "eos_token_id": [5, 6],
+        "pad_token_id": 3,
+        "use_cache": False,
+        "pretraining_tp": 1,
+        "architectures": ["Other"],
+        "transformers_version": "4.1.0",
+        "id2label": {"0": "LABEL_0"},
+        "custom": {"a": [1]},
+    }
+    model = ModelConfig(architecture="qwen2", add_qkv_bias=True)
+    ours = to_hugging_face_config(model, vocab_size=9, dtype="bfloat16")
+    written = to_hugging_face_config(model, vocab_size=9, dtype="bfloat16", imported=imported)
+    kept = {"eos_token_id", "pad_token_id", "use_cache", "pretraining_tp", "id2label", "custom"}
+    assert {key: written[key] for key in kept} == {key: imported[key] for key in kept}
+    ids = {"bos_token_id", "eos_token_id", "pad_token_id"}
+    assert written.keys() - kept == ours.keys() - ids - kept
+    assert all(written[key] == ours[key] for key in written.keys() - kept)
 
 
 def test_everything_is_refused_at_once():

@@ -1,13 +1,21 @@
 """The comparison itself: what passes, what does not, and what it says."""
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from megatron_7b.conversion import check_parity, compare_logits, hugging_face_logits, random_tokens
-from megatron_7b.conversion.parity import BF16_TOLERANCE
+from megatron_7b.conversion.parity import (
+    BF16_TOLERANCE,
+    check_parity,
+    compare_logits,
+    hugging_face_logits,
+    random_tokens,
+)
 from megatron_7b.errors import ConversionError
 from tests.conversion.tiny_models import save_tiny_model
 
@@ -91,3 +99,50 @@ def test_transformers_must_load_every_tensor(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConversionError, match="transformers cannot load"):
         hugging_face_logits(tmp_path, random_tokens(199, length=4))
+
+
+def break_layer_types(config: dict[str, Any]) -> None:
+    """Fails in the forward pass."""
+    config["layer_types"] = ["sliding_attention"] * 3
+
+
+def break_rope(config: dict[str, Any]) -> None:
+    """Fails in the constructor."""
+    config["rope_parameters"] = {"rope_type": "of my own", "rope_theta": 1.0}
+
+
+def break_activation(config: dict[str, Any]) -> None:
+    config["hidden_act"] = "of my own"
+
+
+def break_length(config: dict[str, Any]) -> None:
+    config["layer_types"] = ["full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_layer_types, "transformers cannot compute with the model in .*: "),
+        (break_rope, "transformers cannot load .*: KeyError: 'of my own'"),
+        (break_activation, "transformers cannot load .*: "),
+        (break_length, "transformers cannot load .*: "),
+    ],
+)
+def test_whatever_transformers_raises_is_about_the_folder(
+    damage: Callable[[dict[str, Any]], None], message: str, tmp_path: Path
+):
+    save_tiny_model("qwen2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    damage(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConversionError, match=message):
+        hugging_face_logits(tmp_path, random_tokens(199, length=4))
+
+
+def test_a_reference_that_is_not_finite_is_named(tmp_path: Path):
+    model = save_tiny_model("llama", tmp_path)
+    with torch.no_grad():
+        next(model.parameters())[7] = math.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match=r"computes logits that are not finite, by transformers in torch.float32"):
+        hugging_face_logits(tmp_path, random_tokens(199))

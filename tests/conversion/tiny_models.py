@@ -1,5 +1,6 @@
 """Hugging Face models of every supported family with random weights, small enough to make in a test."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,31 @@ def save_tiny_tokenizer(folder: Path, *, vocab_size: int = 300) -> None:
     texts = ["the cat sat on the mat, the cat's 12 o'clock 123 nap  "] * 20
     save_hugging_face_folder(train_bpe(iter([texts]), options), options, folder)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+
+def save_foreign_tokenizer(kind: str, folder: Path) -> None:
+    """Make a tokenizer that is no tokenizer.json: `bytes`, `tiktoken`, or SentencePiece's `bpe` or `unigram`."""
+    from sentencepiece import SentencePieceTrainer
+
+    from megatron_7b.tokenizer import load_tokenizer
+
+    folder.mkdir(parents=True)
+    texts = ["the cat sat on the mat, the cat's 12 o'clock 123 nap, naïve café def f(x): return x ** 2"] * 20
+    if kind == "bytes":
+        load_tokenizer("bytes").save(folder)
+    elif kind == "tiktoken":
+        words = [bytes([byte]) for byte in range(256)] + [b" t", b"he", b" the", b" c", b" cat", b"12", b"123", b" na"]
+        lines = [f"{base64.b64encode(word).decode()} {rank}\n" for rank, word in enumerate(words)]
+        (folder / "tokenizer.tiktoken").write_text("".join(lines))
+    else:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_prefix=str(folder / "tokenizer"),
+            model_type=kind,
+            vocab_size=330,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            minloglevel=2,
+            **({"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if kind == "bpe" else {}),
+        )
+        (folder / "tokenizer.vocab").unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_7b.checkpoint import Companions
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.model.kinds import parameter_table
 from tests.support.tiny_runs import VOCAB_SIZE, tiny_config
@@ -47,7 +48,7 @@ def write_smollm2_checkpoint(folder: Path, asset: Path) -> Path:
     model = from_hugging_face_config(source.config)
     assert model.vocab_size is not None
     weights = from_hugging_face(source, model, model.vocab_size)
-    return write_weights(folder, weights, RunConfig(model=model), tokenizer=asset)
+    return write_weights(folder, weights, RunConfig(model=model), companions=Companions(tokenizer=asset))
 
 
 def loss_of(

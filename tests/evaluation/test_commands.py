@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_7b.checkpoint import Companions
 from megatron_7b.cli.main import main
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import write_corpus
@@ -29,8 +30,9 @@ def write_checkpoint(folder: Path) -> Path:
     load_tokenizer("bytes").save(folder / "tokenizer")
     config = tiny_config(data={"seq_length": 16})
     config = dataclasses.replace(config, model=tiny_model())
+    companions = Companions(tokenizer=folder / "tokenizer")
     return write_weights(
-        folder / "R" / "checkpoints", random_weights(tiny_model()).items(), config, tokenizer=folder / "tokenizer"
+        folder / "R" / "checkpoints", random_weights(tiny_model()).items(), config, companions=companions
     )
 
 

@@ -1,0 +1,93 @@
+"""Companions: what belongs to a model beside its weights, carried from import to export as it is.
+
+An import puts them into its checkpoint; a run that starts from there keeps them in its folder, each of its checkpoints
+carries them on, and an export gives them back. Nothing in between changes a byte of them.
+
+    tokenizer/     files of the tokenizer, chat templates included
+    hugging_face/  what else an imported folder held and this project does not own: its config.json,
+                   generation_config.json, licence, …
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_7b.errors import CheckpointError
+
+TOKENIZER = "tokenizer"
+HUGGING_FACE = "hugging_face"
+_FILES_WITH_IDS = ("generation_config.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Where the companions of a checkpoint or a run are.
+
+    Attributes:
+        tokenizer: Folder of the tokenizer's files; None: no tokenizer is known.
+        hugging_face: Folder of what else the imported folder held; None: the weights come from no import.
+    """
+
+    tokenizer: Path | None = None
+    hugging_face: Path | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> "Companions":
+        """Find the companions of a checkpoint or a run folder."""
+        return cls(tokenizer=_existing(folder / TOKENIZER), hugging_face=_existing(folder / HUGGING_FACE))
+
+    def copy_to(self, folder: Path) -> None:
+        """Copy them into a checkpoint or run folder that has none yet."""
+        for source, name in ((self.tokenizer, TOKENIZER), (self.hugging_face, HUGGING_FACE)):
+            if source is not None:
+                shutil.copytree(source, folder / name)
+
+
+NO_COMPANIONS = Companions()
+
+
+def forget_other_ids(hugging_face: Path, eod_id: int | None) -> None:
+    """Remove what names the tokens of another tokenizer, where an import had none and a run brings one.
+
+    Args:
+        hugging_face: A run's own copy.
+        eod_id: The run's end of document; another end in the imported files shows that they mean another tokenizer.
+    """
+    ends = text_end_ids(hugging_face)
+    if eod_id is not None and ends and eod_id not in ends:
+        for name in _FILES_WITH_IDS:
+            (hugging_face / name).unlink(missing_ok=True)
+
+
+def text_end_ids(hugging_face: Path) -> frozenset[int]:
+    """Return the tokens that end a generated text: those of generation_config.json, or else of config.json.
+
+    Raises:
+        CheckpointError: A file is not a JSON object.
+    """
+    for name in _FILES_WITH_IDS:
+        if (hugging_face / name).is_file():
+            ids = _read(hugging_face / name).get("eos_token_id")
+            return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return frozenset()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def tokenizer_path(folder: Path) -> Path | None:
+    """Return the tokenizer folder of a checkpoint, or None if it has none."""
+    return Companions.of(folder).tokenizer
+
+
+def _existing(folder: Path) -> Path | None:
+    return folder if folder.is_dir() else None

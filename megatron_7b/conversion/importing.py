@@ -1,0 +1,126 @@
+"""From a Hugging Face folder to a checkpoint that any layout can train on, with proof that nothing changed."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_7b.checkpoint.companions import Companions
+from megatron_7b.config import DataConfig, PrecisionConfig, RunConfig, check_config
+from megatron_7b.config.schema import ModelConfig
+from megatron_7b.conversion.companions import gather_companions
+from megatron_7b.conversion.folder_reader import HuggingFaceFolder
+from megatron_7b.conversion.hf_config import from_hugging_face_config
+from megatron_7b.conversion.hf_tokenizer import gives_same_ids
+from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
+from megatron_7b.conversion.staging import staged_folder
+from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
+from megatron_7b.errors import ConversionError
+from megatron_7b.runtime.logs import loading
+from megatron_7b.runtime.output_paths import check_new_folder
+from megatron_7b.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """How a folder is imported.
+
+    Attributes:
+        dtype: Stored number format; auto is BF16 if all of the input is, else FP32.
+        parity_dtype: Arithmetic of the comparison.
+        max_position_embeddings: Shortens the context, to within a model's sliding window; None keeps it.
+        overwrite: Replace an existing output.
+    """
+
+    dtype: DtypeName = "auto"
+    parity_dtype: DtypeName = "fp32"
+    max_position_embeddings: int | None = None
+    overwrite: bool = False
+
+
+def import_from_hugging_face(source: Path, output: Path, options: ImportOptions, report: Report) -> None:
+    """Write a Hugging Face folder as a checkpoint, and publish it if both models compute the same logits.
+
+    What the folder holds beside weights goes along, for the exports of all runs that start from the checkpoint.
+
+    Args:
+        source: Folder with config.json and safetensors.
+        output: Checkpoint to write.
+        options: How.
+        report: Takes what is being done, and warnings.
+
+    Raises:
+        ConversionError: The folder cannot be converted exactly, or the models differ; nothing was published. What
+            needs no torch is checked before torch is imported.
+    """
+    started = time.perf_counter()
+    folder = HuggingFaceFolder(source)
+    check_new_folder(output, overwrite=options.overwrite, inputs=(folder.path,))
+    model = from_hugging_face_config(folder.config, max_position_embeddings=options.max_position_embeddings)
+    assert model.vocab_size is not None
+    check_hugging_face_shapes(folder.shapes, model, model.vocab_size)
+    stored = _widest_dtype(folder) if options.dtype == "auto" else options.dtype
+    config = _run_config(model, stored)
+    check_config(config)
+    report("reading", f"{folder.path}: {describe_model(model, model.vocab_size)}")
+
+    # From here on torch, transformers and megatron-core are needed, which take seconds to import.
+    with loading("torch and transformers"):
+        from megatron_7b.checkpoint.weights import write_weights
+        from megatron_7b.conversion.comparison import Comparison
+
+    dtype = torch_dtype(stored)
+    tensors = ((name, tensor.to(dtype)) for name, tensor in from_hugging_face(folder, model, model.vocab_size))
+    with staged_folder(output) as staging, tempfile.TemporaryDirectory() as temporary:
+        companions = _gather(folder.path, Path(temporary), model.vocab_size, report)
+        comparison = Comparison(folder.path, model, model.vocab_size, torch_dtype(options.parity_dtype), round_to=dtype)
+        _replace_by_content(write_weights(staging, tensors, config, companions=companions), staging)
+        comparison.check(staging, report)
+    num_bytes = sum(file.stat().st_size for file in output.glob("*.distcp"))
+    report("wrote", f"{output}: {describe_output(num_bytes, stored, time.perf_counter() - started)}")
+
+
+def _widest_dtype(folder: HuggingFaceFolder) -> DtypeName:
+    """BF16 if everything is; else FP32, which holds FP16 and BF16 exactly."""
+    return "bf16" if set(folder.dtypes.values()) == {"BF16"} else "fp32"
+
+
+def _run_config(model: ModelConfig, dtype: DtypeName) -> RunConfig:
+    """A configuration that trains the model as it is stored, on one rank until told otherwise."""
+    return RunConfig(
+        model=model,
+        precision=PrecisionConfig(params_dtype="bf16" if dtype == "bf16" else "fp32"),
+        data=DataConfig(seq_length=min(DataConfig().seq_length, model.max_position_embeddings)),
+    )
+
+
+def _gather(source: Path, target: Path, vocab_size: int, report: Report) -> Companions:
+    """Gather the companions, and warn of what is wrong with the tokenizer."""
+    gathered = gather_companions(source, target)
+    if gathered.left:
+        report("warning", f"of {source} these stay behind: {', '.join(gathered.left)}")
+    if gathered.companions.tokenizer is None:
+        report("warning", f"{source} has no tokenizer, so the checkpoint carries none")
+        return gathered.companions
+    tokenizer = load_tokenizer(gathered.companions.tokenizer)
+    if tokenizer.vocab_size > vocab_size:
+        last = tokenizer.vocab_size - 1
+        report("warning", f"the tokenizer has ids up to {last}, the model embeddings for {vocab_size} tokens")
+    try:
+        if not gives_same_ids(tokenizer, source):
+            report(
+                "warning",
+                f"transformers' AutoTokenizer gives text other ids than the files in {source} say: it puts splitting "
+                "rules of its own in their place. Training here and exports keep to the files",
+            )
+    except ConversionError as error:
+        report("warning", str(error))
+    return gathered.companions
+
+
+def _replace_by_content(checkpoint: Path, staging: Path) -> None:
+    """Make the staging folder itself the one checkpoint that it holds."""
+    (staging / "latest").unlink(missing_ok=True)
+    for path in checkpoint.iterdir():
+        path.rename(staging / path.name)
+    checkpoint.rmdir()
