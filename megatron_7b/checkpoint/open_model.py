@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from megatron_7b.checkpoint.load import load_weights
 from megatron_7b.config import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.builder import build_model
+from megatron_7b.model.fitting import check_rank
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, leaving_process_groups, process_groups
@@ -64,7 +66,8 @@ def opened_model(folder: Path, config: RunConfig, *, fp32_on_cpu: bool = True) -
 
     Raises:
         CheckpointError: files are damaged, or do not fit the model.
-        ConfigError: the number of ranks does not fit the layout, or the device is not there.
+        ConfigError: the number of ranks does not fit the layout, the device is not there, or the model cannot fit into
+            memory.
     """
     started = time.perf_counter()
     with leaving_process_groups():
@@ -82,6 +85,9 @@ def opened_model(folder: Path, config: RunConfig, *, fp32_on_cpu: bool = True) -
 def _build(folder: Path, config: RunConfig, device_type: DeviceType) -> OpenModel:
     if config.model.vocab_size is None:
         raise ConfigError("model.vocab_size is not set", hint="take the configuration from inference_config")
+    check_rank(
+        config, on_gpu=device_type == "cuda", rank=dist.get_rank(), world_size=dist.get_world_size(), is_training=False
+    )
     layout = initialize_model_parallel(
         config.parallel, seed=config.training.seed, timeout_minutes=config.runtime.distributed_timeout_minutes
     )

@@ -1,5 +1,6 @@
 """What `evaluate` and `generate` share: a checkpoint at a layout of one's own, in this process or on several ranks."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.cli.options import CommandLine, Parser
-from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, smallest_world_size
+from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, ranks_here, smallest_world_size
 from megatron_7b.config import RunConfig
+from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.parallel import ParallelLayout, build_layout
 from megatron_7b.runtime.launch import is_rank, launch, megatron_command
 
@@ -46,7 +48,21 @@ class CheckpointCommand:
         )
         world_size = given_world_size(command_line.flags) or smallest_world_size(config.parallel)
         build_layout(config.parallel, world_size=world_size, rank=0)  # refuses a number of ranks that does not fit
-        return cls(command_line, folder, config, world_size)
+        command = cls(command_line, folder, config, world_size)
+        command.check_memory()
+        return command
+
+    def check_memory(self) -> None:
+        """Refuse a model that cannot fit into this machine's memory.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        config = self.config
+        if self.fp32_on_cpu:
+            config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, params_dtype="fp32"))
+        ranks = ranks_here(self.command_line.flags, self.world_size)
+        check_before_launch(config, ranks=ranks, world_size=self.world_size, is_training=False)
 
     @property
     def layout(self) -> ParallelLayout:

@@ -15,8 +15,9 @@ from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.checkpoint.manifest import CONFIG
 from megatron_7b.cli.next_commands import print_next_commands
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
-from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, smallest_world_size
+from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, ranks_here, smallest_world_size
 from megatron_7b.config import RunConfig, check_config, load_config
+from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.runtime.launch import is_rank, launch, megatron_command
 
 SUMMARY = "train a model from tokens, or continue a run"
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
     add_launch_flags(parser)
     command_line = parse_arguments(parser, argv)
     config, world_size = _checked_config(command_line)
+    ranks = ranks_here(command_line.flags, world_size)
+    check_before_launch(config, ranks=ranks, world_size=world_size, is_training=True)
     run_dir: Path = command_line.flags.run_dir
     if is_rank() or world_size == 1:
         from megatron_7b.training import pretrain  # Imports torch.

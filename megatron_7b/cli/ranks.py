@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_7b.cli.options import Parser
 from megatron_7b.config import ParallelConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.fitting import ranks_of_launcher
 from megatron_7b.runtime.launch import LaunchPlan, is_rank
 
 
@@ -35,6 +36,14 @@ def given_world_size(flags: argparse.Namespace) -> int | None:
     if flags.nproc is None and flags.nnodes > 1:
         raise ConfigError(f"--nnodes {flags.nnodes} needs --nproc, the ranks to start on each of them")
     return flags.nproc * flags.nnodes if flags.nproc else None
+
+
+def ranks_here(flags: argparse.Namespace, world_size: int) -> range:
+    """The ranks of this machine, whichever launcher starts them."""
+    if is_rank():
+        return ranks_of_launcher(int(os.environ["RANK"]))
+    num_local_ranks = world_size // flags.nnodes
+    return range(flags.node_rank * num_local_ranks, (flags.node_rank + 1) * num_local_ranks)
 
 
 def launch_plan(

@@ -268,6 +268,8 @@ class RuntimeConfig:
     """Compute threads per rank on a CPU; None divides the cores among the local ranks."""
     deterministic: bool = False
     """Use only deterministic GPU kernels, at some cost in speed; on a CPU they always are."""
+    check_memory: bool = True
+    """Refuse a model whose parameters, gradients and optimizer state alone are more than the memory available."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from megatron_7b.conversion.progress import DtypeName, Report, describe_model, d
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import to_hugging_face
 from megatron_7b.errors import ConversionError
+from megatron_7b.model.fitting import check_conversion
 from megatron_7b.runtime.logs import loading
 from megatron_7b.runtime.output_paths import check_new_folder
 
@@ -51,6 +52,7 @@ def export_to_hugging_face(checkpoint: Path, output: Path, options: ExportOption
 
     Raises:
         CheckpointError: The checkpoint is missing or damaged.
+        ConfigError: The memory cannot hold the model.
         ConversionError: No Hugging Face architecture computes what the model computes, the models differ, or
             transformers would give text other ids; nothing was published. What needs no torch is checked before torch
             is imported.
@@ -60,6 +62,7 @@ def export_to_hugging_face(checkpoint: Path, output: Path, options: ExportOption
     check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
     manifest, model = read_manifest(checkpoint), read_config(checkpoint).model
     check_exportable(model)
+    check_conversion(model, manifest.vocab_size, options.parity_dtype)
 
     # From here on torch, transformers and megatron-core are needed, which take seconds to import.
     with loading("torch and transformers"):

@@ -16,6 +16,7 @@ from megatron_7b.conversion.progress import DtypeName, Report, describe_model, d
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
 from megatron_7b.errors import ConversionError
+from megatron_7b.model.fitting import check_conversion
 from megatron_7b.runtime.logs import loading
 from megatron_7b.runtime.output_paths import check_new_folder
 from megatron_7b.tokenizer import load_tokenizer
@@ -50,6 +51,7 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
         report: Takes what is being done, and warnings.
 
     Raises:
+        ConfigError: The memory cannot hold the model.
         ConversionError: The folder cannot be converted exactly, or the models differ; nothing was published. What
             needs no torch is checked before torch is imported.
     """
@@ -62,6 +64,7 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
     stored = _widest_dtype(folder) if options.dtype == "auto" else options.dtype
     config = _run_config(model, stored)
     check_config(config)
+    check_conversion(model, model.vocab_size, stored, options.parity_dtype)
     report("reading", f"{folder.path}: {describe_model(model, model.vocab_size)}")
 
     # From here on torch, transformers and megatron-core are needed, which take seconds to import.

@@ -2,12 +2,12 @@
 
 import functools
 import os
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.runtime.device_facts import multiplies_bf16
 
 DeviceType = Literal["cpu", "cuda"]
 
@@ -48,6 +48,4 @@ def has_native_bf16(device_type: DeviceType) -> bool:
     """
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    return multiplies_bf16()

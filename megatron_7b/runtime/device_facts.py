@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_DEVICES = Path("/dev")
 
 
 def available_cores() -> int:
@@ -38,6 +39,18 @@ def bf16_instructions() -> list[str]:
             flags.update(line.partition(":")[2].split())
             break
     return [flag for flag in ("amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16", "svebf16") if flag in flags]
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for whole BF16 matrix products: AVX512-BF16 or AMX."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(bf16_instructions())
+
+
+def may_have_gpu() -> bool:
+    """Whether a driver offers a GPU to this process. Only torch knows whether it can be used."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(_DEVICES.glob("nvidia[0-9]*")) or any((_DEVICES / name).exists() for name in ("kfd", "dxg"))
 
 
 def memory_bytes() -> int:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
 from megatron_7b.checkpoint import Companions, resolve_checkpoint
@@ -18,6 +19,7 @@ from megatron_7b.data.sample_order import SampleOrder
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.core_config import params_dtype
+from megatron_7b.model.fitting import check_rank
 from megatron_7b.model.layer_specs import why_no_transformer_engine
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
 from megatron_7b.parallel import ParallelLayout
@@ -154,7 +156,8 @@ def build_core(config: RunConfig, device_type: DeviceType) -> Core:
     Collective: all ranks.
 
     Raises:
-        ConfigError: the layout does not fit the number of ranks, or a kernel was asked for that is not there.
+        ConfigError: the layout does not fit the number of ranks, a kernel was asked for that is not there, or the model
+            cannot fit into memory.
     """
     assert config.model.vocab_size is not None
     state_dtype, missing = config.precision.optimizer_state_dtype, why_no_transformer_engine(device_type)
@@ -163,6 +166,9 @@ def build_core(config: RunConfig, device_type: DeviceType) -> Core:
             f"precision.optimizer_state_dtype is {state_dtype!r}, which needs Transformer Engine, but {missing}",
             hint="set it to fp32, or on a machine with a GPU: pip install 'megatron_7b[gpu]'",
         )
+    check_rank(
+        config, on_gpu=device_type == "cuda", rank=dist.get_rank(), world_size=dist.get_world_size(), is_training=True
+    )
     if device_type == "cpu":
         keep_freed_memory()
     layout = initialize_model_parallel(

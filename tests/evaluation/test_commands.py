@@ -10,6 +10,8 @@ import torch
 
 from megatron_7b.checkpoint import Companions
 from megatron_7b.cli.main import main
+from megatron_7b.model import fitting
+from megatron_7b.model.sizes import count_parameters
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import write_corpus
 from tests.evaluation.checkpoints import random_weights, tiny_model
@@ -123,6 +125,34 @@ def test_mistakes_are_told_before_a_model_is_built(
     assert output.out == ""
     assert output.err.startswith("error:")
     assert words in output.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--checkpoint", "R", "--data", "C"],
+        ["generate", "--checkpoint", "R", "--prompt", "x"],
+        ["generate", "--checkpoint", "R", "--prompt", "x", *TP2],
+        ["convert", "to-hf", "--checkpoint", "R/checkpoints/latest", "--output", "O"],
+    ],
+    ids=" ".join,
+)
+def test_a_model_that_cannot_fit_is_refused(
+    arguments: list[str],
+    run_folder: Path,
+    corpus: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Four bytes for each of its parameters, one more than there is room for."""
+    monkeypatch.setattr(fitting, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(fitting, "available_memory", lambda: 4 * count_parameters(tiny_model()) - 1)
+    paths = {"R": str(run_folder), "C": corpus, "O": str(tmp_path / "hf")}
+    paths["R/checkpoints/latest"] = f"{run_folder}/checkpoints/latest"
+    assert main([paths.get(argument, argument) for argument in arguments]) == 2
+    assert "the model cannot fit into memory" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
 
 
 def test_a_corpus_of_another_tokenizer_is_refused(

@@ -1,0 +1,153 @@
+"""Refuses a model that cannot fit into the memory of this machine or of its GPU, before anything is allocated.
+
+Only what is surely held counts, so what is refused could not have run; a run that passes may still be too large by its
+activations. Without the refusal the kernel ends a process, after minutes and without a word. Imports torch only to
+ask a GPU.
+"""
+
+import logging
+import os
+from collections.abc import Iterable
+
+from megatron_7b.config.schema import ModelConfig, RunConfig
+from megatron_7b.errors import ConfigError
+from megatron_7b.model.memory import MemoryNeed, bytes_per_parameter, gigabytes, inference_need, training_need
+from megatron_7b.model.sizes import count_parameters
+from megatron_7b.parallel import build_layout
+from megatron_7b.runtime.device_facts import may_have_gpu, multiplies_bf16
+from megatron_7b.runtime.host_memory import available_memory
+
+logger = logging.getLogger(__name__)
+
+_OVERRIDE = "--runtime.check-memory False starts it anyway"
+_PROCESS_BYTES = 500_000_000
+"""What a rank's process takes before it builds anything, most of it libraries."""
+
+
+def check_before_launch(config: RunConfig, *, ranks: Iterable[int], world_size: int, is_training: bool) -> None:
+    """Refuse a model whose ranks on this machine cannot fit into its memory, if they compute on its CPU.
+
+    Args:
+        config: The run; if its vocabulary size is not known yet, the vocabulary's matrices do not count.
+        ranks: Those of this machine.
+        world_size: Ranks of the whole run.
+        is_training: Otherwise the model is only computed with.
+
+    Raises:
+        ConfigError: It cannot fit.
+    """
+    on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and may_have_gpu())
+    if config.runtime.check_memory and not on_gpu:
+        needed, count = _need(config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16())
+        _check_host(config, needed, count, is_training=is_training)
+
+
+def check_conversion(model: ModelConfig, vocab_size: int, *formats: str) -> None:
+    """Refuse to convert a model of which this machine's memory cannot hold a copy in each format, one after the other.
+
+    Args:
+        model: Its shape.
+        vocab_size: True vocabulary size.
+        formats: "bf16", else four bytes per parameter.
+
+    Raises:
+        ConfigError: It cannot fit.
+    """
+    width = 2 if set(formats) == {"bf16"} else 4
+    needed = MemoryNeed(parameters=count_parameters(model, vocab_size=vocab_size) * width)
+    available = available_memory()
+    if needed.total > available:
+        raise ConfigError(
+            f"the model cannot fit into memory: {needed} would be held, but {gigabytes(available)} are available",
+            hint="convert it on a machine with more memory"
+            + ("" if width == 2 else ", or store and compare it in BF16: --dtype bf16 --parity-dtype bf16"),
+        )
+
+
+def check_rank(config: RunConfig, *, on_gpu: bool, rank: int, world_size: int, is_training: bool) -> None:
+    """Refuse, on a rank that knows its device and vocabulary, a model that cannot fit; warn if it hardly does.
+
+    To be called before any rank can have allocated much: what is free is shared by all ranks of this machine.
+
+    Args:
+        config: The run.
+        on_gpu: Whether this rank computes on its current CUDA device.
+        rank: This one.
+        world_size: Ranks of the whole run.
+        is_training: Otherwise the model is only computed with.
+
+    Raises:
+        ConfigError: It cannot fit.
+
+    **Collective:** none.
+    """
+    if not config.runtime.check_memory:
+        return
+    if not on_gpu:
+        ranks = ranks_of_launcher(rank)
+        needed, count = _need(config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16())
+        left = _check_host(config, needed, count, is_training=is_training) - needed.total
+        if left < count * _PROCESS_BYTES and rank == ranks[0]:
+            logger.warning("memory is tight: beside %s, %s are left for everything else", needed, gigabytes(left))
+        return
+    import torch
+
+    needed, _ = _need(config, [rank], world_size, is_training=is_training, has_native_bf16=True)
+    available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    if needed.total > available:
+        hint = f"divide it over more GPUs (tensor or pipeline parallelism){_smaller(config, is_training, world_size)}"
+        raise _refusal(f"rank {rank}", needed, f"the GPU has {gigabytes(available)}", hint)
+
+
+def ranks_of_launcher(rank: int) -> range:
+    """Return the ranks of this rank's machine, as far as the launcher's environment tells: else itself only."""
+    local_rank, size = os.environ.get("LOCAL_RANK"), os.environ.get("LOCAL_WORLD_SIZE")
+    if local_rank is None or size is None:
+        return range(rank, rank + 1)
+    return range(rank - int(local_rank), rank - int(local_rank) + int(size))
+
+
+def _need(
+    config: RunConfig, ranks: Iterable[int], world_size: int, *, is_training: bool, has_native_bf16: bool
+) -> tuple[MemoryNeed, int]:
+    """Return what these ranks hold together, and how many they are."""
+    width = bytes_per_parameter(config.precision, has_native_bf16=has_native_bf16)
+    need, of_stages, total, count = training_need if is_training else inference_need, {}, MemoryNeed(), 0
+    for rank in ranks:
+        layout = build_layout(config.parallel, world_size=world_size, rank=rank)
+        if layout.pp_rank not in of_stages:
+            of_stages[layout.pp_rank] = need(config, layout, bytes_per_parameter=width)
+        total, count = total + of_stages[layout.pp_rank], count + 1
+    return total, count
+
+
+def _check_host(config: RunConfig, needed: MemoryNeed, count: int, *, is_training: bool) -> int:
+    """Return the available bytes.
+
+    Raises:
+        ConfigError: They are not enough.
+    """
+    available = available_memory()
+    if needed.total > available:
+        who = "the one rank" if count == 1 else f"the {count} ranks"
+        hint = f"take a smaller model, or divide it over more machines{_smaller(config, is_training, count)}"
+        raise _refusal(f"{who} of this machine", needed, f"{gigabytes(available)} are available", hint)
+    return available
+
+
+def _smaller(config: RunConfig, is_training: bool, world_size: int) -> str:
+    """Settings that lower the need, as part of a hint."""
+    if not is_training:
+        return "" if config.precision.params_dtype == "bf16" else ", or compute with --precision.params-dtype bf16"
+    parallel = config.parallel
+    model_size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    if world_size > model_size and not parallel.use_distributed_optimizer:
+        return ", or set --parallel.use-distributed-optimizer True"
+    return ""
+
+
+def _refusal(who: str, needed: MemoryNeed, there: str, hint: str) -> ConfigError:
+    return ConfigError(
+        f"the model cannot fit into memory: {who} would hold at least {needed}, but {there}",
+        hint=f"{hint}; {_OVERRIDE}",
+    )

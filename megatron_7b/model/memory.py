@@ -1,0 +1,110 @@
+"""What a rank surely holds of a model, as pure arithmetic. Imports no torch."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
+from megatron_7b.model.kinds import parameter_table
+from megatron_7b.model.parameters import Parameter
+from megatron_7b.model.sizes import padded_vocab_size
+from megatron_7b.parallel import ParallelLayout
+
+_LAYER = re.compile(r"^\w+\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeed:
+    """Bytes that are surely held at the same time; everything else comes on top.
+
+    Attributes:
+        parameters: Working parameters.
+        gradients: The buffer that gradients are accumulated in.
+        optimizer: Main parameters, where the working ones are not FP32, and Adam's moments.
+        activations: The inputs of layers for one microbatch, which even full recompute keeps.
+    """
+
+    parameters: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.parameters + self.gradients + self.optimizer + self.activations
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def __str__(self) -> str:
+        parts = (f"{name} {gigabytes(value)}" for name, value in vars(self).items() if value)
+        return f"{gigabytes(self.total)} ({', '.join(parts)})"
+
+
+def training_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int) -> MemoryNeed:
+    """Return what one rank of a training run holds.
+
+    Args:
+        config: The run; with an unknown vocabulary size, embedding and output layer count as one row each.
+        layout: Position of the rank.
+        bytes_per_parameter: Of the working parameters: 4 or 2.
+    """
+    precision, elements = config.precision, count_held_parameters(config.model, layout)
+    replicas = layout.dp_size * layout.cp_size if config.parallel.use_distributed_optimizer else 1
+    moment = 2 if precision.optimizer_state_dtype == "bf16" else 4
+    main_parameter = 0 if bytes_per_parameter == 4 else 4
+    parallel, training = config.parallel, config.training
+    kept_layers = config.model.num_layers // layout.pp_size
+    if parallel.recompute_granularity == "full" and parallel.recompute_method == "uniform":
+        kept_layers //= parallel.recompute_num_layers
+    tokens = training.micro_batch_size * config.data.seq_length // layout.cp_size
+    if parallel.sequence_parallel:
+        tokens //= layout.tp_size
+    return MemoryNeed(
+        parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter),
+        gradients=elements * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
+        optimizer=elements * (main_parameter + 2 * moment) // replicas,
+        activations=tokens * config.model.hidden_size * bytes_per_parameter * kept_layers,
+    )
+
+
+def inference_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int) -> MemoryNeed:
+    """Return what one rank holds of a model that is only computed with; the arguments are those of `training_need`."""
+    return MemoryNeed(parameters=count_held_parameters(config.model, layout) * bytes_per_parameter)
+
+
+def count_held_parameters(model: ModelConfig, layout: ParallelLayout) -> int:
+    """Return the elements of all parameters that a rank holds, vocabulary padding included.
+
+    Interleaved stages do not change the count: all layers are of one size, and the stages have equally many.
+    """
+    vocab_size = padded_vocab_size(model.vocab_size or 1, model.make_vocab_size_divisible_by, layout.tp_size)
+    table = parameter_table(model, vocab_size)
+    rows = list(table.values())
+    numbers = [number for number, row in enumerate(rows) if _LAYER.match(row.name)]
+    before, layers, after = rows[: numbers[0]], rows[numbers[0] : numbers[-1] + 1], rows[numbers[-1] + 1 :]
+    if layout.pp_size > 1:  # the last stage has a copy of what it shares with the first
+        after += [row for row in before if row.is_multiplied]
+    return (
+        _elements(layers, layout) // layout.pp_size
+        + (_elements(before, layout) if layout.is_first_stage else 0)
+        + (_elements(after, layout) if layout.is_last_stage else 0)
+    )
+
+
+def _elements(rows: Iterable[Parameter], layout: ParallelLayout) -> int:
+    return sum(math.prod(row.shape) // (layout.tp_size if row.tp_dim is not None else 1) for row in rows)
+
+
+def bytes_per_parameter(precision: PrecisionConfig, *, has_native_bf16: bool) -> int:
+    """Return the width of the working parameters; `auto` is BF16 where the hardware multiplies it natively."""
+    is_bf16 = precision.params_dtype == "bf16" or (precision.params_dtype == "auto" and has_native_bf16)
+    return 2 if is_bf16 else 4
+
+
+def gigabytes(number: int) -> str:
+    """Spell a number of bytes: `13.5 GB`."""
+    return f"{number / 1e9:,.1f} GB"
