@@ -1,6 +1,7 @@
 """Reading `PREFIX.json` back, strictly: what `preprocess.manifest` writes, or a DataFormatError that says where."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,12 +107,16 @@ def _read(prefix: str) -> dict[str, Any] | None:
     return content
 
 
+_type_hints = functools.cache(get_type_hints)
+"""A blend may have thousands of manifests, and looking the types up takes longer than reading one."""
+
+
 def _build(expected: Any, value: object, where: str) -> object:
     """`value` as the type says: dataclasses from objects, all else as it is once its kind has been checked."""
     if dataclasses.is_dataclass(expected) and isinstance(expected, type):
         if not isinstance(value, dict):
             raise _MismatchError(f"{where} is {value!r:.60}, expected an object")
-        hints = get_type_hints(expected)
+        hints = _type_hints(expected)
         arguments = {}
         for field in dataclasses.fields(expected):
             if field.name in value:

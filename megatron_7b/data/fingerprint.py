@@ -5,6 +5,7 @@ bit of a large file is found only by hashing all of it: `megatron-7b data verify
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -39,8 +40,21 @@ def spot_offsets(size: int) -> list[int]:
     return [spot * (size - SPOT_BYTES) // (NUM_SPOTS - 1) for spot in range(NUM_SPOTS)]
 
 
-def corpus_fingerprint(prefix: str) -> str:
-    """What a corpus is, wherever it lies: by the spots of its .bin and its .idx.
+@dataclass(frozen=True)
+class CorpusSpots:
+    """The `spot_hash` of both files of a corpus."""
+
+    bin: str
+    idx: str
+
+    @property
+    def fingerprint(self) -> str:
+        """What a corpus is, wherever it lies."""
+        return self.bin + self.idx
+
+
+def corpus_spots(prefix: str) -> CorpusSpots:
+    """Read the spots of both files.
 
     Args:
         prefix: As `resolve_prefix` returns it.
@@ -48,4 +62,4 @@ def corpus_fingerprint(prefix: str) -> str:
     Raises:
         OSError: A file cannot be read.
     """
-    return spot_hash(Path(f"{prefix}.bin")) + spot_hash(Path(f"{prefix}.idx"))
+    return CorpusSpots(bin=spot_hash(Path(f"{prefix}.bin")), idx=spot_hash(Path(f"{prefix}.idx")))

@@ -56,7 +56,7 @@ def open_split(
         vocab_size: True vocabulary size that ids are checked against while batches are assembled; None: unchecked.
         eod_id: End-of-document token, for `config.eod_mask_loss`; `config.fim_rate` leaves it where it is.
         fim_ids: Tokens that announce prefix, middle and suffix, for `config.fim_rate`; see `find_fim_ids`.
-        contents: `corpus_fingerprint` of each set by its prefix, for the record of the order.
+        contents: `CorpusSpots.fingerprint` of each set by its prefix, for the record of the order.
         reached: What a resumed run has read of `train`; None for a fresh one.
 
     Raises:
@@ -272,7 +272,7 @@ def _open_sets(
     return opened
 
 
-class _Origin(TypedDict):
+class _Origin(TypedDict, total=False):
     first_sample: int
     consumed: list[int]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from megatron_7b.data.blend import parse_blend
 from megatron_7b.data.corpus_manifest import find_edit, load_manifest, manifest_path
 from megatron_7b.data.corpus_scan import scan_file
-from megatron_7b.data.fingerprint import corpus_fingerprint, spot_hash
+from megatron_7b.data.fingerprint import CorpusSpots, corpus_spots
 from megatron_7b.data.indexed_dataset import resolve_prefix
 from megatron_7b.data.preprocess.manifest import FileFacts
 from megatron_7b.data.verify import CorpusCheck, Problem, verify_corpora
@@ -36,7 +36,7 @@ class CheckedCorpus:
 
     prefix: str
     content: str
-    """`corpus_fingerprint`; empty where a file cannot be read."""
+    """`CorpusSpots.fingerprint`; empty where a file cannot be read."""
     problems: tuple[str, ...]
 
 
@@ -101,26 +101,27 @@ def _full_problems(prefixes: Sequence[str]) -> list[tuple[str, ...]]:
 
 def _check(prefix: str, whole_bytes: int) -> CheckedCorpus:
     try:
-        content, problems = corpus_fingerprint(prefix), tuple(map(str, _problems(prefix, whole_bytes)))
+        spots = corpus_spots(prefix)
+        problems = tuple(map(str, _problems(prefix, spots, whole_bytes)))
     except OSError as error:
         problem = Problem(str(error.filename), "reading", "a readable file", error.strerror or str(error))
         return CheckedCorpus(prefix, "", (str(problem),))
     except DataFormatError as error:
         return CheckedCorpus(prefix, "", (str(error.args[0]),))
-    return CheckedCorpus(prefix, content, problems)
+    return CheckedCorpus(prefix, spots.fingerprint, problems)
 
 
-def _problems(prefix: str, whole_bytes: int) -> Iterator[Problem]:
+def _problems(prefix: str, spots: CorpusSpots, whole_bytes: int) -> Iterator[Problem]:
     manifest = load_manifest(prefix)
     if manifest is None:
         return
     if edit := find_edit(prefix):
         yield Problem(str(manifest_path(prefix)), "checksum of its own content", *edit)
-    for suffix, facts in ((".bin", manifest.bin), (".idx", manifest.idx)):
-        yield from _file_problems(Path(prefix + suffix), facts, whole_bytes)
+    for suffix, facts, found in ((".bin", manifest.bin, spots.bin), (".idx", manifest.idx, spots.idx)):
+        yield from _file_problems(Path(prefix + suffix), facts, found, whole_bytes)
 
 
-def _file_problems(file: Path, expected: FileFacts, whole_bytes: int) -> Iterator[Problem]:
+def _file_problems(file: Path, expected: FileFacts, spots: str, whole_bytes: int) -> Iterator[Problem]:
     size = file.stat().st_size
     if size != expected.size:
         yield Problem(str(file), "size in bytes", str(expected.size), str(size))
@@ -128,5 +129,5 @@ def _file_problems(file: Path, expected: FileFacts, whole_bytes: int) -> Iterato
         found = scan_file(file, lambda _: None).xxh3_128
         if found != expected.xxh3_128:
             yield Problem(str(file), "xxh3_128", expected.xxh3_128, found)
-    elif expected.spots is not None and (found := spot_hash(file)) != expected.spots:
-        yield Problem(str(file), "hash of evenly spread blocks", expected.spots, found)
+    elif expected.spots not in (None, spots):
+        yield Problem(str(file), "hash of evenly spread blocks", str(expected.spots), spots)

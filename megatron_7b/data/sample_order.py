@@ -37,7 +37,7 @@ class SetOrder:
     num_tokens: int
     """Of these documents."""
     content: str
-    """`corpus_fingerprint`; empty where it was not taken, and then the prefix stands for it."""
+    """`CorpusSpots.fingerprint`; empty where it was not taken, and then the prefix stands for it."""
     max_samples: int | None
     """Samples of one pass after which it has run out; None: never."""
     consumed: int = 0

@@ -23,6 +23,7 @@ import xxhash
 from backports import zstd
 
 from megatron_7b.cli.main import main
+from megatron_7b.data.fingerprint import spot_hash
 from megatron_7b.data.preprocess.blocks import Block
 from megatron_7b.data.preprocess.sources import Source
 from tests.support.assets import asset
@@ -196,7 +197,8 @@ def test_manifest(tmp_path: Path) -> None:
     manifest = read_manifest(prefix)
     for name in ("bin", "idx"):
         content = Path(f"{prefix}.{name}").read_bytes()
-        assert manifest[name] == {"size": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
+        expected = {"size": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
+        assert manifest[name] == {**expected, "spots": spot_hash(Path(f"{prefix}.{name}"))}
     source = {
         "path": str(corpus),
         "size": corpus.stat().st_size,

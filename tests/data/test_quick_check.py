@@ -10,7 +10,7 @@ import xxhash
 from megatron_7b.cli import data
 from megatron_7b.data import quick_check
 from megatron_7b.data.corpus_manifest import load_manifest
-from megatron_7b.data.fingerprint import NUM_SPOTS, SPOT_BYTES, corpus_fingerprint, spot_hash, spot_offsets
+from megatron_7b.data.fingerprint import NUM_SPOTS, SPOT_BYTES, corpus_spots, spot_hash, spot_offsets
 from megatron_7b.data.quick_check import check_corpora, refuse_damaged
 from megatron_7b.errors import DataFormatError
 from tests.data.corpora import random_documents, write_corpus
@@ -75,7 +75,7 @@ def test_all_damaged_corpora_are_named_at_once(tmp_path: Path) -> None:
     flip(Path(f"{prefixes[3]}.idx"), 40)
     checked = check_corpora(prefixes, full=False)
     assert [bool(one.problems) for one in checked] == [False, True, False, True]
-    assert [one.content for one in checked] == [corpus_fingerprint(prefix) for prefix in prefixes]
+    assert [one.content for one in checked] == [corpus_spots(prefix).fingerprint for prefix in prefixes]
     with pytest.raises(DataFormatError) as raised:
         refuse_damaged(checked)
     for expected in (f"{prefixes[1]}.bin: xxh3_128", f"{prefixes[3]}.idx: xxh3_128", "data adopt PREFIX"):

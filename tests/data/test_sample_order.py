@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megatron_7b.config.schema import DataConfig
 from megatron_7b.data import Dataset, IndexedDataset, open_split
-from megatron_7b.data.fingerprint import corpus_fingerprint
+from megatron_7b.data.fingerprint import corpus_spots
 from megatron_7b.data.sample_order import Reached, SampleOrder
 from megatron_7b.errors import ConfigError
 from tests.data.corpora import write_corpus
@@ -39,7 +39,7 @@ def prefixes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def open_life(config: DataConfig, reached: Reached | None = None, *, seed: int = 3) -> Dataset:
     """The training samples, as a run with these settings opens them."""
     words = config.train if len(config.train) == 1 else config.train[1::2]
-    contents = {prefix: corpus_fingerprint(prefix) for prefix in words}
+    contents = {prefix: corpus_spots(prefix).fingerprint for prefix in words}
     return open_split(config, "train", seed=seed, contents=contents, reached=reached)
 
 
@@ -162,7 +162,7 @@ def test_what_cuts_or_shuffles_otherwise_is_refused_unless_restarted(prefixes: l
     assert "and their content differs" in refusal(config)
     # A corpus that was repaired while the run was saved.
     repaired = open_life(replace(config, on_order_change="trust"), reached)
-    assert repaired.order.sets[0].content == corpus_fingerprint(prefix)
+    assert repaired.order.sets[0].content == corpus_spots(prefix).fingerprint
     assert repaired.order.first_sample == 0
     assert "data.seq_length is 16" in refusal(replace(config, seq_length=16, on_order_change="trust"))
     Path(f"{prefix}.bin").write_bytes(contents)
