@@ -2,7 +2,8 @@
 
 megatron-7b data plan --config llama3_8b --data.train 0.7 web_text_document 0.3 code_text_document --nproc 64
 
-With `--run-dir` it is what the rest of a run will take, and whether the settings continue what was read.
+With `--run-dir` it is what the rest of a run will take, and whether the settings continue what was read; the settings
+are those of the run where no `--config` is given.
 """
 
 import json
@@ -84,7 +85,7 @@ def _make_plan(command_line: CommandLine) -> dict[str, object]:
     if flags.nproc is not None and flags.nproc < 1:
         raise ConfigError(f"--nproc {flags.nproc} must be at least 1")
     config = load_config(
-        flags.config,
+        flags.config or _config_of(flags.run_dir),
         command_line.overrides,
         world_size=flags.nproc,
         require_data=True,
@@ -114,6 +115,12 @@ def _make_plan(command_line: CommandLine) -> dict[str, object]:
         "sets": rows,
         "validation": validation,
     }
+
+
+def _config_of(run_dir: Path | None) -> list[str]:
+    """The configuration of a run, where no other is given."""
+    config = run_dir / "config.yaml" if run_dir is not None else None
+    return [str(config)] if config is not None and config.is_file() else []
 
 
 def _open(config: RunConfig, progress: "Progress") -> "tuple[Dataset, dict[str, object] | None]":

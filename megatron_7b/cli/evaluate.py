@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 from megatron_7b.checkpoint import tokenizer_path
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.options import Parser, parse_arguments
+from megatron_7b.data import resolve_prefix
 from megatron_7b.data.corpus_tokenizer import read_corpus_tokenizer
+from megatron_7b.data.quick_check import check_corpora, refuse_damaged
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.corpus import open_corpus
 from megatron_7b.runtime.logs import configure_logging
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> int:
     if flags.max_samples is not None and flags.max_samples < 1:
         raise ConfigError(f"--max-samples is {flags.max_samples}, expected at least 1")
     _check_tokenizer(flags.data, command.folder)
+    refuse_damaged(check_corpora([resolve_prefix(flags.data)], full=False))
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
 
 

@@ -220,7 +220,7 @@ def _open(
         streams.append(stream)
         parts.append(
             DatasetPart(
-                prefix=of_set.prefix,
+                prefix=one.dataset.prefix,
                 share=of_set.weight / total_weight,
                 first_document=of_set.first_document,
                 end_document=of_set.end_document,
@@ -249,7 +249,7 @@ class _OpenedSet:
     def in_order(self, seq_length: int, contents: Mapping[str, str]) -> SetOrder:
         """As the record of the order has it."""
         return SetOrder(
-            prefix=self.dataset.prefix,
+            prefix=str(Path(self.dataset.prefix).absolute()),
             number=self.number,
             weight=self.weight,
             first_document=self.documents[0],

@@ -28,7 +28,7 @@ class SetOrder:
     """One set of a blend."""
 
     prefix: str
-    """Where it lies; not part of what it is."""
+    """Where it lies, as an absolute path; not part of what it is."""
     number: int
     """What its order is drawn from, besides the seed: its own for the whole run."""
     weight: int

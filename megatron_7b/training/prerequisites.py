@@ -1,11 +1,14 @@
 """What a run needs and can be looked at without torch: a mistake is answered at once, before any rank is started."""
 
+import dataclasses
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_7b.config.schema import DataConfig, RunConfig, TelemetryConfig
-from megatron_7b.data import IndexedDataset, parse_blend
+from megatron_7b.config.schema import RunConfig, TelemetryConfig
+from megatron_7b.data import IndexedDataset, open_split, parse_blend
 from megatron_7b.errors import ConfigError
+from megatron_7b.runtime.launch import is_rank
+from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
 
 
@@ -17,12 +20,16 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
         run_dir: The run folder, which need not exist yet.
 
     Raises:
-        ConfigError: The run folder cannot be made or holds another model, or a package is missing.
-        DataFormatError: A corpus is truncated or foreign.
+        CheckpointError: The record of the newest checkpoint cannot be read.
+        ConfigError: The run folder cannot be made or holds another model, a package is missing, or the data does not
+            suffice or does not continue what was read.
+        DataFormatError: A corpus is truncated, foreign, or smaller than one sample.
     """
-    check_run_folder(RunFolder(run_dir), config)
+    folder = RunFolder(run_dir)
+    check_run_folder(folder, config)
     check_telemetry(config.telemetry)
-    open_corpora(config.data)
+    # Ranks look for the newest checkpoint together: on a shared file system some may see it later.
+    check_data(config, None if is_rank() else read_progress(folder.checkpoints, config))
 
 
 def check_telemetry(telemetry: TelemetryConfig) -> None:
@@ -38,12 +45,23 @@ def check_telemetry(telemetry: TelemetryConfig) -> None:
         )
 
 
-def open_corpora(data: DataConfig) -> None:
+def check_data(config: RunConfig, progress: Progress | None) -> None:
     """Open every corpus once: what a truncated file is the cause of is not reported as something else later.
 
+    The contents of the corpora are compared later, by all ranks together.
+
+    Args:
+        config: The run, checked.
+        progress: How far it has come; None if that is not known yet.
+
     Raises:
-        DataFormatError: One is truncated, foreign or inconsistent.
+        ConfigError: The data does not suffice, or does not continue what was read.
+        DataFormatError: A corpus is truncated, foreign or inconsistent, or smaller than one sample.
     """
-    for entries in (data.train, data.valid):
-        for part in parse_blend(entries) if entries else ():
-            IndexedDataset(part.prefix)
+    # Neither has an influence on what is read, and both would ask for the tokenizer.
+    data = dataclasses.replace(config.data, eod_mask_loss=False, fim_rate=0.0)
+    train = open_split(data, "train", seed=config.training.seed, reached=progress.reached if progress else None)
+    if progress is not None:
+        train.check_end(progress.samples_at_end(config))
+    for part in parse_blend(data.valid) if data.valid else ():
+        IndexedDataset(part.prefix)

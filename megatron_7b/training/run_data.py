@@ -75,8 +75,11 @@ def _check(config: RunConfig, ranks: Ranks) -> list[CheckedCorpus]:
     """Check each corpus on one of the ranks; every rank gets all results. Collective: all ranks."""
     with ranks.together("looking for the corpora"):
         prefixes = find_prefixes(config.data)
+    full = config.data.verify == "full"
+    if full and ranks.is_main:
+        logger.info("reading every byte of %d corpora, divided among the ranks", len(prefixes))
     with ranks.together("checking the corpora"):
-        own = check_corpora(prefixes[ranks.rank :: ranks.world_size], full=config.data.verify == "full")
+        own = check_corpora(prefixes[ranks.rank :: ranks.world_size], full=full)
     checked = [one for of_rank in ranks.gather(own) for one in of_rank]
     refuse_damaged(checked)  # the same on every rank
     return checked

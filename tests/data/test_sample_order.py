@@ -207,3 +207,15 @@ def test_a_checkpoint_that_does_not_say_compares_what_is_known(prefixes: list[st
     with pytest.raises(ConfigError, match="the run had 98,2,0"):
         open_life(config, different)
     assert open_life(replace(config, on_order_change="restart"), different).order.pass_begin == 10
+
+
+def test_a_corpus_is_known_by_its_place_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tokenised again is not taken for another set because its path is written otherwise."""
+    prefix = write_set(tmp_path, 0, 40)
+    reached = left_behind(open_life(settings([prefix], (1,))), 20)
+    write_set(tmp_path, 0, 41)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="set0 is not the corpus that was read"):
+        open_life(settings(["set0"], (1,)), reached)
+    write_set(tmp_path, 0, 40)
+    assert open_life(settings(["set0"], (1,)), reached).notes == ()

@@ -12,6 +12,7 @@ from megatron_7b.cli import data
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import open_split
 from megatron_7b.errors import ConfigError
+from megatron_7b.training.prerequisites import check_prerequisites
 from megatron_7b.training.progress import read_progress
 from tests.support.ranks import run_ranks
 from tests.training import runs
@@ -99,6 +100,11 @@ def test_what_does_not_continue_is_refused_before_anything_is_written(corpus: st
         error = start(refused, run_dir, 2)
         assert error.startswith("ConfigError")
         assert words in error
+        with pytest.raises(ConfigError, match=words):
+            check_prerequisites(refused, run_dir)  # what the launcher does before it starts any rank
+    with pytest.raises(ConfigError, match="run out after 120"):
+        check_prerequisites(config(corpus, 16, 8), run_dir)
+    check_prerequisites(config(corpus, 15, 8), run_dir)
     restart = dataclasses.replace(longer, data=dataclasses.replace(longer.data, on_order_change="restart"))
     assert start(restart, run_dir) == ""
     assert "in a new order, from sample 32 on, because data.seq_length is 30" in log(run_dir)
@@ -125,8 +131,7 @@ def test_a_set_joins_the_blend(corpus: str, tmp_path: Path, capsys: pytest.Captu
         (corpus, 0, 32),
     ]
     # The plan of the rest counts from there.
-    (tmp_path / "six.yaml").write_text((run_dir / "config.yaml").read_text())
-    flags = ["--config", str(tmp_path / "six.yaml"), "--run-dir", str(run_dir), "--training.train-steps", "10"]
+    flags = ["--run-dir", str(run_dir), "--training.train-steps", "10"]
     assert data.main(["plan", *flags, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["steps_done"], plan["consumed_samples"], plan["samples"], plan["notes"]) == (6, 48, 80, [])
@@ -182,7 +187,9 @@ def test_a_corpus_that_is_not_what_its_manifest_says_is_refused(corpus: str, tmp
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=300))
     file = Path(prefix + suffix)
     content = bytearray(file.read_bytes())
-    content[content.index(b"version") if suffix == ".json" else 100] ^= 1
+    # The fifth document begins a sequence earlier, which a valid index might say.
+    place = {".bin": 100, ".idx": 34 + 60 * 12 + 5 * 8, ".json": content.find(b"version")}[suffix]
+    content[place] ^= 1
     file.write_bytes(content)
     for code, error in run_ranks(2, runs.pretrain, run, tmp_path / "run"):
         assert code is None
