@@ -206,10 +206,12 @@ def _problems(
 
 
 def _difference(old: SetOrder, new: SetOrder) -> str:
-    if old.content == new.content:
+    documents = (new.first_document, new.end_document) != (old.first_document, old.end_document)
+    if documents and (old.content == new.content or not (old.content and new.content)):
         return (
             f"documents {new.first_document:,} to {new.end_document:,} of {new.prefix} are for training, the run had "
-            f"{old.first_document:,} to {old.end_document:,} (data.split, data.valid)"
+            f"{old.first_document:,} to {old.end_document:,} (data.split, data.valid"
+            + (")" if old.content == new.content else ", or other documents in the corpus)")
         )
     return (
         f"{new.prefix} is not the corpus that was read: {new.num_tokens:,} tokens for training, the run had "
