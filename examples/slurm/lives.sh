@@ -3,8 +3,9 @@
 # batch scripts in examples/ after launch.sh; `run_life ARGS…` is all of it.
 #
 # Contract with the trainer. On SIGUSR1 (or SIGTERM) to any rank it finishes the step, saves, and every rank exits with
-# 75; 0 means finished, anything else failed. Because torchrun turns every child's failure into 1, rank 0 also writes
-# RUN_DIR/status.json: {"state": "saved"|"finished"|"failed", "exit_code": 75|0|…, "step": n}.
+# 75; before its first step the rank exits with 75 at once. 0 means finished, anything else failed. Because torchrun
+# turns every child's failure into 1, rank 0 also writes RUN_DIR/status.json:
+# {"state": "saved"|"stopped"|"finished"|"failed", "exit_code": 75|75|0|…, "step": n}.
 # To Slurm, exit 0 means that the job is complete and never comes back: hence the distinct code, and hence the requeue
 # by this script.
 
@@ -103,7 +104,7 @@ stop_trainer() { # the trap on SIGUSR1, which Slurm sends to this script alone
     end=$(date -d "$end" +%s 2>/dev/null) || end=$((now + 1000000000)) # no limit
     deadline=$((now + (end - now) * 4 / 5))
     (
-        # Again and again: a trainer that is still importing is deaf, and one that has heard does not mind.
+        # Again and again: a trainer is deaf in its first second, and one that has heard does not mind.
         for ((attempt = 0; $(date +%s) < deadline; attempt++)); do
             ask_to_stop "$attempt"
             sleep "$STOP_REPEAT_SECONDS"

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from megatron_7b import __version__
 from megatron_7b.errors import ConfigError, MegatronError, PathError
-from megatron_7b.runtime import launch
+from megatron_7b.runtime.launched import join_launcher, record_failure
+from megatron_7b.runtime.terminal import finish_output, say
 
 COMMANDS = {
     "look around": ("doctor", "config"),
@@ -48,13 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Any other exception is a bug of ours and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    launch.join_launcher()
+    join_launcher()
+    try:
+        return _exit_code(arguments)
+    finally:
+        finish_output()
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except MegatronError as error:
         return _tell(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
     except BrokenPipeError:  # The reader of our output left (`| head`); nothing more can be said there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             hint = _MENDABLE[error.errno]
             kind = PathError if hint is _PERMISSION else MegatronError
             return _tell(kind(str(error), hint=hint))
-        if launch.record_failure(error, 1):
+        if record_failure(error, 1):
             return 1
         if isinstance(error, OSError) and error.filename is not None:  # the machine's fault, and it says which file's
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+            say(f"error: {error.filename}: {error.strerror}")
             return 1
         raise
 
@@ -75,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _tell(error: MegatronError) -> int:
     """Print what a user can mend, or leave it to the launcher, and return the exit code."""
     code = 2 if isinstance(error, ConfigError) else 1
-    if not launch.record_failure(error, code):
-        print(f"error: {error}", file=sys.stderr)
+    if not record_failure(error, code):
+        say(f"error: {error}")
     return code
 
 

@@ -1,13 +1,13 @@
 """What to type after a run: said on a terminal, where somebody is there to type it."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_7b.config import RunConfig
 from megatron_7b.data import parse_blend
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED
+from megatron_7b.runtime.terminal import say
 
 
 def print_next_commands(exit_code: int, command: Sequence[str], run_dir: Path, config: RunConfig) -> None:
@@ -20,10 +20,10 @@ def print_next_commands(exit_code: int, command: Sequence[str], run_dir: Path, c
         config: The run.
     """
     if exit_code == EXIT_SAVED:
-        print(f"\nto continue:\n  {shlex.join(command)}", file=sys.stderr)
+        say(f"\nto continue:\n  {shlex.join(command)}")
     elif exit_code == EXIT_FINISHED:
         lines = "\n".join(f"  {shlex.join(words)}" for words in _after_training(run_dir, config))
-        print(f"\nnext:\n{lines}", file=sys.stderr)
+        say(f"\nnext:\n{lines}")
 
 
 def _after_training(run_dir: Path, config: RunConfig) -> list[list[str]]:

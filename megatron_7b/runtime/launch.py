@@ -5,36 +5,36 @@ through torchrun: torchrun turns every child's exit code into 1, so "saved, resu
 the first error under a page about itself. Under torchrun or another launcher (`RANK` is set) nothing here is used.
 
 Rank 0 of the node keeps the terminal; the others write to log files. Signals are passed on. When a rank fails, the
-others are ended, and the failure that came first is shown once.
+others are ended, and the failure that theirs follow from is shown once (`runtime.blame`). Only the logs are files with
+a name, so that nothing is left behind, even after kill -9.
 """
 
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, cast
+from typing import cast
 
-from megatron_7b.errors import MegatronError
+from megatron_7b.runtime.blame import End, Kind, Verdict, first_cause, judge
+from megatron_7b.runtime.deaths import MemoryWatch, describe_death, signal_name
 from megatron_7b.runtime.device_facts import threads_per_rank
-from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED, end_with_parent
+from megatron_7b.runtime.launched import LAUNCHER, create_record_file, read_record
+from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED, heeded_signals
+from megatron_7b.runtime.terminal import restore_cursor, say
 
 SECONDS_TO_FAIL = 3.0
-"""After the first failure, how long the other ranks have to report before they are ended."""
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-_FAILURE_FILE = "MEGATRON_7B_FAILURE_FILE"
-_LAUNCHER = "MEGATRON_7B_LAUNCHER_PID"
+"""After a failure, or after a rank has saved and left, how long the others have to follow before they are ended."""
+SECONDS_TO_EXPLAIN = 20.0
+"""The same as long as all that is known follows from a failure of which its own rank has not told yet."""
 _LINES_OF_LOG = 20
-_HEAD_START_SECONDS = 1.0
+_BYTES_OF_LOG = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class LaunchPlan:
     num_threads: int | None = None
     """Compute threads per rank; None shares the cores. OMP_NUM_THREADS, where set, decides."""
     log_folder: Path | None = None
-    """Where ranks other than the first write what they print; None means a temporary folder."""
+    """Where ranks other than the first write what they print; None keeps it in memory, for the message of a failure."""
+    resumable: bool = False
+    """Whether the same command continues what was stopped: then a stop before the first step ends with 75 as well."""
 
     @property
     def world_size(self) -> int:
@@ -64,14 +66,17 @@ class _Rank:
 
     rank: int
     process: subprocess.Popen[bytes]
-    failure_file: Path
+    record_file: int
     log: Path | None
-    log_start: int
+    """Where its output goes, if that has a name."""
+    output: int | None
+    """Descriptor of its output; None for the rank that has the terminal."""
+    log_start: int = 0
     """Size of the log before this life of the run, which is appended to it."""
     killed: bool = False
     """Whether we ended it, so that its exit code says nothing."""
-    seen_ended: float | None = None
-    """Wall-clock time at which it was first seen to have ended."""
+    seen_ended: float = 0.0
+    """Monotonic time at which it was first seen to have ended."""
 
     @property
     def code(self) -> int | None:
@@ -79,19 +84,12 @@ class _Rank:
         return self.process.poll()
 
     @property
-    def failed(self) -> bool:
-        return self.code not in (None, EXIT_FINISHED, EXIT_SAVED)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What went wrong first, in words."""
-
-    rank: int
-    exit_code: int
-    message: str
-    time: float
-    """Wall-clock time by which failures are put in order."""
+    def end(self) -> End:
+        """What is known about its end so far."""
+        code = self.code
+        if code is not None and not self.seen_ended:
+            self.seen_ended = time.monotonic()
+        return End(self.rank, None if self.killed else code, self.seen_ended, read_record(self.record_file))
 
 
 def is_rank() -> bool:
@@ -108,51 +106,128 @@ def launch(command: Sequence[str], plan: LaunchPlan) -> int:
     """Run `command` as every local rank, and wait for all of them.
 
     Returns:
-        0 when all ranks finished, 75 when they saved and want to be resumed; otherwise the first failing rank's exit
-        code, or 128 + the signal that ended it. The failure is printed to stderr.
+        0 when all ranks finished, 75 when they saved and want to be resumed; otherwise the exit code of the rank that
+        the others failed because of, or 128 + the signal that ended it. The failure is printed to stderr.
     """
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megatron_7b_")))
+        memory = MemoryWatch()
         port = plan.master_port or stack.enter_context(_reserved_port())
-        ranks: list[_Rank] = []
-        stack.callback(_end, ranks)
-        signals = stack.enter_context(_forwarding_signals(ranks))
-        for local_rank in range(plan.num_local_ranks):
-            ranks.append(_start(command, plan, port, local_rank, scratch))  # noqa: PERF401 - a signal may come between
-        _wait(ranks)
-        failure = _first_failure(ranks, signals)
-        if failure is None:
-            return EXIT_SAVED if any(rank.code == EXIT_SAVED for rank in ranks) else EXIT_FINISHED
-        _write_error(failure, ranks)
-        return failure.exit_code
+        launched = _Launched(plan)
+        stack.callback(launched.close)
+        with launched.passing_signals_on():
+            launched.start(command, port)
+            launched.wait()
+            cause = launched.cause
+        restore_cursor()
+        saved = any(rank.code == EXIT_SAVED for rank in launched.ranks)
+        if cause is None or (saved and cause.kind is Kind.FOLLOWED):
+            return EXIT_SAVED if saved else EXIT_FINISHED
+        launched.tell(cause, memory)
+        return cause.exit_code
 
 
-def join_launcher() -> None:
-    """For a process started by `launch`: end with the launcher, even if that is killed with SIGKILL."""
-    launcher = os.environ.pop(_LAUNCHER, None)  # Taken out: a child of ours has us as its parent.
-    if launcher is not None:
-        end_with_parent(int(launcher))
+class _Launched:
+    """The ranks that were started here, and the signals that came for them."""
+
+    def __init__(self, plan: LaunchPlan) -> None:
+        self.ranks: list[_Rank] = []
+        self._plan = plan
+        self._asked: list[signal.Signals] = []
+        self._all_started = False
+
+    def start(self, command: Sequence[str], port: int) -> None:
+        """Start all ranks, then pass on what has come meanwhile."""
+        for local_rank in range(self._plan.num_local_ranks):
+            self.ranks.append(_start(command, self._plan, port, local_rank))
+        self._all_started = True
+        for number in tuple(self._asked):
+            self._send(number)
+
+    @contextlib.contextmanager
+    def passing_signals_on(self) -> Iterator[None]:
+        """Pass signals on to the ranks for the duration of a with block; Ctrl-Z holds them, too."""
+        handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]
+        handlers = dict.fromkeys(heeded_signals(), self._ask)
+        if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            handlers[signal.SIGTSTP] = self._hold
+        former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def wait(self) -> None:
+        """Return when all ranks have ended; those that are left a moment after the first failure are ended."""
+        first_seen: dict[bool, float] = {}
+        while not all([rank.code is not None for rank in self.ranks]):  # noqa: C419 - each is asked: see `_Rank.end`
+            now = time.monotonic()
+            for explained in self._evidence():
+                first_seen.setdefault(explained, now)
+            deadlines = {True: SECONDS_TO_FAIL, False: SECONDS_TO_EXPLAIN}
+            if any(now > seen + deadlines[explained] for explained, seen in first_seen.items()):
+                self._kill()
+            time.sleep(0.05)
+
+    @property
+    def cause(self) -> Verdict | None:
+        """The end that the others follow from; None where all finished or saved."""
+        return first_cause(self._verdicts())
+
+    def tell(self, cause: Verdict, memory: MemoryWatch) -> None:
+        """Print why the run ended."""
+        (rank,) = [rank for rank in self.ranks if rank.rank == cause.end.rank]
+        say(_describe(cause, rank, memory, resumable=self._plan.resumable))
+        logs = [rank.log for rank in self.ranks if rank.log is not None]
+        if logs and cause.kind not in (Kind.STOPPED, Kind.INTERRUPTED):
+            say(f"the other ranks' output is in {logs[0].parent}")
+
+    def close(self) -> None:
+        """End the ranks that still run."""
+        self._kill()
+        for rank in self.ranks:
+            os.close(rank.record_file)
+            if rank.output is not None:
+                os.close(rank.output)
+
+    def _verdicts(self) -> list[Verdict]:
+        verdicts = [judge(rank.end, asked=self._asked, resumable=self._plan.resumable) for rank in self.ranks]
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _evidence(self) -> list[bool]:
+        """For each rank that shows that the others have to end: whether it also shows why."""
+        evidence = [verdict.kind is not Kind.FOLLOWED for verdict in self._verdicts()]
+        return evidence + [True for rank in self.ranks if rank.code == EXIT_SAVED]
+
+    def _kill(self) -> None:
+        """End the ranks that still run, with the processes that they started."""
+        for rank in self.ranks:
+            if rank.code is None:
+                rank.killed = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(rank.process.pid, signal.SIGKILL)
+                rank.process.wait()
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self._asked.append(signal.Signals(number))
+        if self._all_started:  # a rank that is being started is not in the list yet
+            self._send(number)
+
+    def _hold(self, _number: int, _frame: FrameType | None) -> None:
+        """Stop with all ranks, which the terminal does not reach, until the shell continues us."""
+        self._send(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: int) -> None:
+        for rank in self.ranks:
+            if rank.code is None:
+                rank.process.send_signal(number)
 
 
-def record_failure(error: BaseException, exit_code: int) -> bool:
-    """For a process started by `launch`: pass the error to the launcher, which shows only the first one.
-
-    Returns:
-        Whether there is such a launcher; otherwise the caller reports the error itself.
-    """
-    path = os.environ.get(_FAILURE_FILE)
-    if path is None:
-        return False
-    expected = isinstance(error, MegatronError)
-    message = str(error) if expected else "".join(traceback.format_exception(error)).rstrip()
-    record = {"time": time.time(), "exit_code": exit_code, "expected": expected, "message": message}
-    Path(path).write_text(json.dumps(record), encoding="utf-8")
-    return True
-
-
-def _start(command: Sequence[str], plan: LaunchPlan, port: int, local_rank: int, scratch: Path) -> _Rank:
+def _start(command: Sequence[str], plan: LaunchPlan, port: int, local_rank: int) -> _Rank:
     rank = plan.node_rank * plan.num_local_ranks + local_rank
-    failure_file = scratch / f"failure_{rank}.json"
+    record_file = create_record_file()
     environment = {
         "OMP_NUM_THREADS": str(plan.num_threads or threads_per_rank(plan.num_local_ranks)),
         "PYTHONFAULTHANDLER": "1",
@@ -165,19 +240,27 @@ def _start(command: Sequence[str], plan: LaunchPlan, port: int, local_rank: int,
         "GROUP_RANK": str(plan.node_rank),
         "MASTER_ADDR": plan.master_address,
         "MASTER_PORT": str(port),
-        _FAILURE_FILE: str(failure_file),
-        _LAUNCHER: str(os.getpid()),
+        LAUNCHER: f"{os.getpid()}:{record_file}",
     }
     if local_rank == 0:
-        process = subprocess.Popen(list(command), env=environment, process_group=0)
-        return _Rank(rank, process, failure_file, None, 0)
-    log = (plan.log_folder or scratch) / f"rank_{rank:05d}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            list(command), env=environment, process_group=0, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
-        )
-        return _Rank(rank, process, failure_file, log, stream.tell())
+        process = subprocess.Popen(list(command), env=environment, process_group=0, pass_fds=[record_file])
+        return _Rank(rank, process, record_file, None, None)
+    log, output = _open_log(plan, rank)
+    log_start = os.fstat(output).st_size
+    process = subprocess.Popen(
+        list(command), env=environment, process_group=0, pass_fds=[record_file],
+        stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+    )  # fmt: skip
+    return _Rank(rank, process, record_file, log, output, log_start)
+
+
+def _open_log(plan: LaunchPlan, rank: int) -> tuple[Path | None, int]:
+    """Return where a rank's output goes: the file, if it has a name, and a descriptor."""
+    if plan.log_folder is None:
+        return None, create_record_file()
+    plan.log_folder.mkdir(parents=True, exist_ok=True)
+    log = plan.log_folder / f"rank_{rank:05d}.log"
+    return log, os.open(log, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 @contextlib.contextmanager
@@ -193,103 +276,27 @@ def _reserved_port() -> Iterator[int]:
         yield cast(int, holder.getsockname()[1])
 
 
-@contextlib.contextmanager
-def _forwarding_signals(ranks: list[_Rank]) -> Iterator[list[signal.Signals]]:
-    """Pass signals on to the ranks for the duration of a with block; yields the list of those that came."""
-    received: list[signal.Signals] = []
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        # A closed terminal asks for the same orderly end as a scheduler.
-        sent = signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number)
-        for rank in ranks:
-            if rank.code is None:
-                rank.process.send_signal(sent)
-
-    former = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def _wait(ranks: Sequence[_Rank]) -> None:
-    """Return when all ranks have ended; a failure ends those that are left after a moment."""
-    deadline = None
-    while not all(_has_ended(rank) for rank in ranks):
-        if deadline is None and any(rank.failed for rank in ranks):
-            deadline = time.monotonic() + SECONDS_TO_FAIL
-        if deadline is not None and time.monotonic() > deadline:
-            _end(ranks)
-        time.sleep(0.05)
-
-
-def _has_ended(rank: _Rank) -> bool:
-    if rank.code is not None and rank.seen_ended is None:
-        rank.seen_ended = time.time()
-    return rank.code is not None
-
-
-def _end(ranks: Sequence[_Rank]) -> None:
-    """End the ranks that still run, with the processes that they started."""
-    for rank in ranks:
-        if rank.code is None:
-            rank.killed = True
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(rank.process.pid, signal.SIGKILL)
-            rank.process.wait()
-
-
-def _first_failure(ranks: Sequence[_Rank], signals: Sequence[signal.Signals]) -> Failure | None:
-    """The failure that the others follow from: the earliest.
-
-    An error is recorded before its process ends, so it is earlier than what the others make of the lost connection. A
-    death by signal is only seen after the fact and gets a head start, except SIGABRT: that is how communication
-    libraries answer somebody else's death.
-    """
-    failures = [_describe(rank, signals) for rank in ranks if rank.failed and not rank.killed]
-    return min(failures, key=lambda failure: failure.time, default=None)
-
-
-def _describe(rank: _Rank, signals: Sequence[signal.Signals]) -> Failure:
-    code, ended = cast(int, rank.code), rank.seen_ended or time.time()
-    try:
-        record = json.loads(rank.failure_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
+def _describe(cause: Verdict, rank: _Rank, memory: MemoryWatch, *, resumable: bool) -> str:
+    """What to print about the end that the others follow from."""
+    code, record = cause.end.code, cause.end.record
     if record is not None:
-        message = record["message"] if record["expected"] else f"rank {rank.rank} failed\n{record['message']}"
-        return Failure(rank.rank, int(record["exit_code"]), message, float(record["time"]))
-    if code > 0:
-        interrupted = code == 128 + signal.SIGINT and signal.SIGINT in signals
-        message = "interrupted" if interrupted else f"rank {rank.rank} left with exit code {code}{_tail(rank)}"
-        return Failure(rank.rank, code, message, ended)
-    number = signal.Signals(-code)
-    head_start = 0.0 if number == signal.SIGABRT else _HEAD_START_SECONDS
-    return Failure(rank.rank, 128 + number, _describe_signal(rank, number, signals), ended - head_start)
-
-
-def _describe_signal(rank: _Rank, number: signal.Signals, signals: Sequence[signal.Signals]) -> str:
-    if number in signals or (number == signal.SIGTERM and signal.SIGHUP in signals):
-        return f"stopped by {number.name} before there was anything to save"
-    reason = "; often the kernel ran out of memory: see `dmesg`" if number == signal.SIGKILL else ""
-    return f"rank {rank.rank} was ended by {number.name}{reason}{_tail(rank)}"
+        return record.message if cause.kind is Kind.STOPPED else f"error: {record.message}"
+    if cause.kind is Kind.INTERRUPTED:
+        return "interrupted"
+    if code is None or code > 0:
+        return f"error: rank {rank.rank} left with exit code {code}{_tail(rank)}"
+    name = signal_name(-code)
+    if cause.kind is Kind.STOPPED:
+        return f"stopped by {name}" + (" before the first step: the same command continues" if resumable else "")
+    meaning = describe_death(-code, memory)
+    return f"error: rank {rank.rank} was ended by {name}" + (f"; {meaning}" if meaning else "") + _tail(rank)
 
 
 def _tail(rank: _Rank) -> str:
-    """The end of what a rank printed, where that went to a file."""
-    if rank.log is None:
+    """The end of what a rank printed, where that did not go to the terminal."""
+    if rank.output is None:
         return ""
-    with rank.log.open("rb") as stream:
-        stream.seek(rank.log_start)
-        lines = cast(BinaryIO, stream).read().decode("utf-8", errors="replace").splitlines()
+    size = os.fstat(rank.output).st_size
+    start = max(rank.log_start, size - _BYTES_OF_LOG)
+    lines = os.pread(rank.output, size - start, start).decode("utf-8", errors="replace").splitlines()
     return "".join(f"\n  {line}" for line in lines[-_LINES_OF_LOG:])
-
-
-def _write_error(failure: Failure, ranks: Sequence[_Rank]) -> None:
-    logs = [rank.log for rank in ranks if rank.log is not None]
-    sys.stderr.write(f"error: {failure.message}\n")
-    if logs and not str(logs[0]).startswith(tempfile.gettempdir()):
-        sys.stderr.write(f"the other ranks' output is in {logs[0].parent}\n")
-    sys.stderr.flush()

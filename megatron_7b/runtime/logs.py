@@ -6,14 +6,16 @@ Python's warnings go into the log file only.
 """
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import IO, cast
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+from megatron_7b.runtime.terminal import Terminal
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ _LINE = "%(asctime)s %(levelname)-7s %(message)s"
 _TIME = "%Y-%m-%d %H:%M:%S"
 _MAX_EARLY_RECORDS = 1000
 
-console = Console(stderr=True)
+console = Console(file=cast("IO[str]", Terminal()))
 """The terminal. Progress bars must use this object, so that log lines appear above them."""
 
 _own: list[tuple[logging.Logger, logging.Handler]] = []
@@ -99,7 +101,7 @@ def _screen(rank: int) -> logging.Handler:
         handler: logging.Handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
         handler.setFormatter(logging.Formatter("%(message)s"))
         return handler
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(cast("IO[str]", Terminal()))
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handler.setFormatter(logging.Formatter(_LINE.replace("%(message)", f"{prefix}%(message)"), _TIME))
     return handler

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.logs import configure_logging, loading
+from megatron_7b.runtime.signals import StopRequest
 from megatron_7b.training.prerequisites import check_prerequisites
 
 
-def pretrain(config: RunConfig, run_dir: Path) -> int:
+def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None) -> int:
     """Train a model in a run folder; see `training.loop.pretrain`, which this calls.
 
     What comes first here needs no torch: what cannot be used is refused at once, and logging is in place before
@@ -19,4 +20,4 @@ def pretrain(config: RunConfig, run_dir: Path) -> int:
     with loading("torch and megatron-core"):
         from megatron_7b.training import loop
 
-    return loop.pretrain(config, run_dir)
+    return loop.pretrain(config, run_dir, stop_request)

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from megatron_7b.errors import CollectiveError
+from megatron_7b.errors import CollectiveError, MegatronError
 
 
 class Ranks:
@@ -65,16 +65,35 @@ class Ranks:
         Collective: all ranks, at the end of the block.
 
         Raises:
-            CollectiveError: The block succeeded here and failed on another rank, which raises its own error.
+            CollectiveError: The block succeeded here and failed on another rank, which raises its own error. Its
+                message is repeated here, because the other rank may be ended before it has shown it.
         """
         failure: Exception | None = None
         try:
             yield
         except Exception as error:  # noqa: BLE001 (raised again below)
             failure = error
-        (failed_rank,) = self.maximum(-1 if failure is None else self.rank)
-        self.failed_together = failed_rank >= 0
+        try:
+            failed_rank, reason = self._last_failure(failure)
+            self.failed_together = failed_rank >= 0
+        except Exception:
+            if failure is None:
+                raise
+            # A peer was lost meanwhile; that must not hide what failed here.
         if failure is not None:
             raise failure
         if failed_rank >= 0:
-            raise CollectiveError(f"rank {failed_rank} failed in {action}; its own message says why")
+            raise CollectiveError(f"rank {failed_rank} failed in {action}: {reason}")
+
+    def _last_failure(self, own: Exception | None) -> tuple[int, str]:
+        """Return the last rank that failed, or -1, and what it says. Collective: all ranks."""
+        (rank,) = self.maximum(-1 if own is None else self.rank)
+        if rank < 0 or self.world_size == 1:
+            return rank, ""
+        reason = [_in_words(own) if own is not None and rank == self.rank else None]
+        dist.broadcast_object_list(reason, src=rank, device=self._device)
+        return rank, str(reason[0])
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, MegatronError) else f"{type(error).__name__}: {error}"

@@ -14,6 +14,7 @@ from megatron_7b.training.checkpointing import save
 from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, perplexity
 from megatron_7b.training.report import Sink
 from megatron_7b.training.run import Run, Stopwatch
+from megatron_7b.training.status import note_step
 from megatron_7b.training.step import evaluate_step
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,20 @@ class Reporting(Hook):
         """Write one validation."""
         for sink in self._sinks:
             sink.write_validation(metrics)
+
+
+class StatusKeeping(Hook):
+    """Keeps the last step done in status.json."""
+
+    @override
+    def on_start(self, run: Run) -> None:
+        if run.ranks.is_main:
+            note_step(run.folder, run.step)
+
+    @override
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        if run.ranks.is_main:
+            note_step(run.folder, metrics.step)
 
 
 class NonfiniteGuard(Hook):

@@ -1,5 +1,6 @@
 """The training loop: from the first step or the newest checkpoint to the last step or a request to stop."""
 
+import contextlib
 from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
@@ -14,15 +15,16 @@ from megatron_7b.training.start import built, started
 from megatron_7b.training.step import train_step
 
 
-def pretrain(config: RunConfig, run_dir: Path) -> int:
+def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None) -> int:
     """Train a model in a run folder; a folder that has checkpoints is resumed from its latest.
 
-    SIGTERM, SIGUSR1, Ctrl-C and `training.exit_after_seconds` end the run after the current step, with everything
-    saved.
+    The signals of `runtime.signals`, Ctrl-C among them, and `training.exit_after_seconds` end the run after the current
+    step, with everything saved.
 
     Args:
         config: The run, checked.
         run_dir: The run folder, which has passed `check_run_folder`; created if necessary.
+        stop_request: What listens for requests to stop; None makes one that takes note until the first step is done.
 
     Returns:
         0 when all steps are done, 75 when the run stopped early and the same command continues it.
@@ -32,8 +34,13 @@ def pretrain(config: RunConfig, run_dir: Path) -> int:
     Raises:
         MegatronError: Anything that the user can fix: see megatron_7b.errors.
     """
-    folder, stop_request = RunFolder(Path(run_dir)), StopRequest(config.training.exit_after_seconds)
-    with stop_request.listening(), built(config, folder, stop_request) as run, started(run) as hooks:
+    folder = RunFolder(Path(run_dir))
+    with contextlib.ExitStack() as stack:
+        if stop_request is None:
+            stop_request = StopRequest(config.training.exit_after_seconds)
+            stack.enter_context(stop_request.listening())
+        run = stack.enter_context(built(config, folder, stop_request))
+        hooks = stack.enter_context(started(run))
         train(run, hooks)
     return run.exit_code
 
@@ -45,6 +52,9 @@ def train(run: Run, hooks: list[Hook]) -> None:
 
     Collective: all ranks.
     """
+    # Together: a rank that left at once while another was at its first step would look like a lost peer.
+    run.ranks.maximum(0)
+    run.stop_request.begin_steps()
     try:
         for hook in hooks:
             hook.on_start(run)

@@ -2,7 +2,7 @@
 
     R/config.yaml      effective configuration of the newest start
     R/metrics.jsonl    one line per step, one per validation
-    R/status.json      state of the run: running, saved, finished or failed
+    R/status.json      state of the run: running, saved, stopped, finished or failed
     R/train.log        the log of the main rank
     R/loss.png         the loss curves, drawn when the run leaves
     R/tokenizer/       files of the tokenizer, which every checkpoint carries on
@@ -32,7 +32,7 @@ from megatron_7b.runtime.output_paths import check_folder_to_write
 
 logger = logging.getLogger(__name__)
 
-RunState = Literal["running", "saved", "finished", "failed"]
+RunState = Literal["running", "saved", "stopped", "finished", "failed"]
 
 # Options of the model section that may change when a run resumes: no weight's shape or meaning depends on them.
 _CHANGEABLE_MODEL_OPTIONS = frozenset(
@@ -202,7 +202,8 @@ def write_status(folder: RunFolder, state: RunState, *, exit_code: int | None, s
 
     Args:
         folder: The run folder.
-        state: `saved` means stopped early with everything saved, to be started again.
+        state: `saved` means stopped early with everything saved, `stopped` that it was before the first step of this
+            start; both are to be started again.
         exit_code: Exit code of the run's processes; None while it runs.
         step: Steps done.
     """

@@ -14,7 +14,7 @@ from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopRea
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import build_trainer
 from megatron_7b.training.checkpointing import load_starting_point
-from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, Validation
+from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, StatusKeeping, Validation
 from megatron_7b.training.metrics import build_throughput, format_count
 from megatron_7b.training.plot import plot_loss
 from megatron_7b.training.report import open_sinks
@@ -24,8 +24,8 @@ from megatron_7b.training.run_folder import (
     RunState,
     keep_metrics_until,
     opened,
-    write_status,
 )
+from megatron_7b.training.status import last_step, read_status, record_status
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _hooks_built(run: Run) -> Iterator[list[Hook]]:
                 sinks = held.enter_context(open_sinks(run.folder, run.config, resumed_step=run.step))
         reporting = Reporting(sinks)
         guard = NonfiniteGuard(run.config.training.max_consecutive_nonfinite_steps)
-        yield [reporting, guard, Validation(reporting), Saving()]
+        yield [reporting, StatusKeeping(), guard, Validation(reporting), Saving()]
 
 
 @contextlib.contextmanager
@@ -114,9 +114,11 @@ def _folder_opened(run: Run) -> Iterator[None]:
 def _status_recorded(run: Run) -> Iterator[None]:
     def record(state: RunState, exit_code: int | None) -> None:
         if run.ranks.is_main:
-            write_status(run.folder, state, exit_code=exit_code, step=run.step)
+            record_status(run.folder, state, exit_code=exit_code, step=run.step)
 
-    record("running", None)
+    if run.ranks.is_main:
+        _say_how_the_last_start_ended(run)
+        record_status(run.folder, "running", exit_code=None, step=last_step(run.folder))
     try:
         yield
     except BaseException as error:
@@ -148,6 +150,12 @@ def _draw_loss(run: Run) -> None:
     except (ImportError, OSError, ValueError) as error:
         # The run has been saved: a plot that cannot be drawn must not make it look failed.
         logger.warning("%s was not drawn: %s", run.folder.loss_plot, error)
+
+
+def _say_how_the_last_start_ended(run: Run) -> None:
+    status = read_status(run.folder)
+    if status.get("state") == "running":
+        logger.warning("the last start was ended without a word after step %s", status.get("step"))
 
 
 def _say_what_begins(run: Run) -> None:
