@@ -9,10 +9,11 @@ import torch
 @pytest.fixture(autouse=True)
 def process_group() -> Iterator[None]:
     from megatron_7b.config.schema import RuntimeConfig
-    from megatron_7b.parallel.groups import destroy_model_parallel
+    from megatron_7b.parallel.groups import leaving_process_groups
     from megatron_7b.runtime.distributed import initialize_process
 
-    assert initialize_process(RuntimeConfig(device="cuda", deterministic=True)) == "cuda"
-    yield
-    destroy_model_parallel()
+    with leaving_process_groups():
+        assert initialize_process(RuntimeConfig(device="cuda", deterministic=True)) == "cuda"
+        yield
+    assert not torch.distributed.distributed_c10d._world.pg_map
     torch.cuda.empty_cache()
