@@ -1,5 +1,6 @@
 # make setup       .venv with everything that the other targets need
-# make quickstart  raw text -> tokens -> training on two processes -> Hugging Face -> text, in a few minutes
+# make quickstart  raw text -> tokens -> training on two processes -> Hugging Face -> text, in a few minutes;
+#                  interrupted, it continues; FRESH=1 starts over
 # make test        the tests
 # make check       style, types, layers, spelling, the C++ tests under sanitizers
 #
@@ -18,7 +19,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 PYTEST_ARGS ?=
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,6p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,7p'
 
 setup:
 	@tools/dev/setup.sh test dev prepare
@@ -26,7 +27,7 @@ setup:
 
 quickstart:
 	@tools/dev/setup.sh
-	@examples/quickstart.sh
+	@examples/quickstart.sh $(if $(FRESH),--fresh)
 
 test:
 	@tools/dev/setup.sh test prepare

@@ -5,18 +5,33 @@
 #   tools/dev/setup.sh test dev     and these extras of pyproject.toml
 #   PYTHON=/opt/python/bin/python3 tools/dev/setup.sh    with this interpreter
 #
-# What is missing is said in one line, with the command that installs it; the exit status is then 1.
+#   LOCK=none tools/dev/setup.sh    the newest versions that pyproject.toml allows, not those of requirements.lock
+#   INSTALLER=uv tools/dev/setup.sh  with uv instead of pip, which is faster
+#
+# What is missing is said in one line, with the command that installs it; the exit status is then 1. Interrupted at any
+# moment, the same command continues: pip's cache has what was downloaded.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 VENV=.venv
 STAMPS=$VENV/.stamps
+LOCK=${LOCK:-requirements.lock}
 MIN_MINOR=12 # megatron-core 0.19 needs Python 3.12
 
 fail() {
     printf 'setup: %s\n' "$*" >&2
     exit 1
 }
+
+NUM_STEPS=5 # making .venv; downloading, compiling, unpacking, which install.py counts; importing
+step() { printf 'setup: [%d/%d] %s\n' "$1" $NUM_STEPS "$2"; }
+
+interrupted() {
+    printf '\nsetup: interrupted after %d:%02d; the same command continues, and keeps what is downloaded\n' \
+        $((SECONDS / 60)) $((SECONDS % 60)) >&2
+    exit 130
+}
+trap interrupted INT TERM
 
 # Print the advice for this system: Debian's command, Fedora's or macOS's.
 advice() {
@@ -91,16 +106,43 @@ print(*(requirement for extra in sys.argv[1:] for requirement in extras[extra]),
 PYTHON
 }
 
-# pip install, with the large downloads named: the first time they take minutes.
+# Install requirements into .venv with the versions of the lock, saying how far it is.
 # --no-compile: byte-compiling all 12,000 modules of torch and transformers takes a minute, and few are ever imported.
 install() {
-    local log=$VENV/setup.log
-    if ! $VENV/bin/python -u -m pip install --disable-pip-version-check --no-compile --progress-bar off "$@" 2>&1 |
-        tee "$log" | sed -un 's/^ *Downloading \(.*\) (\([0-9]\{2,\}[0-9.]* [MG]B\))$/setup: downloading \1 (\2)/p
-            s/^ *Building editable for .*: started$/setup: compiling the extension/p
-            s/^Installing collected packages: .*/setup: unpacking the packages/p'; then
-        grep -m 8 -iE '^ *error|error:' "$log" || tail -n 20 "$log"
-        fail "pip could not install the project; all that it said is in $log"
+    local log=$VENV/setup.log constraints=() code=0
+    [ "$LOCK" = none ] || constraints=(--constraint "$LOCK")
+    # pip unpacks 3 GB of wheels into its temporary folder, and /tmp is often small.
+    export TMPDIR=$PWD/$VENV/tmp
+    mkdir -p "$TMPDIR"
+    if [ "${INSTALLER:-pip}" = uv ]; then
+        uv pip install --python $VENV/bin/python "${constraints[@]}" "$@" || code=$?
+    else
+        $VENV/bin/python tools/dev/install.py --extras "${missing[*]}" --steps "$install_steps" --log "$log" -- pip install \
+            --disable-pip-version-check --no-compile --progress-bar "$progress_bar" "${constraints[@]}" "$@" || code=$?
+    fi
+    rm -rf "$TMPDIR"
+    unset TMPDIR
+    [ $code = 0 ] && return
+    [ "${INSTALLER:-pip}" = uv ] || grep -m 8 -iE '^ *error|error:' "$log" || tail -n 20 "$log"
+    if grep -q "No space left" "$log" 2>/dev/null; then
+        fail "no space left: free some in $PWD (5 GB) and for pip's cache (3 GB; PIP_CACHE_DIR=FOLDER moves it, \
+PIP_NO_CACHE_DIR=1 does without), then the same command continues"
+    fi
+    fail "${INSTALLER:-pip} could not install the project; all that it said is in $log. The same command tries again and \
+keeps what is downloaded; LOCK=none takes the newest versions that pyproject.toml allows"
+}
+
+# Older versions of pip do not say how far a download is.
+update_pip() {
+    progress_bar=off
+    if $VENV/bin/python -m pip install --help | grep -w raw >/dev/null; then
+        progress_bar=raw
+        return
+    fi
+    local pinned=pip
+    [ "$LOCK" = none ] || pinned=$(grep -o '^pip==[^ ]*' "$LOCK")
+    if $VENV/bin/python -m pip install --quiet --disable-pip-version-check "$pinned" >$VENV/pip.log 2>&1; then
+        progress_bar=raw
     fi
 }
 
@@ -126,34 +168,49 @@ stamp() { cat "$STAMPS/$1" 2>/dev/null || true; }
 # An environment whose interpreter has gone, or that was made elsewhere and moved here, is no use.
 made_here() { grep -q "^command = .* $PWD/$VENV\$" $VENV/pyvenv.cfg 2>/dev/null && $VENV/bin/python -c '' 2>/dev/null; }
 if [ -d $VENV ] && ! made_here; then
-    echo "setup: making $VENV anew (its interpreter or its place has changed)"
+    echo "setup: making $VENV anew (it is half made, or its interpreter or its place has changed)"
     rm -rf $VENV
 fi
 
+make_venv() {
+    local free_gb
+    free_gb=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1048576))
+    [ "$free_gb" -ge 10 ] ||
+        fail "$free_gb GB free in $PWD, and the installation needs about 10 (6 stay; torch's CUDA libraries are most of it)"
+    "$python" -m venv "$PWD/$VENV"
+}
+
 mapfile -t sources < <(find csrc -path csrc/tests -prune -o -type f -print | LC_ALL=C sort)
-requirements=$(hash_of pyproject.toml)
+requirements=$(hash_of pyproject.toml requirements.lock)
 project=$requirements+$(hash_of setup.py megatron_7b/__init__.py "${sources[@]}")
 missing=()
 for extra in "$@"; do
     [ "$(stamp "extra-$extra")" = "$requirements" ] || missing+=("$extra")
 done
+install_steps=0/0
 
 if [ "$(stamp project)" != "$project" ]; then
     find_compiler
-    if [ ! -d $VENV ]; then
+    # Interrupted before pip was in it, an environment is made anew.
+    if [ -d $VENV ] && ! $VENV/bin/python -m pip --version >/dev/null 2>&1; then rm -rf $VENV; fi
+    if [ -d $VENV ]; then
+        step 1 "updating $VENV (compiler: $CXX)"
+    else
         python=$(find_python)
-        free_gb=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1048576))
-        [ "$free_gb" -ge 10 ] || fail "$free_gb GB free in $PWD, and the installation needs about 10 (torch alone takes 5)"
-        echo "setup: making $VENV with $python ($("$python" -V)); the first installation takes a few minutes"
-        "$python" -m venv "$PWD/$VENV"
+        step 1 "making $VENV with $python ($("$python" -V)); compiler: $CXX"
+        make_venv
     fi
-    extras=$(IFS=,; echo "${missing[*]}")
-    install --editable ".${extras:+[$extras]}"
-    echo "setup: importing it once"
+    update_pip
+    joined=$(IFS=,; echo "${missing[*]}")
+    install_steps=2/$NUM_STEPS
+    install --editable ".${joined:+[$joined]}"
+    step 5 "importing everything once, which proves it and makes later starts fast"
     import_once
+    printf 'setup: done after %d:%02d\n' $((SECONDS / 60)) $((SECONDS % 60))
 elif [ "${#missing[@]}" != 0 ]; then
     mapfile -t wanted < <(requirements_of "${missing[@]}")
     echo "setup: installing what ${missing[*]} needs"
+    update_pip
     install "${wanted[@]}"
 fi
 
