@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
+from megatron_7b.cli.progress import continued_by_the_same_command
 
 if TYPE_CHECKING:
     from megatron_7b.prepare.accounting import RunReport, StageCount
@@ -95,7 +96,7 @@ def _run(command_line: CommandLine, argv: Sequence[str]) -> int:
     )
     if flags.slurm_partition:
         return _submit(job, flags)
-    with _show_progress() as progress:
+    with continued_by_the_same_command(), _show_progress() as progress:
         report = _run_on_ray(job, flags, progress) if flags.ray_address else run_prepare(job, progress)
     _print_report(report, flags.output_dir)
     return 0
@@ -148,13 +149,17 @@ def _print_report(report: "RunReport", folder: str) -> None:
     quarantined = sum(stage.quarantined for stage in report.stages)
     if quarantined:
         print(f"unreadable records: {quarantined:,}, in {folder}/quarantine.jsonl")
+    workers = f"{report.workers} worker{'s' * (report.workers != 1)}"
+    if not reasons and not quarantined:
+        print("nothing was removed: every document passed every stage")
     megabytes = sum(one["bytes"] for one in report.inputs) / 1e6
-    print(f"{megabytes:,.1f} MB in {report.wall_seconds:.1f} s with {report.workers} workers; {folder}/report.html")
+    print(f"{megabytes:,.1f} MB in {report.wall_seconds:.1f} s with {workers}; {folder}/report.html")
 
 
 def _describe_stage(stage: "StageCount") -> str:
     """One row: MB/s of text per second of one core."""
-    rate = f"{stage.characters_in / 1e6 / stage.seconds:,.1f}" if stage.seconds > 0 else "-"
+    speed = stage.characters_per_second
+    rate = "-" if speed is None else f"{speed / 1e6:,.1f}"
     gone = f"{stage.removed.total() + stage.quarantined:,}"
     memory = f"{stage.peak_memory / 2**20:,.0f} MiB"
     added = f"  {stage.added:,} added" if stage.added else ""

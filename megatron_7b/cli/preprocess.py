@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megatron_7b.cli.megatron_flags import TOKENIZER_TYPES, explain_unknown
+from megatron_7b.cli.progress import continued_by_the_same_command
 from megatron_7b.errors import DataFormatError
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def main(argv: list[str]) -> int:
     job = _add_splitter(job, sources, arguments)  # all of the input, so that every shard splits alike
     sources = _take_part(sources, job)
     check_job(job, sources)
-    with open_journal(job, sources) as journal:
+    with continued_by_the_same_command(), open_journal(job, sources) as journal:
         if journal.is_complete:
             publish_all(job, journal)
             print(f"a former run had written all of {', '.join(job.get_output_prefixes())}: gave the files their names")

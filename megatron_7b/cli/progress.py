@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from megatron_7b.runtime.signals import EXIT_INTERRUPTED
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -83,6 +85,20 @@ def open_progress(total_bytes: int, interval_documents: int | None = None) -> It
     columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True)) as bar:
         yield LiveProgress(bar, bar.add_task("", total=total_bytes, figures=""))
+
+
+@contextmanager
+def continued_by_the_same_command() -> Iterator[None]:
+    """Say so when somebody interrupts what goes on in a with block.
+
+    Raises:
+        SystemExit: With the code of an interruption.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from here", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def _format_seconds(seconds: float) -> str:

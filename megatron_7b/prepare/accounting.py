@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+SHORTEST_TIMED = 0.1
+"""Seconds below which a rate says more about the clock than about the work."""
+
 
 @dataclass(slots=True)
 class StageCount:
@@ -27,6 +30,11 @@ class StageCount:
     """Of one core, summed over the workers; of a batch step, which mostly waits for others, by the clock."""
     peak_memory: int = 0
     """Most resident bytes of a worker at the end of a batch of this stage."""
+
+    @property
+    def characters_per_second(self) -> float | None:
+        """Speed on one core; None where the stage was over too soon to be timed."""
+        return self.characters_in / self.seconds if self.seconds >= SHORTEST_TIMED else None
 
     def check(self) -> None:
         """Nothing may be lost.

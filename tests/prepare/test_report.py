@@ -104,8 +104,25 @@ def test_a_run_that_dropped_nothing(report: RunReport, tmp_path: Path) -> None:
     report.distributions = Distributions()
     write_report(report, {}, tmp_path / "report.html")
     page = parse((tmp_path / "report.html").read_text())
-    assert "None was." in page.text
+    assert "Nothing was dropped" in page.text
+    assert "Splits" not in page.text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_clean_data_has_no_empty_columns_and_no_speeds_of_an_instant(report: RunReport) -> None:
+    report.stages = [
+        StageCount("reading", 120, 120, characters_in=6_840_000, characters_kept=6_840_000, seconds=0.0003),
+        StageCount("gopher_quality", 120, 120, characters_in=6_840_000, characters_kept=6_840_000, seconds=2.0),
+    ]
+    report.distributions.splits = {"train": Counter(documents=120, characters=9), "test": Counter(documents=0)}
+    page = parse(render_report(report, {}))
+    assert "All 120 documents passed every stage." in page.text
+    assert "3.4" in page.text
+    assert "22,800" not in page.text
+    assert "e+" not in page.text
+    assert "< 0.1 s" in page.text
+    for absent in ("dropped. In every row", "made", "test"):
+        assert absent not in page.text, absent
 
 
 def test_columns_are_as_high_as_their_counts() -> None:

@@ -8,6 +8,9 @@
 is how one would train it with transformers on a CPU. Each contender runs in a process of its own, in turn, several
 times; what counts is the median, and the ratio of neighbours. The machine's own matrix-product rates are measured in
 the same run: they say what a step could take at best.
+
+Contenders in BF16 are left out on a processor that only emulates it, where one of their steps takes minutes; --emulated
+or --only asks for them all the same.
 """
 
 import argparse
@@ -33,15 +36,40 @@ CONTENDERS = {
     "transformers, bf16 autocast": ("transformers", "bf16"),
     "transformers, fp32": ("transformers", "fp32"),
 }
-BASELINE = "transformers, bf16 autocast"
+BASELINES = ("transformers, bf16 autocast", "transformers, fp32")
+"""The first of these that runs is what the others are compared with."""
 
 
-def matrix_product_rates() -> dict[str, float]:
-    """Return GFLOP/s of a large square matrix product by dtype, with all threads."""
+def say(message: str) -> None:
+    """Print progress to stderr at once; the table is what stdout is for."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def choose_contenders(asked_for: list[str] | None, *, native_bf16: bool, emulated: bool) -> list[str]:
+    """Return who runs: those asked for, else all but those that the processor emulates."""
+    if asked_for is not None:
+        return asked_for
+    left_out = [] if native_bf16 or emulated else [name for name, (_, dtype) in CONTENDERS.items() if dtype == "bf16"]
+    if left_out:
+        say(f"left out, because this processor emulates BF16 (--emulated runs them): {'; '.join(left_out)}")
+    return [name for name in CONTENDERS if name not in left_out]
+
+
+def has_native_bf16() -> bool:
+    """Return whether the processor multiplies BF16 itself."""
+    from megatron_7b.runtime import device
+
+    return device.has_native_bf16("cpu")
+
+
+def matrix_product_rates(formats: list[str]) -> dict[str, float]:
+    """Return GFLOP/s of a large square matrix product by number format, with all threads."""
     import torch
 
     rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for name in formats:
+        say(f"measuring the matrix product in {name.upper()}")
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
         a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
         a @ b
         seconds = []
@@ -172,46 +200,50 @@ def start_worker(kind: str, dtype: str, steps: int) -> dict[str, float]:
     return values
 
 
-def compare(contenders: list[str], repeats: int, steps: int) -> str:
-    """Run all contenders in turn and return a Markdown table."""
+def compare(contenders: list[str], repeats: int, steps: int, *, uses_bf16: bool) -> str:
+    """Run all contenders in turn and return a Markdown table; `uses_bf16` measures that matrix product as well."""
     from megatron_7b.config import load_config
     from megatron_7b.model.sizes import causal_flops_per_token, count_parameters
 
     config = load_config(PRESET, OVERRIDES)
     flops = causal_flops_per_token(config.model, config.data.seq_length)
-    rates = matrix_product_rates()
+    rates = matrix_product_rates(sorted({"fp32", *(["bf16"] if uses_bf16 else [])}, reverse=True))
+    baseline = next((name for name in BASELINES if name in contenders), None)
+    started, total = time.monotonic(), repeats * len(contenders)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-    for repeat in range(repeats):
+    for _ in range(repeats):
         for name in contenders:
+            number = sum(map(len, runs.values()))
+            left = (time.monotonic() - started) / number * (total - number) if number else None
+            say(f"run {number + 1} of {total}: {name}" + (f" (about {left / 60:.1f} minutes left)" if left else ""))
             runs[name].append(start_worker(*CONTENDERS[name], steps))
-            print(
-                f"run {repeat + 1} of {repeats}: {name}: {runs[name][-1]['tokens_per_second']:.0f} tokens/s", flush=True
-            )
+            say(f"  {runs[name][-1]['tokens_per_second']:.0f} tokens/s")
     training = config.training
+    measured = ", ".join(f"{rate:.0f} GFLOP/s in {name.upper()}" for name, rate in rates.items())
     machine = (
         f"Machine: {cpu_name()}, {len(os.sched_getaffinity(0))} cores, {platform.system()}; "
-        f"matrix product 2048³: {rates['fp32']:.0f} GFLOP/s in FP32, {rates['bf16']:.0f} in BF16."
+        f"matrix product 2048³: {measured}."
     )
     model = (
         f"Model: `{PRESET}`, {count_parameters(config.model) / 1e6:.1f} M parameters, {flops / 1e6:.0f} MFLOP/token "
         f"(causal), {training.global_batch_size} sequences of {config.data.seq_length} per step in microbatches "
         f"of {training.micro_batch_size}. Median of {repeats} processes, {steps} steps each."
     )
-    header = "| contender | tokens/s | GFLOP/s | of the FP32 / BF16 rate | ratio to the baseline (min–max) | GB |"
+    formats = " / ".join(map(str.upper, rates))
+    versus = baseline or "the baseline"
+    header = f"| contender | tokens/s | GFLOP/s | of the {formats} rate | ratio to {versus} (min–max) | GB |"
     lines = [machine, "", model, "", header, "|---|---|---|---|---|---|"]
     for name in contenders:
         speeds = [run["tokens_per_second"] for run in runs[name]]
         speed = statistics.median(speeds)
         gflops = speed * flops / 1e9
+        shares = " / ".join(f"{gflops / rate:.0%}" for rate in rates.values())
         ratio = "–"
-        if BASELINE in contenders:
-            pairs = [a / b["tokens_per_second"] for a, b in zip(speeds, runs[BASELINE], strict=True)]
+        if baseline is not None:
+            pairs = [a / b["tokens_per_second"] for a, b in zip(speeds, runs[baseline], strict=True)]
             ratio = f"{statistics.median(pairs):.2f} ({min(pairs):.2f}–{max(pairs):.2f})"
         memory = statistics.median(run["peak_memory_gb"] for run in runs[name])
-        lines.append(
-            f"| {name} | {speed:.0f} | {gflops:.0f} | {gflops / rates['fp32']:.0%} / {gflops / rates['bf16']:.0%} "
-            f"| {ratio} | {memory:.2f} |"
-        )
+        lines.append(f"| {name} | {speed:.0f} | {gflops:.0f} | {shares} | {ratio} | {memory:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -228,14 +260,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="processes per contender (default 3)")
     parser.add_argument("--steps", type=int, default=4, help="timed steps per process (default 4)")
-    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS), help="contenders")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), help="contenders")
+    parser.add_argument("--emulated", action="store_true", help="also what this processor only emulates")
     parser.add_argument("--write", type=Path, help="also write the dated table to this file")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(run_worker(*arguments.worker, arguments.steps)))
         return
-    table = compare(arguments.only, arguments.repeats, arguments.steps)
+    say("loading torch")
+    native_bf16 = has_native_bf16()
+    contenders = choose_contenders(arguments.only, native_bf16=native_bf16, emulated=arguments.emulated)
+    uses_bf16 = native_bf16 or any(CONTENDERS[name][1] == "bf16" for name in contenders)
+    table = compare(contenders, arguments.repeats, arguments.steps, uses_bf16=uses_bf16)
     print("\n" + table)
     if arguments.write:
         arguments.write.parent.mkdir(parents=True, exist_ok=True)

@@ -75,29 +75,33 @@ def _summary(report: RunReport) -> str:
 
 
 def _stages(stages: Sequence[StageCount]) -> str:
+    """One row per stage; columns in which no row has anything are left out."""
     most = max((stage.documents_in + stage.added for stage in stages), default=1)
-    rows = []
-    for stage in stages:
-        gone = stage.removed.total() + stage.quarantined
-        rows.append(
-            [
-                escape(stage.name.replace("_", " ")) + _describe_changes(stage),
-                parts.bar([("kept", stage.kept), ("gone", gone)], most),
-                format_number(stage.documents_in),
-                format_number(stage.added) if stage.added else "",
-                format_number(gone) if gone else "",
-                format_number(stage.kept),
-                format_seconds(stage.seconds),
-                f"{stage.characters_in / stage.seconds / 1e6:.3g}" if stage.seconds else "",
-                f"{stage.peak_memory / 2**20:,.0f} MiB" if stage.peak_memory else "",
-            ]
-        )
-    columns = ["stage", "", "in", "made", "dropped", "kept", "time", "M chars/s", "memory"]
-    return (
-        '<h2>Stages</h2><p class="note key"><i class="kept"></i>kept<i class="gone"></i>dropped. In every row, in + '
-        "made = kept + dropped. Time and speed are of one core; memory is the most of one worker.</p>"
-        + parts.table(columns, rows)
-    )
+    gone = [stage.removed.total() + stage.quarantined for stage in stages]
+    speeds = [stage.characters_per_second for stage in stages]
+    columns: dict[str, list[str]] = {
+        "stage": [escape(stage.name.replace("_", " ")) + _describe_changes(stage) for stage in stages]
+    }
+    if any(gone):
+        pairs = zip(stages, gone, strict=True)
+        columns[""] = [parts.bar([("kept", stage.kept), ("gone", number)], most) for stage, number in pairs]
+    columns["in"] = [format_number(stage.documents_in) for stage in stages]
+    columns["made"] = [format_number(stage.added) if stage.added else "" for stage in stages]
+    columns["dropped"] = [format_number(number) if number else "" for number in gone]
+    columns["kept"] = [format_number(stage.kept) for stage in stages]
+    columns["time"] = [format_seconds(stage.seconds) if stage.seconds else "" for stage in stages]
+    columns["M chars/s"] = ["" if speed is None else f"{speed / 1e6:,.1f}" for speed in speeds]
+    columns["memory"] = [f"{stage.peak_memory / 2**20:,.0f} MiB" if stage.peak_memory else "" for stage in stages]
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    rows = list(zip(*shown.values(), strict=True))
+    return f"<h2>Stages</h2>{_stages_note(any(gone), any(speeds))}{parts.table(list(shown), rows)}"
+
+
+def _stages_note(anything_gone: bool, any_speed: bool) -> str:
+    key = '<i class="kept"></i>kept<i class="gone"></i>dropped. ' if anything_gone else ""
+    balance = "In every row, in + made = kept + dropped. " if anything_gone else ""
+    speed = "" if any_speed else "Every stage was over too soon for a speed to mean anything. "
+    return f'<p class="note key">{key}{balance}{speed}Time is of one core; memory is the most of one worker.</p>'
 
 
 def _describe_changes(stage: StageCount) -> str:
@@ -110,7 +114,8 @@ def _reasons(stages: Sequence[StageCount]) -> str:
     for stage in stages:
         reasons.update(stage.removed)
     if not reasons:
-        return "<h2>Why documents were dropped</h2><p class=note>None was.</p>"
+        written = format_number(stages[-1].kept)
+        return f"<h2>Nothing was dropped</h2><p>All {written} documents passed every stage.</p>"
     return (
         f"<h2>Why documents were dropped</h2>{parts.ranking(reasons, 'reason', whole=stages[0].documents_in, limit=40)}"
     )
@@ -155,6 +160,7 @@ def _languages(distributions: Distributions) -> str:
 
 def _splits(distributions: Distributions) -> str:
     whole = sum(split["documents"] for split in distributions.splits.values())
+    used = {name: split for name, split in distributions.splits.items() if split["documents"]}
     rows = [
         [
             escape(name),
@@ -162,9 +168,12 @@ def _splits(distributions: Distributions) -> str:
             format_share(split["documents"], whole),
             format_size(split["characters"]),
         ]
-        for name, split in distributions.splits.items()
+        for name, split in used.items()
     ]
-    return f"<h2>Splits</h2>{parts.table(['split', 'documents', 'share', 'characters'], rows)}"
+    if not rows:
+        return ""
+    note = "" if len(rows) > 1 else "<p class=note>Everything is for training; --split.validation takes a share.</p>"
+    return f"<h2>Splits</h2>{note}{parts.table(['split', 'documents', 'share', 'characters'], rows)}"
 
 
 def _sources(report: RunReport) -> str:

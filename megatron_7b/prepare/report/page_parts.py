@@ -76,6 +76,8 @@ def format_share(part: float, whole: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """A duration in the two largest units that it has."""
+    if 0 < seconds < 0.05:
+        return "< 0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     whole = round(seconds)
