@@ -173,11 +173,13 @@ if [ -d $VENV ] && ! made_here; then
 fi
 
 make_venv() {
-    local free_gb
+    local free_gb log
+    log=$(mktemp)
     free_gb=$(($(df -Pk . | awk 'NR == 2 { print $4 }') / 1048576))
     [ "$free_gb" -ge 10 ] ||
         fail "$free_gb GB free in $PWD, and the installation needs about 10 (6 stay; torch's CUDA libraries are most of it)"
-    "$python" -m venv "$PWD/$VENV"
+    "$python" -m venv "$PWD/$VENV" >"$log" 2>&1 || fail "$python -m venv failed: $(tail -n 3 "$log")"
+    rm -f "$log"
 }
 
 mapfile -t sources < <(find csrc -path csrc/tests -prune -o -type f -print | LC_ALL=C sort)
