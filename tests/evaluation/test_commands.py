@@ -171,3 +171,14 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     Path(f"{prefix}.json").write_text(json.dumps({"tokenizer": tokenizer}), encoding="utf-8")
     assert main(["evaluate", "--checkpoint", str(run_folder), "--data", prefix]) == 2
     assert "was written with tokenizer hugging_face:0" in capsys.readouterr().err
+
+
+def test_a_corpus_that_is_not_what_its_manifest_says_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = write_corpus(tmp_path / "speech", [list(range(20)), list(range(30))])
+    assert main(["data", "adopt", prefix, "--tokenizer", "bytes"]) == 0
+    ids = Path(f"{prefix}.bin")
+    ids.write_bytes(ids.read_bytes()[::-1])
+    assert main(["evaluate", "--checkpoint", str(run_folder), "--data", prefix]) == 1
+    assert f"{prefix}.bin: xxh3_128: expected" in capsys.readouterr().err
