@@ -8,16 +8,17 @@ carries them on, and an export gives them back. Nothing in between changes a byt
                    generation_config.json, licence, …
 """
 
+import itertools
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_7b.checkpoint.manifest import read_manifest
+from megatron_7b.checkpoint.records import HUGGING_FACE, TOKENIZER, check_nothing_foreign, names_below, verify_files
 from megatron_7b.errors import CheckpointError
 
-TOKENIZER = "tokenizer"
-HUGGING_FACE = "hugging_face"
 _FILES_WITH_IDS = ("generation_config.json", "config.json")
 
 
@@ -35,8 +36,24 @@ class Companions:
 
     @classmethod
     def of(cls, folder: Path) -> "Companions":
-        """Find the companions of a checkpoint or a run folder."""
+        """Find the companions of a run folder."""
         return cls(tokenizer=_existing(folder / TOKENIZER), hugging_face=_existing(folder / HUGGING_FACE))
+
+    @classmethod
+    def of_checkpoint(cls, folder: Path) -> "Companions":
+        """Find the companions of a checkpoint, once their hashes were found right.
+
+        Raises:
+            CheckpointError: The folder is not a checkpoint, or its companions are damaged.
+        """
+        files = read_manifest(folder).files
+        check_nothing_foreign(folder, files)
+        names = {part: names_below(files, part) for part in (TOKENIZER, HUGGING_FACE)}
+        verify_files(folder, files, names=itertools.chain(*names.values()))
+        return cls(
+            tokenizer=folder / TOKENIZER if names[TOKENIZER] else None,
+            hugging_face=folder / HUGGING_FACE if names[HUGGING_FACE] else None,
+        )
 
     def copy_to(self, folder: Path) -> None:
         """Copy them into a checkpoint or run folder that has none yet."""
@@ -85,8 +102,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def tokenizer_path(folder: Path) -> Path | None:
-    """Return the tokenizer folder of a checkpoint, or None if it has none."""
-    return Companions.of(folder).tokenizer
+    """Return the tokenizer folder of a checkpoint, or None if it has none; raises as `Companions.of_checkpoint`."""
+    return Companions.of_checkpoint(folder).tokenizer
 
 
 def _existing(folder: Path) -> Path | None:

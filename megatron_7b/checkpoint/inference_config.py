@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_7b.checkpoint.manifest import CONFIG, read_manifest
+from megatron_7b.checkpoint.manifest import CONFIG, read_config
 from megatron_7b.config import ParallelConfig, RunConfig, check_config, load_config
 from megatron_7b.config.problems import Problem
 from megatron_7b.errors import ConfigError
@@ -29,10 +29,10 @@ def inference_config(
         problems: Mistakes on the command line, to be reported together with all others.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint.
+        CheckpointError: the folder is not a checkpoint, or its configuration is damaged.
         ConfigError: an override is unknown or impossible; all of them in one message.
     """
-    vocab_size = read_manifest(folder).vocab_size
+    vocab_size = read_config(folder).model.vocab_size
     one_rank = {f"parallel.{field.name}": field.default for field in dataclasses.fields(ParallelConfig)}
     untrained = {"precision.fp8_param_gather": False, "precision.optimizer_state_dtype": "fp32"}
     settings = {

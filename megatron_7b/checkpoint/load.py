@@ -1,23 +1,37 @@
-"""Loading at any layout: verified files, strict names, optimizer state."""
+"""Loading at any layout: verified files, strict names and shapes, optimizer state."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel
-from torch.distributed.checkpoint.api import CheckpointException
+from megatron.core.fp8_utils import is_float8tensor
+from torch import Tensor
 
-from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, verify_files
-from megatron_7b.checkpoint.optimizer_state import load_main_parameters, load_optimizer
-from megatron_7b.checkpoint.sharding import model_state, random_state, restore_random_state
+from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, warn_of_missing_checksum
+from megatron_7b.checkpoint.optimizer_state import (
+    read_optimizer,
+    read_weights_in_full,
+    set_num_updates,
+    take_over_main_parameters,
+)
+from megatron_7b.checkpoint.pieces import Piece, cut
+from megatron_7b.checkpoint.records import OPTIMIZER, check_nothing_foreign, verify_files
+from megatron_7b.checkpoint.sharding import (
+    Sharded,
+    blocks,
+    model_state,
+    parts,
+    random_state_name,
+    restore_random_state,
+)
+from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer
 from megatron_7b.parallel import ParallelLayout
@@ -33,7 +47,8 @@ def load_weights(
     Args:
         folder: A complete checkpoint.
         chunks: This rank's model chunks.
-        optimizer: Theirs, before its first update: its FP32 main parameters are loaded as well.
+        optimizer: Theirs, before its first update: the run trains on, so FP32 parameters get all digits that the
+            checkpoint has. Without it, the weights are those that the checkpoint's own run computed with.
         verify: Check every file's hash first.
 
     Collective: all ranks.
@@ -41,11 +56,12 @@ def load_weights(
     Raises:
         CheckpointError: files are damaged, or parameters are missing or of another shape.
     """
-    manifest = _open(folder, verify=verify)
-    _load_model(folder, chunks, {"model": model_state(chunks)})
+    opened = _open(folder, verify=verify, with_state=optimizer is not None)  # main parameters are for training alone
+    model = model_state(chunks)
+    _load_model(opened, chunks, model)
     if optimizer is not None:
-        load_main_parameters(folder, optimizer, model_state(chunks))
-    return manifest
+        _load_optimizer(opened, optimizer, model, moments=False)
+    return opened.manifest
 
 
 def load_checkpoint(
@@ -71,87 +87,162 @@ def load_checkpoint(
         CheckpointError: files are damaged, parameters are missing or of another shape, or there is no optimizer state.
     """
     started = time.perf_counter()
-    manifest = _open(folder, verify=verify)
-    if not manifest.has_optimizer:
+    opened = _open(folder, verify=verify, with_state=True)
+    manifest = opened.manifest
+    if opened.state is None:
         raise CheckpointError(
             f"{folder} holds weights only, so a run cannot be resumed from it",
             hint="start a new run from its weights with --checkpoint.initialize-from",
         )
-    wanted: dict[str, Any] = {"model": model_state(chunks)}
-    same_layout = manifest.layout == str(layout)
-    if same_layout:
-        wanted["random"] = random_state(layout.rank, layout.world_size)
-    loaded = _load_model(folder, chunks, wanted)
-    try:
-        # A description of its own: megatron-core has put BF16 copies into the other one where parameters are FP8.
-        load_optimizer(folder, optimizer, model_state(chunks), num_updates=manifest.counters.optimizer_steps)
-    except (CheckpointException, KeyError, RuntimeError, OSError, ValueError) as error:
-        raise CheckpointError(f"the optimizer's state in {folder} could not be loaded: {error}") from error
-    if same_layout:
-        restore_random_state(loaded["random"])
+    model = model_state(chunks)
+    _load_model(opened, chunks, model)
+    _load_optimizer(opened, optimizer, model, moments=True)
+    set_num_updates(optimizer, manifest.counters.optimizer_steps)
+    if manifest.layout == str(layout):
+        with _same_error_on_all_ranks():
+            restore_random_state(opened.weights.read_object(random_state_name(layout.rank, layout.world_size)))
     if layout.is_main:
         logger.info("loaded %s (written at %s) in %.1f s", folder, manifest.layout, time.perf_counter() - started)
     return manifest.counters
 
 
-def _open(folder: Path, *, verify: bool) -> Manifest:
-    """Read the manifest on every rank and check each file on one of them; all ranks raise the same error.
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint whose files have been found as they were saved.
 
-    The pickles in torch's format are read only after their hashes have been verified.
+    Attributes:
+        folder: Where it is.
+        manifest: What it is.
+        weights: Its parameters and random states.
+        state: Its optimizer state, if it has any and it was asked for.
     """
-    manifest = read_manifest(folder)
-    if verify:
-        problem = None
+
+    folder: Path
+    manifest: Manifest
+    weights: StoredTensors
+    state: StoredTensors | None
+
+
+def _open(folder: Path, *, verify: bool, with_state: bool) -> _Opened:
+    """Read the manifest on every rank and check each file on one of them.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+    """
+    with _same_error_on_all_ranks():
+        manifest = read_manifest(folder)
+        if dist.get_rank() == 0:
+            warn_of_missing_checksum(folder, manifest)
+            check_nothing_foreign(folder, manifest.files)
+        if verify:
+            names = list(manifest.files)[dist.get_rank() :: dist.get_world_size()]
+            verify_files(folder, manifest.files, names=names)
+    with _same_error_on_all_ranks():
+        weights = StoredTensors(folder, manifest.files)
+        state = StoredTensors(folder, manifest.files, OPTIMIZER) if with_state and manifest.has_optimizer else None
+    return _Opened(folder, manifest, weights, state)
+
+
+@contextlib.contextmanager
+def _same_error_on_all_ranks() -> Iterator[None]:
+    """Let all ranks raise what some of them have raised in a with block without communication.
+
+    Collective: all ranks.
+    """
+    problem: CheckpointError | None = None
+    try:
+        yield
+    except CheckpointError as error:
+        problem = error
+    problems: list[CheckpointError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    messages = dict.fromkeys(str(found.args[0]) for found in problems if found is not None)
+    if messages:
+        raise CheckpointError("; ".join(messages), hint=next(found.hint for found in problems if found)) from problem
+
+
+def _load_model(opened: _Opened, chunks: Sequence[torch.nn.Module], model: dict[str, Sharded]) -> None:
+    """Fill the parameters of this rank's chunks; those in FP32 from main parameters, if the state was opened.
+
+    Args:
+        opened: The checkpoint.
+        chunks: This rank's model chunks.
+        model: What `model_state` gave for them.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: Parameters are missing or of another shape, or a file cannot be read.
+    """
+    _check_names_and_shapes(opened, model)
+    with _same_error_on_all_ranks(), torch.no_grad():
+        tensors = {name: _fillable(entry.data) for name, entry in model.items()}
+        of_fp32: list[Piece] = []
+        others: list[Piece] = []
+        for name, entry in model.items():
+            pieces = cut(entry.key, blocks(entry), 0, tensors[name].view(-1))
+            (of_fp32 if tensors[name].dtype == torch.float32 else others).extend(pieces)
+        read_weights_in_full(opened.weights, opened.state, of_fp32)
+        opened.weights.read(others)
+    for index, chunk in enumerate(chunks):
+        module = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
+        prefix = f"chunk{index}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        absent, unexpected = module.load_state_dict(own, strict=False)
+        absent = [name for name in absent if not name.endswith("_extra_state")]
+        if absent or unexpected:
+            raise CheckpointError(f"{opened.folder}: parameters not loaded: {absent}; not known: {unexpected}")
+
+
+def _fillable(parameter: Tensor) -> Tensor:
+    """The parameter itself, or for one in FP8 a tensor of its nominal format, which has the room for any values."""
+    if is_float8tensor(parameter):
+        return torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    return parameter.detach()
+
+
+def _load_optimizer(opened: _Opened, optimizer: Optimizer, model: dict[str, Any], *, moments: bool) -> None:
+    with _same_error_on_all_ranks():
         try:
-            verify_files(folder, manifest, names=list(manifest.files)[dist.get_rank() :: dist.get_world_size()])
+            read_optimizer(opened.weights, opened.state, optimizer, model, moments=moments)
         except CheckpointError as error:
-            problem = str(error)
-        problems: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        if any(problems):
-            raise CheckpointError("; ".join(filter(None, problems)))
-    return manifest
+            message = f"the optimizer's state in {opened.folder} could not be loaded: {error.args[0]}"
+            raise CheckpointError(message, hint=error.hint) from error
+    take_over_main_parameters(optimizer)
 
 
-def _check_names(folder: Path, wanted: dict[str, Any]) -> None:
+def _check_names_and_shapes(opened: _Opened, model: dict[str, Sharded]) -> None:
     """Refuse a model that has other parameters than the checkpoint; all ranks, each with its own, raise the same error.
 
     A model with fewer layers would load without a word.
+
+    Collective: all ranks.
     """
-    own = {entry.key for entry in nested_values(wanted) if isinstance(entry, ShardedTensor | ShardedTensorFactory)}
-    of_ranks: list[set[str]] = [own] * dist.get_world_size()
-    dist.all_gather_object(of_ranks, own)
-    model = set().union(*of_ranks)
-    saved = {
-        name for name in dist_checkpointing.load_tensors_metadata(str(folder)) if not name.startswith("optimizer.")
+    own = {
+        part.key: (part.global_shape, part.allow_shape_mismatch) for entry in model.values() for part in parts(entry)
     }
+    of_ranks = [own] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, own)
+    shapes = {name: shape for of_rank in of_ranks for name, shape in of_rank.items()}
+    saved = opened.weights.tensors
     problems = [
         f"{what}: {', '.join(sorted(names)[:8])}" + (", …" if len(names) > 8 else "")
         for what, names in (
-            (f"lacks {len(model - saved)} tensors that this model has", model - saved),
-            (f"holds {len(saved - model)} tensors that this model lacks", saved - model),
+            (f"lacks {len(shapes.keys() - saved.keys())} tensors that this model has", shapes.keys() - saved.keys()),
+            (f"holds {len(saved.keys() - shapes.keys())} tensors that this model lacks", saved.keys() - shapes.keys()),
         )
         if names
     ]
+    for name in shapes.keys() & saved.keys():
+        wanted, (found, is_padded) = tuple(shapes[name][0]), (saved[name].shape, shapes[name][1])
+        # The rows that pad a vocabulary differ between layouts; those of tokens do not.
+        fits = wanted[1:] == found[1:] and wanted[0] >= opened.manifest.vocab_size if is_padded else wanted == found
+        if not fits:
+            problems.append(f"holds {name} with shape {found}, this model has {wanted}")
     if problems:
         raise CheckpointError(
-            f"{folder} {'; '.join(problems)}",
+            f"{opened.folder} {'; '.join(problems)}",
             hint="the configuration differs from the one that was saved: compare model.* with its config.yaml",
         )
-
-
-def _load_model(folder: Path, chunks: Sequence[torch.nn.Module], wanted: dict[str, Any]) -> dict[str, Any]:
-    _check_names(folder, wanted)
-    names = {index: [n for n in wanted["model"] if n.startswith(f"chunk{index}.")] for index in range(len(chunks))}
-    try:
-        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(folder))
-    except (CheckpointingException, KeyError, RuntimeError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} could not be loaded: {error}") from error
-    for index, chunk in enumerate(chunks):
-        module = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
-        state = {name.removeprefix(f"chunk{index}."): loaded["model"][name] for name in names[index]}
-        absent, unexpected = module.load_state_dict(state, strict=False)
-        absent = [name for name in absent if not name.endswith("_extra_state")]
-        if absent or unexpected:
-            raise CheckpointError(f"{folder}: parameters not loaded: {absent}; not known: {unexpected}")
-    return loaded

@@ -1,35 +1,37 @@
-"""`checkpoint.json`: what a checkpoint is, and the hash of every file in it."""
+"""`checkpoint.json`: what a checkpoint is, the hash of every file in it, and a checksum of itself."""
 
 import dataclasses
 import json
+import logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any
 
-import xxhash
-
+from megatron_7b.checkpoint.records import (
+    DAMAGED,
+    NO_RECORDS,
+    FileRecord,
+    Records,
+    find_bad_records,
+    hash_files,
+    verify_files,
+)
 from megatron_7b.config import RunConfig, load_config, save_config
 from megatron_7b.errors import CheckpointError
 from megatron_7b.runtime.durable import flush_to_disk
+from megatron_7b.runtime.strict_json import CHECKSUM, MismatchError, build, checksum, parse_object
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
 CONFIG = "config.yaml"
-FORMAT_VERSION = 1
-_CHUNK = 1 << 24
-_DAMAGED = "move this checkpoint away: the run then goes on from the newest one that is left"
-
-
-class FileRecord(TypedDict):
-    """Size and hash of a file."""
-
-    bytes: int
-    xxh3: str
-
-
-NO_HASHES: Mapping[str, FileRecord] = MappingProxyType({})
+FORMAT_VERSION = 2
+_UNSEALED_VERSION = 1  # has no checksum
+_STEP_FOLDER = re.compile(r"step_(\d{8,})")
+_LARGEST = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,35 +62,13 @@ class Manifest:
     """By path relative to the folder."""
     format_version: int = FORMAT_VERSION
 
-
-def _payload_files(folder: Path) -> Iterator[Path]:
-    for root, _, names in os.walk(folder):
-        for name in names:
-            path = Path(root) / name
-            if path != folder / MANIFEST:
-                yield path
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the manifest was checked against a checksum of its own."""
+        return self.format_version != _UNSEALED_VERSION
 
 
-def _hash_file(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def hash_files(folder: Path, paths: Sequence[Path]) -> dict[str, FileRecord]:
-    """Read files of a checkpoint and return their records."""
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
-        return {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "xxh3": digest}
-            for path, digest in zip(paths, pool.map(_hash_file, paths), strict=True)
-        }
-
-
-def write_manifest(
-    folder: Path, manifest: Manifest, config: RunConfig, hashes: Mapping[str, FileRecord] = NO_HASHES
-) -> None:
+def write_manifest(folder: Path, manifest: Manifest, config: RunConfig, hashes: Records = NO_RECORDS) -> None:
     """Write `config.yaml`, and `checkpoint.json` with a record of every file of the otherwise complete checkpoint.
 
     Args:
@@ -102,18 +82,20 @@ def write_manifest(
     for path in others:  # tokenizer and configuration; shards are on the disk when their writers return
         flush_to_disk(path)
     files = dict(sorted(({**hashes, **hash_files(folder, others)}).items()))
-    text = json.dumps(dataclasses.asdict(dataclasses.replace(manifest, files=files)), indent=1)
+    content = dataclasses.asdict(dataclasses.replace(manifest, files=files))
+    content[CHECKSUM] = checksum(content)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(json.dumps(content, indent=1))
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `checkpoint.json`.
+    """Read `checkpoint.json`, and believe it only if nothing in it was changed.
 
     Raises:
-        CheckpointError: it is missing, or was not written by this version.
+        CheckpointError: it is missing or damaged, belongs to another step than the folder's name says, or was not
+            written by this version.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -122,52 +104,106 @@ def read_manifest(folder: Path) -> Manifest:
             hint="name a folder such as RUN/checkpoints/latest; an interrupted save leaves none",
         )
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.get("format_version") != FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format version {fields.get('format_version')}, expected {FORMAT_VERSION}",
-                hint="use the version of megatron_7b that wrote it",
-            )
-        return Manifest(**{**fields, "counters": Counters(**fields["counters"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", hint=_DAMAGED) from error
-
-
-def verify_files(folder: Path, manifest: Manifest, *, names: list[str] | None = None) -> None:
-    """Compare files with their recorded sizes and hashes.
-
-    Args:
-        folder: The checkpoint.
-        manifest: Its manifest.
-        names: Files to check; None means all.
-
-    Raises:
-        CheckpointError: files are missing or differ; all of them are named.
-    """
-    expected = manifest.files if names is None else {name: manifest.files[name] for name in names}
-    problems = []
-    present = {}
-    for name, record in expected.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != record["bytes"]:
-            problems.append(f"{name} has {path.stat().st_size} bytes, expected {record['bytes']}")
-        else:
-            present[name] = path
-    for name, found in hash_files(folder, list(present.values())).items():
-        if found["xxh3"] != expected[name]["xxh3"]:
-            problems.append(f"{name} was changed: hash {found['xxh3']}, expected {expected[name]['xxh3']}")
-    if problems:
-        raise CheckpointError(f"{folder} is damaged: " + "; ".join(problems), hint=_DAMAGED)
+        content = parse_object(path.read_text(encoding="utf-8"))
+        _check_version(path, content)
+        found = checksum(content)
+        expected = content.pop(CHECKSUM, found)
+        if expected != found:
+            raise MismatchError(f"it was changed: its checksum is {expected!r:.60}, that of its content {found}")
+        manifest = build(Manifest, content, MANIFEST, exact=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", hint=DAMAGED) from error
+    if problems := list(_contradictions(manifest)):
+        raise CheckpointError(f"{path} contradicts itself: {'; '.join(problems)}", hint=DAMAGED)
+    _check_folder_name(folder, manifest)
+    return manifest
 
 
 def read_config(folder: Path) -> RunConfig:
     """Return the effective configuration of the run that wrote a checkpoint.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint.
+        CheckpointError: the folder is not a checkpoint, or its configuration is damaged.
         ConfigError: its configuration is not one of this version.
     """
-    read_manifest(folder)
-    return load_config(folder / CONFIG)
+    manifest, config = read_manifest(folder), load_config(config_file(folder))
+    if config.model.vocab_size != manifest.vocab_size:
+        raise CheckpointError(
+            f"{folder} is damaged: {MANIFEST} has vocab_size {manifest.vocab_size}, {CONFIG} has "
+            f"model.vocab_size {config.model.vocab_size}",
+            hint=DAMAGED,
+        )
+    return config
+
+
+def config_file(folder: Path) -> Path:
+    """Return where the configuration of a checkpoint lies, once its hash was found right.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint, or its configuration is damaged.
+    """
+    verify_files(folder, read_manifest(folder).files, names=[CONFIG])
+    return folder / CONFIG
+
+
+def warn_of_missing_checksum(folder: Path, manifest: Manifest) -> None:
+    """Say so if damage to the manifest itself could not have been noticed."""
+    if not manifest.is_sealed:
+        logger.warning(
+            "%s is of an earlier version, without a checksum of its own: damage to its counters might go unnoticed. "
+            "Checkpoints that are saved from now on have one",
+            folder / MANIFEST,
+        )
+
+
+def _payload_files(folder: Path) -> Iterator[Path]:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = Path(root) / name
+            if path != folder / MANIFEST:
+                yield path
+
+
+def _check_version(path: Path, content: dict[str, object]) -> None:
+    version = content.get("format_version")
+    if type(version) is not int or version not in {_UNSEALED_VERSION, FORMAT_VERSION}:
+        raise CheckpointError(
+            f"{path} has format version {version!r:.60}, expected {FORMAT_VERSION}",
+            hint="use the version of megatron_7b that wrote it, unless the file is damaged",
+        )
+    # A manifest that has a checksum is compared with it, whatever version it claims to have.
+    if version != _UNSEALED_VERSION and CHECKSUM not in content:
+        raise MismatchError(f"it has no {CHECKSUM}, although its format version is {version}")
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """What cannot be true of any run; all that protects a manifest without a checksum."""
+    counters = manifest.counters
+    for name, value in (dataclasses.asdict(counters) | {"vocab_size": manifest.vocab_size}).items():
+        if not 0 <= value <= _LARGEST:
+            yield f"{name} is {value}"
+    if counters.optimizer_steps > counters.step:
+        yield f"{counters.optimizer_steps} updates in {counters.step} steps"
+    if counters.consumed_samples and not counters.step:
+        yield f"{counters.consumed_samples} samples consumed before the first step"
+    if (counters.consumed_samples > 0) != (counters.consumed_tokens > 0) or (
+        counters.consumed_tokens < counters.consumed_samples
+    ):
+        yield f"{counters.consumed_tokens} tokens in {counters.consumed_samples} samples"
+    sizes = re.findall(r"\b(?:TP|PP|CP|DP)(\d{1,9})\b", manifest.layout)
+    if math.prod(map(int, sizes)) != manifest.world_size or len(sizes) < 3:
+        yield f"layout {manifest.layout!r:.60} for {manifest.world_size} ranks"
+    yield from find_bad_records(manifest.files)
+    if MANIFEST in manifest.files:
+        yield f"{MANIFEST} lists itself"
+
+
+def _check_folder_name(folder: Path, manifest: Manifest) -> None:
+    match = _STEP_FOLDER.fullmatch(folder.name) or _STEP_FOLDER.fullmatch(folder.resolve().name)
+    if match and int(match.group(1)) != manifest.counters.step:
+        own_name = f"step_{manifest.counters.step:08d}"
+        raise CheckpointError(
+            f"{folder.resolve()} holds the checkpoint of step {manifest.counters.step}, not of step "
+            f"{int(match.group(1))}",
+            hint=f"it was copied or renamed: call it {own_name}, or move it out of the checkpoints folder",
+        )

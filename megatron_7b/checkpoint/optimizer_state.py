@@ -5,25 +5,29 @@ the flattened parameters; otherwise it is an equal part, in the same form, of wh
 optimizer loads the other's state, at any layout, and no rank ever holds more than its own part.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, MegatronOptimizer
+from megatron.core.optimizer.optimizer import (
+    Float16OptimizerWithFloat16Params,
+    MegatronOptimizer,
+    MixedPrecisionOptimizer,
+)
 from torch import Tensor
 from torch.nn import Parameter
 
-from megatron_7b.checkpoint.pieces import Block, Piece, cut, read_pieces, tensor_names, write_pieces
-from megatron_7b.checkpoint.sharding import Sharded
+from megatron_7b.checkpoint.pieces import Piece, cut, write_pieces
+from megatron_7b.checkpoint.records import OPTIMIZER
+from megatron_7b.checkpoint.sharding import Sharded, blocks
+from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer
 
-FOLDER = "optimizer"
 _PREFIX = "optimizer.state"
 _MAIN = "param"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -71,7 +75,7 @@ class OptimizerShare:
                 if not row.is_share:
                     start, stop = (flat.numel() * i // num_replicas for i in (replica, replica + 1))
                     flat = flat[start:stop]
-                self._pieces += cut(f"{_PREFIX}.{kind}.{entry.key}", _blocks(entry), start, flat)
+                self._pieces += cut(f"{_PREFIX}.{kind}.{entry.key}", blocks(entry), start, flat)
 
     @property
     def num_bytes(self) -> int:
@@ -86,74 +90,97 @@ class OptimizerShare:
         Raises:
             CheckpointException: a rank could not write.
         """
-        write_pieces(folder / FOLDER, self._pieces)
+        write_pieces(folder / OPTIMIZER, self._pieces)
 
 
 @torch.no_grad()
-def load_optimizer(folder: Path, optimizer: Optimizer, model: dict[str, Any], *, num_updates: int) -> None:
-    """Load the saved state. The working parameters must have been loaded before.
+def read_weights_in_full(stored: StoredTensors, state: StoredTensors | None, pieces: Iterable[Piece]) -> None:
+    """Fill FP32 pieces of parameters with all digits that a checkpoint has.
+
+    The weights of a run in a narrower format are rounded; its FP32 main parameters are not.
 
     Args:
-        folder: A checkpoint, written at any layout, with or without the distributed optimizer.
-        optimizer: Of this rank.
-        model: What `sharding.model_state` gave.
-        num_updates: Updates that Adam has done.
-
-    Collective: all ranks.
+        stored: The checkpoint.
+        state: Its optimizer state, if it has any.
+        pieces: To be filled, under the names of the parameters.
 
     Raises:
-        CheckpointError: state is missing.
-        CheckpointException: files cannot be read.
+        CheckpointError: A parameter is not there, or a file cannot be read.
+    """
+    weights, main = [], []
+    for piece in pieces:
+        name = f"{_PREFIX}.{_MAIN}.{piece.name}"
+        if state is not None and name in state.tensors:
+            main.append(replace(piece, name=name))
+        else:
+            weights.append(piece)
+    stored.read(weights)
+    if state is not None:
+        state.read(main)
+
+
+@torch.no_grad()
+def read_optimizer(
+    stored: StoredTensors, state: StoredTensors | None, optimizer: Optimizer, model: dict[str, Any], *, moments: bool
+) -> None:
+    """Read the FP32 main parameters, and Adam's moments, whatever layout or kind of optimizer has written them.
+
+    Where the checkpoint has no main parameters, its weights take their place.
+
+    Args:
+        stored: The checkpoint.
+        state: Its optimizer state, if it has any.
+        optimizer: Of this rank.
+        model: What `sharding.model_state` gave.
+        moments: Read them as well; otherwise they stay as they are.
+
+    Raises:
+        CheckpointError: State is missing, or a file cannot be read.
     """
     rows = list(_rows(optimizer))
     entries = _Entries(model)
-    saved = tensor_names(folder / FOLDER)
-    state: list[Piece] = []
-    weights: list[Piece] = []
+    of_main: list[Piece] = []
+    of_moments: list[Piece] = []
     for row in rows:
         entry = entries[row.parameter]
         for kind, tensor in row.tensors.items():
-            name = f"{_PREFIX}.{kind}.{entry.key}"
-            # A run whose working parameters were FP32 has saved no main ones: they are the same.
-            from_weights = kind == _MAIN and name not in saved
-            pieces = cut(entry.key if from_weights else name, _blocks(entry), row.start, tensor.view(-1))
-            (weights if from_weights else state).extend(pieces)
-    missing = sorted({piece.name for piece in state} - saved)
-    if missing:
-        raise CheckpointError(f"{folder} lacks optimizer state for {len(missing)} tensors: {', '.join(missing[:8])}")
-    read_pieces(folder / FOLDER, state)
-    read_pieces(folder, weights)
+            name = entry.key if kind == _MAIN else f"{_PREFIX}.{kind}.{entry.key}"
+            pieces = cut(name, blocks(entry), row.start, tensor.view(-1))
+            (of_main if kind == _MAIN else of_moments).extend(pieces)
+    read_weights_in_full(stored, state, of_main)
+    if moments:
+        assert state is not None
+        missing = sorted({piece.name for piece in of_moments} - state.tensors.keys())
+        if missing:
+            raise CheckpointError(f"optimizer state is missing for {len(missing)} tensors: {', '.join(missing[:8])}")
+        state.read(of_moments)
     _keep(rows)
-    for part in optimizer.parts:
-        if isinstance(part, DistributedOptimizer):
-            part._copy_main_params_to_model_params()
-            for chunk in part.model_chunks:
-                chunk.start_param_sync(force_sync=True)  # an FP8 scale belongs to all shares of a parameter
-        _set_num_updates(part.optimizer, num_updates)
 
 
 @torch.no_grad()
-def load_main_parameters(folder: Path, optimizer: Optimizer, model: dict[str, Any]) -> None:
-    """Take FP32 main parameters from the weights of a checkpoint themselves, which may be wider than the working ones.
-
-    Args:
-        folder: A checkpoint, written at any layout, with or without an optimizer's state.
-        optimizer: Of this rank, before its first update.
-        model: What `sharding.model_state` gives after the weights have been loaded.
+def take_over_main_parameters(optimizer: Optimizer) -> None:
+    """Round the main parameters that were read into the working ones.
 
     Collective: all ranks.
-
-    Raises:
-        CheckpointException: files cannot be read.
     """
-    rows = [row for row in _rows(optimizer) if _MAIN in row.tensors]
-    entries = _Entries(model)
-    pieces: list[Piece] = []
-    for row in rows:
-        entry = entries[row.parameter]
-        pieces += cut(entry.key, _blocks(entry), row.start, row.tensors[_MAIN].view(-1))
-    read_pieces(folder, pieces)
-    _keep(rows)
+    for part in optimizer.parts:
+        if isinstance(part, MixedPrecisionOptimizer):
+            part._copy_main_params_to_model_params()
+        if isinstance(part, DistributedOptimizer):
+            for chunk in part.model_chunks:
+                chunk.start_param_sync(force_sync=True)  # an FP8 scale belongs to all shares of a parameter
+
+
+def set_num_updates(optimizer: Optimizer, num_updates: int) -> None:
+    """Set how many updates Adam has done: torch keeps it per parameter, Transformer Engine and apex per group."""
+    for part in optimizer.parts:
+        adam = part.optimizer
+        if isinstance(adam, torch.optim.AdamW):
+            for parameter, state in adam.state.items():
+                state["step"] = torch.tensor(float(num_updates), device=parameter.device)
+        else:
+            for group in adam.param_groups:
+                group["step"] = num_updates
 
 
 def _keep(rows: Sequence[_Row]) -> None:
@@ -211,23 +238,3 @@ class _Entries:
 
     def __getitem__(self, parameter: Parameter) -> Sharded:
         return self._by_identity.get(id(parameter)) or self._by_address[parameter.data_ptr()]
-
-
-def _blocks(entry: Sharded) -> Sequence[Block]:
-    """What of the whole tensor this rank's parameter holds, in the order of its memory."""
-    if isinstance(entry, ShardedTensor):
-        parts = [entry]
-    else:  # such as gate and up rows, which lie apart in the whole tensor
-        parts = list(nested_values(replace(entry, data=torch.empty(entry.data.shape, device="meta")).build()))
-    assert sum(part.data.numel() for part in parts) == entry.data.numel()
-    return [Block(part.global_shape, part.global_offset, part.local_shape) for part in parts]
-
-
-def _set_num_updates(adam: torch.optim.Optimizer, num_updates: int) -> None:
-    """Set Adam's step: torch keeps it per parameter, Transformer Engine and apex per group."""
-    if isinstance(adam, torch.optim.AdamW):
-        for parameter, state in adam.state.items():
-            state["step"] = torch.tensor(float(num_updates), device=parameter.device)
-    else:
-        for group in adam.param_groups:
-            group["step"] = num_updates

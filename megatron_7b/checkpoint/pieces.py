@@ -1,9 +1,9 @@
-"""Tensors that ranks hold in arbitrary rectangular pieces, written and read by torch's distributed checkpoints.
+"""Tensors that ranks hold in arbitrary rectangular pieces, written in the format of torch's distributed checkpoints.
 
 megatron-core's sharded tensors lie on a regular grid. The share of the optimizer state that a data-parallel rank owns
 does not: it is a range of a flattened parameter. Such a range consists of a few rectangles of the parameter. torch's
-format stores any rectangles that cover a tensor, and reads any others from them; so every rank writes what it has,
-reads what it needs, and nothing is gathered.
+format stores any rectangles that cover a tensor, and `stored.py` reads any others from them; so every rank writes what
+it has, reads what it needs, and nothing is gathered.
 """
 
 import itertools
@@ -11,21 +11,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
 
@@ -117,24 +109,6 @@ def write_pieces(folder: Path, pieces: Sequence[Piece]) -> None:
     save({}, storage_writer=FileSystemWriter(folder), planner=_SavePlanner(pieces))
 
 
-def read_pieces(folder: Path, pieces: Sequence[Piece]) -> None:
-    """Fill pieces, whatever pieces were written. What lies beyond the written tensor becomes zero.
-
-    Collective: all ranks.
-
-    Raises:
-        CheckpointException: a file cannot be read. All ranks raise it.
-        KeyError: a tensor is not in the folder.
-    """
-    load({}, storage_reader=FileSystemReader(folder), planner=_LoadPlanner(pieces))
-
-
-def tensor_names(folder: Path) -> set[str]:
-    """The tensors that a folder of pieces, or megatron-core's folder of a model, holds."""
-    entries = FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {name for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-
-
 def _by_place(pieces: Sequence[Piece]) -> dict[tuple[str, tuple[int, ...]], Tensor]:
     return {(piece.name, piece.place.offsets): piece.data for piece in pieces}
 
@@ -169,31 +143,5 @@ class _SavePlanner(DefaultSavePlanner):
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
-        assert index.offset is not None
-        return self._data[index.fqn, tuple(index.offset)]
-
-
-class _LoadPlanner(DefaultLoadPlanner):
-    """Reads what of the written pieces falls into this rank's."""
-
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._pieces = pieces
-        self._data = _by_place(pieces)
-
-    def create_local_plan(self) -> LoadPlan:
-        assert self.metadata is not None
-        places: dict[str, list[ChunkStorageMetadata]] = {}
-        for piece in self._pieces:
-            piece.data.zero_()
-            places.setdefault(piece.name, []).append(_chunk(piece.place))
-        items: list[Any] = []
-        for name, chunks in places.items():
-            written = self.metadata.state_dict_metadata[name]
-            assert isinstance(written, TensorStorageMetadata)
-            items += create_read_items_for_chunk_list(name, written, chunks)
-        return LoadPlan(items)
-
-    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         assert index.offset is not None
         return self._data[index.fqn, tuple(index.offset)]

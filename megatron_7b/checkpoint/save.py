@@ -4,7 +4,7 @@ import logging
 import queue
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.folders import check_free_space, keep_newest, new_staging_folder, publish
-from megatron_7b.checkpoint.manifest import NO_HASHES, Counters, FileRecord, Manifest, hash_files, write_manifest
+from megatron_7b.checkpoint.manifest import Counters, Manifest, write_manifest
 from megatron_7b.checkpoint.optimizer_state import OptimizerShare
+from megatron_7b.checkpoint.records import NO_RECORDS, FileRecord, Records, hash_files
 from megatron_7b.checkpoint.sharding import model_state, random_state
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import CheckpointError
@@ -143,7 +144,7 @@ def publish_staged(
     manifest: Manifest,
     config: RunConfig,
     companions: Companions,
-    hashes: Mapping[str, FileRecord] = NO_HASHES,
+    hashes: Records = NO_RECORDS,
 ) -> Path:
     """Add companions, configuration and hashes to the tensors in a staging folder, and publish it.
 
@@ -164,7 +165,7 @@ def _try_to_publish(
     manifest: Manifest,
     config: RunConfig,
     companions: Companions,
-    hashes: Mapping[str, FileRecord],
+    hashes: Records,
 ) -> Path | Exception:
     try:
         return publish_staged(staging, manifest, config, companions, hashes)

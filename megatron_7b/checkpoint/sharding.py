@@ -1,11 +1,17 @@
 """Parameters and random states in a checkpoint: megatron-core's sharded tensors under layout-free names."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from megatron.core.distributed import DistributedDataParallel
+
+from megatron_7b.checkpoint.pieces import Block
+from megatron_7b.errors import CheckpointError
 
 type Sharded = ShardedTensor | ShardedTensorFactory
 
@@ -25,6 +31,21 @@ def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     return state
 
 
+def parts(entry: Sharded) -> list[ShardedTensor]:
+    """Return what a parameter consists of, in the order of its memory: itself, or parts that lie apart in the whole."""
+    if isinstance(entry, ShardedTensor):
+        return [entry]
+    # Such as gate and up rows. The description alone is wanted, without a copy of the values.
+    return list(nested_values(replace(entry, data=torch.empty(entry.data.shape, device="meta")).build()))
+
+
+def blocks(entry: Sharded) -> list[Block]:
+    """Return what of the whole tensor this rank's parameter holds, in the order of its memory."""
+    found = [Block(part.global_shape, part.global_offset, part.local_shape) for part in parts(entry)]
+    assert sum(math.prod(block.shape) for block in found) == entry.data.numel()
+    return found
+
+
 def random_state(rank: int, world_size: int) -> ShardedObject:
     """Return this rank's random states, which matter where dropout is used."""
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
@@ -37,10 +58,27 @@ def random_state(rank: int, world_size: int) -> ShardedObject:
     return ShardedObject("random_state", states, (world_size,), (rank,))
 
 
-def restore_random_state(states: dict[str, Any]) -> None:
-    """Put loaded random states in place."""
+def random_state_name(rank: int, world_size: int) -> str:
+    """Return the name of a rank's random states in a checkpoint."""
+    name: str = ShardedObject("random_state", None, (world_size,), (rank,)).unique_key
+    return name
+
+
+def restore_random_state(stored: Any) -> None:
+    """Put loaded random states in place.
+
+    Args:
+        stored: As megatron-core stores an object: a list that holds what `random_state` described.
+
+    Raises:
+        CheckpointError: They are none.
+    """
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-    torch.set_rng_state(states["cpu"])
-    torch.cuda.set_rng_state(states["device"])
-    get_cuda_rng_tracker().set_states(states["tracker"])
+    try:
+        (states,) = stored
+        torch.set_rng_state(states["cpu"])
+        torch.cuda.set_rng_state(states["device"])
+        get_cuda_rng_tracker().set_states(states["tracker"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"random states cannot be restored: {error}") from error

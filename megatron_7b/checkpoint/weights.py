@@ -1,7 +1,6 @@
 """Weights of a checkpoint as whole tensors by canonical name, in one process, without building a model."""
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,20 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.folders import check_free_space, new_staging_folder
-from megatron_7b.checkpoint.manifest import Counters, Manifest, read_config, read_manifest, verify_files
+from megatron_7b.checkpoint.manifest import (
+    Counters,
+    Manifest,
+    read_config,
+    read_manifest,
+    warn_of_missing_checksum,
+)
+from megatron_7b.checkpoint.pieces import Block, Piece
+from megatron_7b.checkpoint.records import check_nothing_foreign, verify_files
 from megatron_7b.checkpoint.save import publish_staged, save_strategy
+from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.model.kinds import parameter_table
@@ -40,30 +45,27 @@ class CheckpointWeights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
         manifest = read_manifest(folder)
+        warn_of_missing_checksum(folder, manifest)
+        check_nothing_foreign(folder, manifest.files)
         if verify:
-            verify_files(folder, manifest)
-        self._folder = folder
+            verify_files(folder, manifest.files)
+        self._stored = StoredTensors(folder, manifest.files)
         self._table = parameter_table(read_config(folder).model, manifest.vocab_size)
-        # Torch's index is a pickle: it is read only after its hash was found right.
-        self._entries: dict[str, TensorStorageMetadata] = {
-            self._table.by_core_name(name).name: entry
-            for name, entry in FileSystemReader(folder).read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata) and not name.startswith("optimizer.")
-        }
+        self._names = [self._table.by_core_name(name).name for name in self._stored.tensors]
 
     def __getitem__(self, name: str) -> Tensor:
-        entry, parameter = self._entries[name], self._table[name]
-        tensor = torch.empty(entry.size, dtype=entry.properties.dtype)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            load({parameter.core_name: tensor}, storage_reader=FileSystemReader(self._folder), no_dist=True)
+        parameter = self._table[name]
+        entry = self._stored.tensors[parameter.core_name]
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        whole = Block(entry.shape, (0,) * len(entry.shape), entry.shape)
+        self._stored.read([Piece(parameter.core_name, whole, tensor)])
         return tensor[: parameter.shape[0]] if parameter.is_padded else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._names)
 
 
 def write_weights(

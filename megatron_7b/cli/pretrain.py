@@ -13,8 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_7b.checkpoint import resolve_checkpoint
-from megatron_7b.checkpoint.manifest import CONFIG
+from megatron_7b.checkpoint import config_file, resolve_checkpoint
 from megatron_7b.cli.next_commands import print_next_commands
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
 from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, ranks_here, smallest_world_size
@@ -106,6 +105,6 @@ def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
     config = load()
     start = config.checkpoint.initialize_from
     if start is not None and Path(start).exists():  # one that does not exist is among the problems below
-        config = load(model_from=resolve_checkpoint(Path(start)) / CONFIG)
+        config = load(model_from=config_file(resolve_checkpoint(Path(start))))
     check_config(config, world_size=world_size, require_data=True)
     return config, world_size or smallest_world_size(config.parallel)

@@ -235,9 +235,10 @@ class CheckpointConfig:
     save_optimizer: bool = True
     """Save the optimizer state as well; without it a run cannot resume."""
     initialize_from: str | None = None
-    """Checkpoint whose weights a fresh run starts from, written at any layout; its optimizer state is ignored."""
+    """Checkpoint whose weights a fresh run starts from, written at any layout; of its optimizer state, only FP32 main
+    parameters are used."""
     verify_on_load: bool = True
-    """Check every file's hash before its bytes are used."""
+    """Check every file's hash before its bytes are used; the hashes of small files are checked in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)

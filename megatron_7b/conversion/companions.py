@@ -8,7 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_7b.checkpoint.companions import HUGGING_FACE, TOKENIZER, Companions
+from megatron_7b.checkpoint.companions import Companions
+from megatron_7b.checkpoint.records import HUGGING_FACE, TOKENIZER
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, GENERATION_CONFIG_FILE
 from megatron_7b.conversion.hf_config import SpecialTokens, to_generation_config, to_hugging_face_config

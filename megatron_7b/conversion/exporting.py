@@ -61,6 +61,7 @@ def export_to_hugging_face(checkpoint: Path, output: Path, options: ExportOption
     checkpoint = resolve_checkpoint(checkpoint)
     check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
     manifest, model = read_manifest(checkpoint), read_config(checkpoint).model
+    companions = Companions.of_checkpoint(checkpoint)
     check_exportable(model)
     check_conversion(model, manifest.vocab_size, options.parity_dtype)
 
@@ -82,10 +83,8 @@ def export_to_hugging_face(checkpoint: Path, output: Path, options: ExportOption
             dtype=dtype,
             max_shard_bytes=options.max_shard_bytes,
         )
-        give_back_companions(
-            Companions.of(checkpoint), staging, model=model, vocab_size=manifest.vocab_size, dtype=_spelled(dtype)
-        )
-        _give_back_tokenizer(Companions.of(checkpoint), staging, model, options, report)
+        give_back_companions(companions, staging, model=model, vocab_size=manifest.vocab_size, dtype=_spelled(dtype))
+        _give_back_tokenizer(companions, staging, model, options, report)
         comparison = Comparison(staging, model, manifest.vocab_size, torch_dtype(options.parity_dtype))
         comparison.check(checkpoint, report, round_to=dtype)
     stored = "bf16" if _spelled(dtype) == "bfloat16" else "fp32"

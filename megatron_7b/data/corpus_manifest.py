@@ -1,17 +1,13 @@
 """Reading `PREFIX.json` back, strictly: what `preprocess.manifest` writes, or a DataFormatError that says where."""
 
-import dataclasses
-import functools
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
-from megatron_7b.data.preprocess.manifest import FORMAT_VERSION, Manifest, TokenizerFacts, checksum
+from megatron_7b.data.preprocess.manifest import FORMAT_VERSION, Manifest, TokenizerFacts
 from megatron_7b.errors import DataFormatError
+from megatron_7b.runtime.strict_json import CHECKSUM, MismatchError, build, checksum, parse_object
 
 _TOKEN_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np.int32)}
 
@@ -35,10 +31,9 @@ def load_manifest(prefix: str) -> Manifest | None:
         return None
     file = manifest_path(prefix)
     try:
-        manifest = _build(Manifest, content, "manifest")
-    except _MismatchError as error:
+        manifest = build(Manifest, content, "manifest")
+    except MismatchError as error:
         raise DataFormatError(f"{file} is not a manifest: {error}", hint=_HINT) from None
-    assert isinstance(manifest, Manifest)
     if manifest.token_bytes not in _TOKEN_TYPES:
         raise DataFormatError(f"{file}: token_bytes is {manifest.token_bytes}, expected 2 or 4", hint=_HINT)
     return manifest
@@ -51,9 +46,9 @@ def find_edit(prefix: str) -> tuple[str, str] | None:
         prefix: As `resolve_prefix` returns it, of a corpus whose manifest can be loaded.
     """
     content = _read(prefix)
-    if content is None or "checksum" not in content:  # none, or that of an earlier version
+    if content is None or CHECKSUM not in content:  # none, or that of an earlier version
         return None
-    expected, found = str(content["checksum"]), checksum(content)
+    expected, found = str(content[CHECKSUM]), checksum(content)
     return None if expected == found else (expected, found)
 
 
@@ -70,11 +65,9 @@ def load_tokenizer_facts(prefix: str) -> TokenizerFacts | None:
     if content is None:
         return None
     try:
-        facts = _build(TokenizerFacts, content.get("tokenizer"), "tokenizer")
-    except _MismatchError as error:
+        return build(TokenizerFacts, content.get("tokenizer"), "tokenizer")
+    except MismatchError as error:
         raise DataFormatError(f"{manifest_path(prefix)} is not a manifest: {error}", hint=_HINT) from None
-    assert isinstance(facts, TokenizerFacts)
-    return facts
 
 
 def token_dtype(manifest: Manifest) -> np.dtype[Any]:
@@ -85,49 +78,17 @@ def token_dtype(manifest: Manifest) -> np.dtype[Any]:
 _HINT = "`megatron-7b data adopt PREFIX --tokenizer DIR --overwrite` writes a new one"
 
 
-class _MismatchError(Exception):
-    pass
-
-
 def _read(prefix: str) -> dict[str, Any] | None:
     file = manifest_path(prefix)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_object(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise DataFormatError(f"{file} cannot be read: {error}", hint=_HINT) from error
-    if not isinstance(content, dict):
-        raise DataFormatError(f"{file} is not a manifest: it is {content!r:.60}, expected an object", hint=_HINT)
     if content.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise DataFormatError(
             f"{file} has format version {content['format_version']!r}, expected {FORMAT_VERSION}",
             hint="it was written by another version of megatron-7b",
         )
     return content
-
-
-_type_hints = functools.cache(get_type_hints)
-"""A blend may have thousands of manifests, and looking the types up takes longer than reading one."""
-
-
-def _build(expected: Any, value: object, where: str) -> object:
-    """`value` as the type says: dataclasses from objects, all else as it is once its kind has been checked."""
-    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
-        if not isinstance(value, dict):
-            raise _MismatchError(f"{where} is {value!r:.60}, expected an object")
-        hints = _type_hints(expected)
-        arguments = {}
-        for field in dataclasses.fields(expected):
-            if field.name in value:
-                arguments[field.name] = _build(hints[field.name], value[field.name], field.name)
-            elif field.default is dataclasses.MISSING:
-                raise _MismatchError(f"{where} has no {field.name}")
-        return expected(**arguments)
-    origin = get_origin(expected) or expected
-    kinds = get_args(expected) if origin is UnionType else (list if origin is Sequence else origin,)
-    # True is no number here, although Python's bool is an int.
-    if type(value) not in kinds:
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-        raise _MismatchError(f"{where} is {value!r:.60}, expected {names}")
-    return value

@@ -122,7 +122,7 @@ def _companions_of_weights(config: RunConfig, folder: RunFolder) -> Companions:
     if folder.has_history:
         return Companions.of(folder.root)
     start = config.checkpoint.initialize_from
-    return Companions() if start is None else Companions.of(resolve_checkpoint(Path(start)))
+    return Companions() if start is None else Companions.of_checkpoint(resolve_checkpoint(Path(start)))
 
 
 def with_vocab_size(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TextIO
 
-from megatron_7b.checkpoint.companions import HUGGING_FACE, TOKENIZER
+from megatron_7b.checkpoint.records import HUGGING_FACE, TOKENIZER
 from megatron_7b.config import config_to_dict, load_config, save_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError, TrainingError

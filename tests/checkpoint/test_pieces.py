@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_7b.checkpoint.pieces import Block, Piece, cut, read_pieces, rectangles, tensor_names, write_pieces
+from megatron_7b.checkpoint.pieces import Block, Piece, cut, rectangles, write_pieces
+from megatron_7b.checkpoint.records import hash_files
+from megatron_7b.checkpoint.stored import StoredTensors
 from tests.support.ranks import run_ranks
 
 SHAPE = (13, 7)
@@ -45,6 +47,10 @@ def whole() -> torch.Tensor:
     return torch.arange(math.prod(SHAPE), dtype=torch.float32)
 
 
+def stored(folder: Path) -> StoredTensors:
+    return StoredTensors(folder, hash_files(folder, list(folder.iterdir())))
+
+
 def write_range(folder: Path, ranges: list[tuple[int, int]]) -> str:
     import torch.distributed as dist
 
@@ -61,7 +67,7 @@ def read_range(folder: Path, ranges: list[tuple[int, int]]) -> list[float]:
 
     start, stop = ranges[dist.get_rank()]
     values = torch.full((stop - start,), torch.nan)
-    read_pieces(folder, cut("w", blocks(), start, values))
+    stored(folder).read(cut("w", blocks(), start, values))
     return values.tolist()
 
 
@@ -72,7 +78,7 @@ def test_any_division_reads_what_any_other_wrote(tmp_path: Path) -> None:
     for written, read in ((3, 2), (2, 3), (3, 1), (1, 2)):
         folder = tmp_path / f"{written}-{read}"
         assert run_ranks(written, write_range, folder, divisions[written]) == [""] * written
-        assert tensor_names(folder) == {"w"}
+        assert stored(folder).tensors.keys() == {"w"}
         values = run_ranks(read, read_range, folder, divisions[read])
         assert list(itertools.chain.from_iterable(values)) == whole().tolist()
 
@@ -86,7 +92,7 @@ def test_pieces_that_do_not_fit_together_are_no_checkpoint(ranges: list[tuple[in
 def read_beyond(folder: Path) -> list[list[float]]:
     """Read into a tensor with two rows more, as a vocabulary padded for another layout has."""
     values = torch.full((15, 7), torch.nan)
-    read_pieces(folder, [Piece("w", Block((15, 7), (0, 0), (15, 7)), values)])
+    stored(folder).read([Piece("w", Block((15, 7), (0, 0), (15, 7)), values)])
     return values.tolist()
 
 

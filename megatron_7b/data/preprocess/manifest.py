@@ -2,13 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from megatron_7b.runtime.strict_json import CHECKSUM, checksum
 from megatron_7b.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -38,12 +37,6 @@ def describe_tokenizer(tokenizer: Tokenizer) -> TokenizerFacts:
         bos_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
     )
-
-
-def checksum(content: Mapping[str, Any]) -> str:
-    """xxh3_128 of a manifest's content without its own checksum, blind to the order of keys and to white space."""
-    rest = {name: value for name, value in content.items() if name != "checksum"}
-    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +97,7 @@ class Manifest:
     def write(self, file: Path) -> None:
         """Write a file, on the disk when this returns."""
         content = {"format_version": self.format_version} | asdict(self)
-        content["checksum"] = checksum(content)
+        content[CHECKSUM] = checksum(content)
         # A path that is no UTF-8 comes as lone surrogates: as an escape, JSON can hold them.
         with file.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
