@@ -4,10 +4,6 @@ from collections.abc import Sequence
 
 from megatron_7b.errors import ConfigError
 
-_TOKENIZER = (
-    "a tokenizer is a folder or file here, for --tokenizer-model; transformers' "
-    "AutoTokenizer.from_pretrained(…).save_pretrained(DIR) makes a folder of vocab.json and merges.txt, or of vocab.txt"
-)
 _SPECIAL = "the tokenizer's own special tokens are taken; add others to its tokenizer.json"
 _TIKTOKEN = (
     'FILE.tiktoken.json beside FILE.tiktoken holds it: {"pattern": …, "special_tokens": {TEXT: ID}, "eod_token": …}'
@@ -15,9 +11,6 @@ _TIKTOKEN = (
 _WORKERS = "workers are threads of one process, and all cores are the default"
 
 TOKENIZER_TYPES = {
-    "GPT2BPETokenizer": _TOKENIZER,
-    "BertWordPieceLowerCase": _TOKENIZER,
-    "BertWordPieceCase": _TOKENIZER,
     "MultimodalTokenizer": "only text is read",
     "NullMultimodalTokenizer": "only text is read",
     "NullTokenizer": "text is tokenized here; what is tokenized already, `megatron_7b.data.IndexWriter` writes",
@@ -25,8 +18,6 @@ TOKENIZER_TYPES = {
 }
 
 _FLAGS = {
-    "--vocab-file": _TOKENIZER,
-    "--merge-file": _TOKENIZER,
     "--vocab-size": "the tokenizer says it",
     "--padded-vocab-size": "the vocabulary is padded where a model is built, not in a corpus",
     "--make-vocab-size-divisible-by": "the vocabulary is padded where a model is built, not in a corpus",

@@ -8,8 +8,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megatron_7b.cli.megatron_flags import TOKENIZER_TYPES, explain_unknown
+from megatron_7b.cli.megatron_flags import explain_unknown
 from megatron_7b.cli.progress import continued_by_the_same_command
+from megatron_7b.cli.tokenizer_options import (
+    add_tokenizer_options,
+    check_kept_tokenizer,
+    keep_tokenizer,
+    open_tokenizer,
+)
 from megatron_7b.errors import DataFormatError
 
 if TYPE_CHECKING:
@@ -20,25 +26,12 @@ if TYPE_CHECKING:
     from megatron_7b.data.preprocess.journal import Journal
     from megatron_7b.data.preprocess.shards import Shard
     from megatron_7b.data.preprocess.sources import Source
-    from megatron_7b.tokenizer import Tokenizer, TokenizerKind
+    from megatron_7b.tokenizer import Tokenizer
     from megatron_7b.tokenizer.engines import Engine
 
     type Building = Future[tuple[Engine | None, str]]
 
 SUMMARY = "Tokenize JSONL, parquet or plain text into Megatron's .bin/.idx files."
-
-_KINDS: dict[str, "TokenizerKind | None"] = {
-    "auto": None,
-    "hugging_face": "hugging_face",
-    "HuggingFaceTokenizer": "hugging_face",
-    "sentencepiece": "sentencepiece",
-    "SentencePieceTokenizer": "sentencepiece",
-    "GPTSentencePieceTokenizer": "sentencepiece",
-    "Llama2Tokenizer": "sentencepiece",
-    "tiktoken": "tiktoken",
-    "TikTokenizer": "tiktoken",
-    "bytes": "bytes",
-}
 
 _MAX_WORKERS = 1024
 
@@ -106,19 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--strict", action="store_true", help="stop at the first bad record")
 
     tokens = parser.add_argument_group("tokenizer")
-    tokens.add_argument(
-        "--tokenizer-model",
-        required=True,
-        metavar="PATH",
-        help="Hugging Face folder, tokenizer.json, SentencePiece .model, .tiktoken file, or the word bytes",
-    )
-    tokens.add_argument(
-        "--tokenizer-type",
-        type=_tokenizer_type,
-        default="auto",
-        metavar="TYPE",
-        help=f"kind of tokenizer: {', '.join(_KINDS)} (default: detected from the files)",
-    )
+    add_tokenizer_options(tokens)
     tokens.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
     tokens.add_argument("--prepend-bos", action="store_true", help="begin each document with the bos token")
     tokens.add_argument("--engine", choices=["auto", "tokenizers", "fastokens", "gigatoken"], default="auto")
@@ -172,9 +153,9 @@ def main(argv: list[str]) -> int:
     arguments = _parse(argv)
     arguments.workers = arguments.workers or len(os.sched_getaffinity(0))
 
-    from megatron_7b.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(arguments.tokenizer_model, kind=_KINDS[arguments.tokenizer_type])
+    tokenizer = open_tokenizer(arguments)
+    if tokenizer.kind == "hugging_face" and tokenizer.origin != "tokenizer.json":
+        print(f"tokenizer: {tokenizer.origin}", file=sys.stderr)
     building = _start_building(tokenizer, arguments)  # takes as long as what is imported meanwhile
 
     from megatron_7b.data.preprocess.job import check_job, discard_remains, is_done, open_journal
@@ -189,6 +170,7 @@ def main(argv: list[str]) -> int:
     job = _add_splitter(job, sources, arguments)  # all of the input, so that every shard splits alike
     sources = _take_part(sources, job)
     check_job(job, sources)
+    check_kept_tokenizer(tokenizer, arguments.output_prefix, overwrite=job.overwrite)
     with continued_by_the_same_command(), open_journal(job, sources) as journal:
         if journal.is_complete:
             publish_all(job, journal)
@@ -198,6 +180,7 @@ def main(argv: list[str]) -> int:
             discard_remains(job, journal)
             print(f"nothing to do: this command has already written {', '.join(job.get_output_prefixes())}")
             return 0
+        keep_tokenizer(tokenizer, arguments.output_prefix)
         report, encoder_name = _run(arguments, job, tokenizer, building, sources, journal)
     _print_summary(report, encoder_name, sum(source.share for source in sources), time.perf_counter() - started)
     return 0
@@ -374,10 +357,3 @@ def _megabytes(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of megabytes, 0 or more")
     return value
-
-
-def _tokenizer_type(text: str) -> str:
-    if text in _KINDS:
-        return text
-    instead = TOKENIZER_TYPES.get(text, f"expected one of {', '.join(_KINDS)}")
-    raise argparse.ArgumentTypeError(f"{text!r} is not taken here: {instead}")

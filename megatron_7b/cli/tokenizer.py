@@ -1,7 +1,6 @@
 """`megatron-7b tokenizer train|info|fertility`: make a byte-level BPE, look at any tokenizer, compare some."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_7b.cli.tokenizer_fertility import add_fertility
+from megatron_7b.cli.tokenizer_info import add_info
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.output_paths import check_folder_to_write
 
@@ -61,9 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--model-max-length", type=int, default=2048, metavar="TOKENS", help="written into the settings")
     train.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
 
-    info = actions.add_parser("info", help="show kind, vocabulary, special tokens and identity as JSON")
-    info.set_defaults(run=lambda arguments: _show(arguments.path))
-    info.add_argument("path", help="folder or file, or the word bytes")
+    add_info(actions)
     add_fertility(actions)
     return parser
 
@@ -106,7 +104,12 @@ def _train(arguments: argparse.Namespace) -> int:
     size = tokenizer.get_vocab_size()
     print(f"wrote {arguments.output}: {size:,} tokens, trained in {time.perf_counter() - started:.1f} s")
     if size < options.vocab_size:
-        print(f"the text has no more pairs that occur twice, so {options.vocab_size:,} tokens were not reached")
+        print(
+            f"warning: {size:,} tokens instead of the {options.vocab_size:,} that --vocab-size asks for: no more pairs "
+            f"occur {options.min_frequency} times in the {_say_amount(arguments, sources)}\n"
+            "hint: train on more text, or ask for fewer tokens",
+            file=sys.stderr,
+        )
     if bad:
         print(f"{len(bad):,} bad records left out, the first:")
         for record in bad[:_NUM_BAD_NAMED]:
@@ -140,22 +143,7 @@ def _read_texts(
             yield parsed.texts[0]
 
 
-def _show(path: str) -> int:
-    from megatron_7b.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(path)
-    facts = {
-        "kind": tokenizer.kind,
-        "identity": tokenizer.identity,
-        "vocab_size": tokenizer.vocab_size,
-        "eod": _describe(tokenizer.eod_id, tokenizer.decode),
-        "bos": _describe(tokenizer.bos_id, tokenizer.decode),
-        "pad": _describe(tokenizer.pad_id, tokenizer.decode),
-        "special_ids": sorted(tokenizer.special_ids),
-    }
-    print(json.dumps(facts, indent=2, ensure_ascii=False))
-    return 0
-
-
-def _describe(token: int | None, decode: Callable[[list[int]], str]) -> dict[str, object] | None:
-    return None if token is None else {"id": token, "text": decode([token])}
+def _say_amount(arguments: argparse.Namespace, sources: "Sequence[Source]") -> str:
+    megabytes = sum(source.size for source in sources) / 1e6
+    sampled = "" if arguments.sample_mb is None else f"; --sample-mb {arguments.sample_mb:g} takes a part of it"
+    return f"{megabytes:,.2f} MB of input{sampled}"

@@ -18,6 +18,10 @@ class Tokenizer(Protocol):
         """Where it was loaded from; None for the built-in byte tokenizer."""
 
     @property
+    def origin(self) -> str:
+        """What decides the ids, in words."""
+
+    @property
     def identity(self) -> str:
         """Hash of everything that decides which ids a text gets; equal wherever the files lie."""
 
@@ -49,6 +53,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
+
+    def spell(self, token: int) -> str | None:
+        """The name that a token has in the vocabulary, control tokens included; None for an id without a token."""
 
     def save(self, folder: Path) -> None:
         """Write the files that make it up, so that `load_tokenizer(folder)` has the same identity."""

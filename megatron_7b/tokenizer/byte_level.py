@@ -27,6 +27,7 @@ class ByteTokenizer:
 
     kind = "bytes"
     path: Path | None = None
+    origin = "bytes"
     identity = hash_identity("bytes", json.dumps(_LAYOUT, sort_keys=True).encode())
     vocab_size = 259
     eod_id: int | None = 256
@@ -45,6 +46,10 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the bytes; control tokens give nothing."""
         return bytes(token for token in ids if token < 256).decode(errors="replace")
+
+    def spell(self, token: int) -> str | None:
+        """The byte in hexadecimal digits, or what a control token is for."""
+        return f"<0x{token:02X}>" if token < 256 else {256: "<eod>", 257: "<bos>", 258: "<pad>"}.get(token)
 
     def save(self, folder: Path) -> None:
         """Write the marker by which `load_tokenizer` knows this tokenizer."""

@@ -144,7 +144,12 @@ def build_fast_engine(tokenizer: Tokenizer, engine: str, num_threads: int) -> tu
     if name not in candidates:
         raise ConfigError(f"engine {engine!r} is unknown, expected one of {', '.join(ENGINE_NAMES)}")
     if not isinstance(definition, bytes):
-        reason = f"{name} does not read {tokenizer.kind} tokenizers"
+        what = (
+            "tokenizers that split special tokens"
+            if tokenizer.kind == "hugging_face"
+            else f"{tokenizer.kind} tokenizers"
+        )
+        reason = f"{name} does not read {what}"
     elif find_spec(name) is None:
         reason = f"{name} is not installed"
     else:

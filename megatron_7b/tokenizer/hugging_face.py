@@ -1,7 +1,8 @@
-"""Hugging Face tokenizers: `tokenizer.json`, run by the `tokenizers` library alone."""
+"""Hugging Face tokenizers, run by the `tokenizers` library alone."""
 
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,19 +11,14 @@ import orjson
 
 from megatron_7b.errors import DataFormatError
 from megatron_7b.tokenizer.base import hash_identity
+from megatron_7b.tokenizer.definition import CONFIG_FILE, TOKENIZER_FILE, Definition
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-TOKENIZER_FILE = "tokenizer.json"
-SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-_COMPANION_FILES = (*SETTINGS_FILES, "chat_template.jinja", "added_tokens.json")
-# For a lone tokenizer.json, which does not say what its tokens are for.
-_USUAL_EOD = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
-
 
 class HuggingFaceTokenizer:
-    """A Hugging Face folder or a lone tokenizer.json.
+    """Runs a definition.
 
     Text of a special token inside a document becomes that token, as with `tokenizers` itself. Padding and truncation
     that the file may ask for (sentence encoders ship with 128 tokens) are switched off: a corpus is never cut.
@@ -30,18 +26,20 @@ class HuggingFaceTokenizer:
 
     kind = "hugging_face"
 
-    def __init__(self, path: Path) -> None:
-        self.path: Path | None = path
-        self._file = path / TOKENIZER_FILE if path.is_dir() else path
-        self._definition = _read_definition(self._file)
-        self.json: bytes = orjson.dumps(self._definition, option=orjson.OPT_SORT_KEYS)
-        """The definition in canonical form, without padding and truncation."""
-        self._added_tokens: list[dict[str, Any]] = self._definition.get("added_tokens") or []
-        settings = read_settings(self._file.parent)
-        self._check_settings(settings)
-        self.eod_id = self._role(settings, "eos_token") if settings else self._guess_eod()
-        self.bos_id = self._role(settings, "bos_token")
-        self.pad_id = self._role(settings, "pad_token")
+    def __init__(self, definition: Definition) -> None:
+        self.path: Path | None = definition.path
+        self.eod_id, self.bos_id, self.pad_id = definition.eod_id, definition.bos_id, definition.pad_id
+        self.origin = definition.origin
+        """What decided the ids, in words."""
+        self._definition = definition
+        self._content = definition.content
+        self._added_tokens: list[dict[str, Any]] = self._content["added_tokens"]
+        self._json = orjson.dumps(self._content, option=orjson.OPT_SORT_KEYS)
+
+    @property
+    def json(self) -> bytes | None:
+        """The definition in canonical form, without padding and truncation; None if it does not say everything."""
+        return None if self._definition.split_special_tokens else self._json
 
     @cached_property
     def backend(self) -> "Backend":
@@ -53,22 +51,26 @@ class HuggingFaceTokenizer:
         from tokenizers import Tokenizer as Backend
 
         try:
-            return Backend.from_buffer(self.json)
+            backend = Backend.from_buffer(self._json)
         except Exception as error:  # the library raises bare Exception
+            source = self._definition.original or self.path
             raise DataFormatError(
-                f"{self._file} is not a tokenizer that the tokenizers library can load: {error}"
+                f"{source} is not a tokenizer that the tokenizers library can load: {error}"
             ) from error
+        backend.encode_special_tokens = self._definition.split_special_tokens
+        return backend
 
     @cached_property
     def identity(self) -> str:
         """Hash of the canonical definition and the roles, blind to formatting, padding and truncation."""
         roles = orjson.dumps([self.eod_id, self.bos_id, self.pad_id])
-        return hash_identity(self.kind, self.json, roles)
+        splits = (b"split_special_tokens",) if self._definition.split_special_tokens else ()
+        return hash_identity(self.kind, self._json, roles, *splits)
 
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id, so that gaps in the vocabulary are no trap."""
-        vocabulary = self._definition["model"]["vocab"]
+        vocabulary = self._content["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         added = (token["id"] for token in self._added_tokens)
         return 1 + max(max(ids, default=-1), max(added, default=-1))
@@ -92,73 +94,26 @@ class HuggingFaceTokenizer:
         """Text with special tokens written out."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
+    def spell(self, token: int) -> str | None:
+        """The token as the vocabulary writes it."""
+        return self.backend.id_to_token(token)
+
     def save(self, folder: Path) -> None:
-        """Copy tokenizer.json and the files that give its tokens their roles."""
+        """Write tokenizer.json and what gives its tokens their roles, so that tokenizer.json alone decides."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (TOKENIZER_FILE, *_COMPANION_FILES):
-            source = self._file if name == TOKENIZER_FILE else self._file.parent / name
-            if source.is_file() and source.resolve() != (folder / name).resolve():
-                shutil.copyfile(source, folder / name)
-
-    def _role(self, settings: Mapping[str, Any], name: str) -> int | None:
-        value = settings.get(name)
-        content = value.get("content") if isinstance(value, dict) else value
-        return None if content is None else self._find_token(content)
-
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        """Refuse tokens that only the settings have: transformers would add them, and give other ids than these."""
-        added = settings.get("added_tokens_decoder")
-        tokens = [token.get("content") for token in added.values()] if isinstance(added, dict) else []
-        if missing := [token for token in tokens if token is not None and self._find_token(token) is None]:
-            folder = self._file.parent
-            raise DataFormatError(
-                f"{folder / SETTINGS_FILES[0]} adds tokens that {self._file.name} lacks: {', '.join(missing[:5])}",
-                hint=f"transformers' AutoTokenizer.from_pretrained('{folder}').save_pretrained(DIR) writes all of them",
-            )
-
-    def _guess_eod(self) -> int | None:
-        found = (self._find_token(content) for content in _USUAL_EOD)
-        return next((token for token in found if token is not None), None)
-
-    def _find_token(self, content: str) -> int | None:
-        for token in self._added_tokens:
-            if token["content"] == content:
-                return int(token["id"])
-        vocabulary = self._definition["model"]["vocab"]
-        if isinstance(vocabulary, dict):
-            return vocabulary.get(content)
-        return next((index for index, (piece, _score) in enumerate(vocabulary) if piece == content), None)
+        definition = self._definition
+        for file in definition.companions:
+            _copy(file, folder / file.relative_to(definition.folder))
+        if definition.original is None:
+            (folder / TOKENIZER_FILE).write_bytes(self._json)
+        else:
+            _copy(definition.original, folder / TOKENIZER_FILE)
+        if definition.settings is not None:
+            settings = json.dumps(definition.settings, indent=2, ensure_ascii=False)
+            (folder / CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Settings of a Hugging Face folder: tokenizer_config.json over special_tokens_map.json.
-
-    Raises:
-        DataFormatError: One of them is not a JSON object.
-    """
-    settings: dict[str, Any] = {}
-    for name in reversed(SETTINGS_FILES):
-        file = folder / name
-        if file.is_file():
-            settings |= {key: value for key, value in _read_object(file).items() if value is not None}
-    return settings
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = orjson.loads(file.read_bytes())
-    except OSError as error:
-        raise DataFormatError(f"{file} cannot be read: {error.strerror}") from error
-    except orjson.JSONDecodeError as error:
-        raise DataFormatError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataFormatError(f"{file} holds a {type(content).__name__}, expected a JSON object")
-    return content
-
-
-def _read_definition(file: Path) -> dict[str, Any]:
-    definition = _read_object(file)
-    model = definition.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
-        raise DataFormatError(f"{file} is not a tokenizer.json: it has no model with a vocabulary")
-    return definition | {"padding": None, "truncation": None}
+def _copy(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)

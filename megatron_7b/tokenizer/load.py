@@ -10,8 +10,10 @@ from megatron_7b.tokenizer.byte_level import MARKER_FILE, ByteTokenizer
 type TokenizerKind = Literal["hugging_face", "sentencepiece", "tiktoken", "bytes"]
 
 _EXPECTED = (
-    "expected a Hugging Face folder, tokenizer.json, a SentencePiece .model, a .tiktoken file, or the word bytes"
+    "expected a Hugging Face folder, tokenizer.json, a SentencePiece .model, a .tiktoken file, a folder of vocab.json "
+    "and merges.txt or of vocab.txt, or the word bytes"
 )
+_VOCABULARIES = ("*.model", "*.tiktoken", "vocab.json", "vocab.txt", "merges.txt", "tekken.json")
 
 
 def load_tokenizer(path: str | Path, *, kind: TokenizerKind | None = None) -> Tokenizer:
@@ -19,7 +21,8 @@ def load_tokenizer(path: str | Path, *, kind: TokenizerKind | None = None) -> To
 
     Args:
         path: A Hugging Face folder, a tokenizer.json, a SentencePiece model, a tiktoken rank file, a folder that holds
-            one of these, or the word `bytes`.
+            one of these or GPT-2's or BERT's vocabulary files, or the word `bytes`. What a Hugging Face folder declares
+            beside a SentencePiece model or rank file counts only if the folder is named, not the file.
         kind: Overrides what the files look like.
 
     Raises:
@@ -35,13 +38,35 @@ def load_tokenizer(path: str | Path, *, kind: TokenizerKind | None = None) -> To
             hint="nothing is fetched from a hub: `hf download NAME --include 'tokenizer*' --local-dir DIR` does; "
             "`megatron-7b tokenizer train` makes a new one",
         )
-    file = path if path.is_file() else _find_file(path, kind)
-    return _load_file(path, file, kind or _detect_kind(file))
+    if path.is_file():
+        return _load_file(path, kind or _detect_kind(path))
+    return _load_folder(path, kind)
+
+
+def _load_folder(folder: Path, kind: TokenizerKind | None) -> Tokenizer:
+    """Load a folder: a Hugging Face one if it has a tokenizer.json or what transformers declares a tokenizer by."""
+    if kind in (None, "hugging_face"):
+        from megatron_7b.tokenizer.hf_folder import is_hugging_face_folder, open_other_files, open_tokenizer_json
+        from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer
+        from megatron_7b.tokenizer.vocabulary_files import open_vocabulary_folder
+
+        if (folder / "tokenizer.json").is_file():
+            return HuggingFaceTokenizer(open_tokenizer_json(folder))
+        if _has_vocabulary(folder) and is_hugging_face_folder(folder):
+            return HuggingFaceTokenizer(open_other_files(folder))
+        if (definition := open_vocabulary_folder(folder)) is not None:
+            return HuggingFaceTokenizer(definition)
+    file = _find_file(folder, kind)
+    return _load_file(file, kind or _detect_kind(file))
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in _VOCABULARIES)
 
 
 def _find_file(folder: Path, kind: TokenizerKind | None) -> Path:
     endings = {"hugging_face": ["tokenizer.json"], "sentencepiece": ["*.model"], "tiktoken": ["*.tiktoken", "*.model"]}
-    for pattern in endings.get(kind or "", ["tokenizer.json", MARKER_FILE, "*.model", "*.tiktoken"]):
+    for pattern in endings.get(kind or "", [MARKER_FILE, "*.model", "*.tiktoken"]):
         found = sorted(folder.glob(pattern))
         if len(found) > 1:
             raise DataFormatError(
@@ -50,13 +75,7 @@ def _find_file(folder: Path, kind: TokenizerKind | None) -> Path:
             )
         if found:
             return found[0]
-    hint = None
-    if any((folder / name).is_file() for name in ("vocab.json", "vocab.txt", "added_tokens.json")):
-        hint = (
-            f'an older Hugging Face folder: `python -c "from transformers import AutoTokenizer as T; '
-            f"T.from_pretrained('{folder}').save_pretrained('DIR')\"` writes a tokenizer.json"
-        )
-    raise PathError(f"no tokenizer in {folder}, {_EXPECTED}", hint=hint)
+    raise PathError(f"no tokenizer in {folder}, {_EXPECTED}")
 
 
 def _detect_kind(file: Path) -> TokenizerKind:
@@ -73,12 +92,13 @@ def _detect_kind(file: Path) -> TokenizerKind:
     return "sentencepiece"
 
 
-def _load_file(path: Path, file: Path, kind: TokenizerKind) -> Tokenizer:
+def _load_file(file: Path, kind: TokenizerKind) -> Tokenizer:
     match kind:
         case "hugging_face":
-            from megatron_7b.tokenizer.hugging_face import TOKENIZER_FILE, HuggingFaceTokenizer
+            from megatron_7b.tokenizer.hf_folder import open_tokenizer_json
+            from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer
 
-            return HuggingFaceTokenizer(path if file.name == TOKENIZER_FILE and path.is_dir() else file)
+            return HuggingFaceTokenizer(open_tokenizer_json(file))
         case "sentencepiece":
             from megatron_7b.tokenizer.sentence_piece import SentencePieceTokenizer
 

@@ -20,6 +20,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path) -> None:
         self.path: Path | None = path
+        self.origin = "the SentencePiece model alone"
         self._content = path.read_bytes()
         try:
             self._processor = SentencePieceProcessor(model_proto=self._content)
@@ -61,6 +62,11 @@ class SentencePieceTokenizer:
         """Text of the ids; control tokens give nothing."""
         text: str = self._processor.decode(list(ids))
         return text
+
+    def spell(self, token: int) -> str | None:
+        """The piece."""
+        piece: str | None = self._processor.id_to_piece(token) if 0 <= token < self.vocab_size else None
+        return piece
 
     def save(self, folder: Path) -> None:
         """Copy the model file."""

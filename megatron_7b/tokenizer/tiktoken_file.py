@@ -47,6 +47,7 @@ class TiktokenTokenizer:
 
     def __init__(self, path: Path) -> None:
         self.path: Path | None = path
+        self.origin = "the tiktoken ranks and their settings"
         self._content = path.read_bytes()
         ranks = parse_ranks(self._content, path)
         self.settings = _load_settings(path, len(ranks))
@@ -93,6 +94,10 @@ class TiktokenTokenizer:
         except KeyError:
             return b""
         return content
+
+    def spell(self, token: int) -> str | None:
+        """The token's text; bytes that are not UTF-8 become U+FFFD."""
+        return self.token_bytes(token).decode(errors="replace") or None
 
     def save(self, folder: Path) -> None:
         """Write the rank file, and beside it the settings spelled out."""

@@ -308,8 +308,8 @@ def test_mistakes_are_reported_together_before_any_work(tmp_path: Path) -> None:
     ("flags", "problem"),
     [
         (["--partitions", "4", "--keep-sequential-samples", "--tokenizer-hf-no-include-special-tokens"], None),
-        (["--vocab-file", "v.json", "--merge-file=m.txt"], "--merge-file is not taken here: a tokenizer is a folder"),
-        (["--tokenizer-type", "GPT2BPETokenizer"], "'GPT2BPETokenizer' is not taken here: a tokenizer is a folder"),
+        (["--vocab-file", "v.json", "--merge-file=m.txt"], "--tokenizer-model bytes and --vocab-file"),
+        (["--tokenizer-type", "NullTokenizer"], "'NullTokenizer' is not taken here: text is tokenized here"),
         (["--tokenizer-type", "gpt"], "expected one of auto, hugging_face"),
         (["--dataset-impl", "mmap"], "--dataset-impl is not taken here: mmap is the only format"),
         (["--workres", "2"], "unrecognized arguments: --workres 2"),
