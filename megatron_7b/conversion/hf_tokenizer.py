@@ -67,7 +67,8 @@ def give_back_tokenizer(carried: Path, folder: Path, *, model_max_length: int | 
     """Write a checkpoint's tokenizer into a folder such that transformers' AutoTokenizer gives the ids that it gives.
 
     Its files stay as they are wherever that does it. Otherwise tokenizer_config.json names the class that runs
-    tokenizer.json as it stands, and a tokenizer of another kind is written as a tokenizer.json.
+    tokenizer.json as it stands, and a tokenizer of another kind, or one that its class rebuilds, is written as a
+    tokenizer.json.
 
     Args:
         carried: The tokenizer that the checkpoint carries.
@@ -102,14 +103,25 @@ def give_back_tokenizer(carried: Path, folder: Path, *, model_max_length: int | 
 def _write_forms(tokenizer: Tokenizer, folder: Path, settings: Mapping[str, object]) -> Iterator[None]:
     """Write the forms that a tokenizer may have in a folder, each when it is asked for, the least changed one first."""
     yield
-    while True:
-        for changes in (_AS_IT_STANDS, _AS_IT_STANDS_IN_EVERY_FAMILY):
-            if changes.items() - settings.items():
-                write_json(folder / SETTINGS_FILE, {**settings, **changes})
-                yield
-        if (folder / TOKENIZER_JSON).is_file():
-            return
+    yield from _write_classes(folder, settings)
+    if tokenizer.kind == "hugging_face":  # its ids are not those of the files as they stand: a class rebuilds it
+        tokenizer.save(folder)
+        length = {key: value for key, value in settings.items() if key == "model_max_length"}
+        settings = {**_settings(folder), **length}
+        write_json(folder / SETTINGS_FILE, settings)
+        yield
+    elif not (folder / TOKENIZER_JSON).is_file():
         settings = {**write_tokenizer_json(tokenizer, folder), **settings}
+    else:
+        return
+    yield from _write_classes(folder, settings)
+
+
+def _write_classes(folder: Path, settings: Mapping[str, object]) -> Iterator[None]:
+    for changes in (_AS_IT_STANDS, _AS_IT_STANDS_IN_EVERY_FAMILY):
+        if changes.items() - settings.items():
+            write_json(folder / SETTINGS_FILE, {**settings, **changes})
+            yield
 
 
 def gives_same_ids(tokenizer: Tokenizer, folder: Path) -> bool:

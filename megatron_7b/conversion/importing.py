@@ -11,11 +11,9 @@ from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.companions import gather_companions
 from megatron_7b.conversion.folder_reader import HuggingFaceFolder
 from megatron_7b.conversion.hf_config import from_hugging_face_config
-from megatron_7b.conversion.hf_tokenizer import gives_same_ids
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
-from megatron_7b.errors import ConversionError
 from megatron_7b.model.fitting import check_conversion
 from megatron_7b.runtime.logs import loading
 from megatron_7b.runtime.output_paths import check_new_folder
@@ -105,19 +103,14 @@ def _gather(source: Path, target: Path, vocab_size: int, report: Report) -> Comp
     if gathered.companions.tokenizer is None:
         report("warning", f"{source} has no tokenizer, so the checkpoint carries none")
         return gathered.companions
-    tokenizer = load_tokenizer(gathered.companions.tokenizer)
+    tokenizer = load_tokenizer(source)
+    if load_tokenizer(gathered.companions.tokenizer).identity != tokenizer.identity:
+        tokenizer.save(gathered.companions.tokenizer)  # config.json, which is not beside it there, has a say in its ids
+    if tokenizer.kind == "hugging_face" and tokenizer.origin != "tokenizer.json":
+        report("tokens", f"the ids are those of {tokenizer.origin}")
     if tokenizer.vocab_size > vocab_size:
         last = tokenizer.vocab_size - 1
         report("warning", f"the tokenizer has ids up to {last}, the model embeddings for {vocab_size} tokens")
-    try:
-        if not gives_same_ids(tokenizer, source):
-            report(
-                "warning",
-                f"transformers' AutoTokenizer gives text other ids than the files in {source} say: it puts splitting "
-                "rules of its own in their place. Training here and exports keep to the files",
-            )
-    except ConversionError as error:
-        report("warning", str(error))
     return gathered.companions
 
 

@@ -90,7 +90,10 @@ def _find_difference(tokenizer: Any, definition: Mapping[str, Any], *, split_spe
     backend = Backend.from_str(json.dumps(definition))
     backend.encode_special_tokens = split_special_tokens
     for text in build_text_probes([str(token["content"]) for token in definition["added_tokens"]]):
-        if tokenizer.encode(text, add_special_tokens=False) != backend.encode(text, add_special_tokens=False).ids:
+        if (
+            tokenizer.encode(text, add_special_tokens=False, verbose=False)
+            != backend.encode(text, add_special_tokens=False).ids
+        ):
             return text
     return None
 

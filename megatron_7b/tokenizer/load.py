@@ -45,7 +45,8 @@ def load_tokenizer(path: str | Path, *, kind: TokenizerKind | None = None) -> To
 
 def _load_folder(folder: Path, kind: TokenizerKind | None) -> Tokenizer:
     """Load a folder: a Hugging Face one if it has a tokenizer.json or what transformers declares a tokenizer by."""
-    if kind in (None, "hugging_face"):
+    # An export of our byte tokenizer has a tokenizer.json too, for other readers.
+    if kind == "hugging_face" or (kind is None and not (folder / MARKER_FILE).is_file()):
         from megatron_7b.tokenizer.hf_folder import is_hugging_face_folder, open_other_files, open_tokenizer_json
         from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer
         from megatron_7b.tokenizer.vocabulary_files import open_vocabulary_folder
