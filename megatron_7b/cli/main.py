@@ -8,6 +8,7 @@ import ast
 import difflib
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Any other exception is a bug of ours and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # text in a script that the terminal's encoding lacks ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     join_launcher()
     try:
         return _exit_code(arguments)

@@ -1,6 +1,7 @@
 """The dispatcher as users meet it: real processes for what is promised about time, streams and exit codes."""
 
 import errno
+import os
 import subprocess
 import sys
 
@@ -103,6 +104,17 @@ def test_help_answers_at_once_without_torch(command):
     assert result.returncode == 0, result.stderr
     assert "usage: megatron-7b" in result.stdout
     assert float(result.stderr.split()[-1]) < 1.0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_text_that_the_terminal_cannot_show_ends_nothing(tmp_path, encoding):
+    (tmp_path / "c.jsonl").write_text('{"text": "国家"}\n', encoding="utf-8")
+    flags = ["--input", tmp_path / "c.jsonl", "--output-prefix", tmp_path / "c", "--tokenizer-model", "bytes"]
+    assert main(["preprocess", *map(str, flags)]) == 0
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    result = run("data", "show", str(tmp_path / "c_text_document"), env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "\\u56fd\\u5bb6" in result.stdout
 
 
 def test_version(capsys):
