@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, override
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from megatron_7b.config import config_to_dict
 from megatron_7b.config.schema import RunConfig
@@ -33,6 +33,10 @@ CLOSING_SECONDS = 60.0
 
 SECONDS_BETWEEN_LINES = 60.0
 """A log in which nothing appears for longer looks like a run that hangs."""
+
+
+WIDE_COLUMNS = 140
+"""Width of a terminal on which a line has room for all figures of a step; a narrower one shows the most important."""
 
 
 class Sink:
@@ -212,22 +216,29 @@ class ProgressLine(Sink):
 
     def __init__(self, *, resumed_step: int, train_steps: int) -> None:
         self._pace = Pace(resumed_step, train_steps)
+        self._train_steps = train_steps
         self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[figures]}"),
             console=console,
             refresh_per_second=4,
         )
-        self._task = self._progress.add_task("", total=train_steps, completed=resumed_step, figures="")
+        self._task = self._progress.add_task(
+            f"step {resumed_step}/{train_steps}", total=train_steps, completed=resumed_step, figures=""
+        )
         self._progress.start()
 
     @override
     def write_step(self, metrics: StepMetrics) -> None:
-        figures = f"{_figures(metrics)} · ETA {self._pace.remaining(metrics.step)}"
-        self._progress.update(self._task, completed=metrics.step, figures=figures)
+        speed = f"{format_count(metrics.tokens_per_second)} tok/s"
+        figures = _figures(metrics) if console.width >= WIDE_COLUMNS else f"loss {metrics.loss:.4f} · {speed}"
+        self._progress.update(
+            self._task,
+            completed=metrics.step,
+            description=f"step {metrics.step}/{self._train_steps}",
+            figures=f"{figures} · ETA {self._pace.remaining(metrics.step)}",
+        )
 
     @override
     def close(self) -> None:
