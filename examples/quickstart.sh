@@ -18,7 +18,8 @@ if [ -x .venv/bin/python ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 # Libraries' notes on what is not installed, and their progress bars, would hide the commands.
 export PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_OFFLINE=1
 # Commands end with this script, even if it is killed: a training that is left running would hold its run folder.
-export MEGATRON_7B_LAUNCHER_PID=$$
+GUARD=()
+if setpriv --pdeathsig KILL true 2>/dev/null; then GUARD=(setpriv --pdeathsig KILL); fi
 
 FRESH=""
 if [ "${1:-}" = --fresh ]; then
@@ -105,7 +106,7 @@ show() {
 }
 run() {
     show "$@"
-    "$@"
+    "${GUARD[@]}" "$@"
 }
 
 # --------------------------------------------------------------------------------------------------- the folder of the run
@@ -189,7 +190,7 @@ if begin tensor "Training with tensor parallelism on two processes; half-way a S
     if [ "$(newest_checkpoint)" -lt "$STOP_AT" ]; then # else killed between saving and noting it
         show "${PRETRAIN[@]}" "${TENSOR[@]}"
         former=$(metrics_file) # a start replaces the file by the steps up to its checkpoint
-        "${PRETRAIN[@]}" "${TENSOR[@]}" &
+        "${GUARD[@]}" "${PRETRAIN[@]}" "${TENSOR[@]}" &
         trainer=$!
         until [ "$(metrics_file)" != "$former" ] && [ "$(steps_done)" -ge "$STOP_AT" ]; do
             kill -0 $trainer 2>/dev/null || break
@@ -221,7 +222,7 @@ fi
 if begin ours "Text from the training checkpoint"; then
     words=(megatron-7b generate --checkpoint "$OUT/run/checkpoints/latest" --prompt "$PROMPT" --max-new-tokens 24 --greedy)
     show "${words[@]}"
-    "${words[@]}" | tee "$OUT/ours.txt"
+    "${GUARD[@]}" "${words[@]}" | tee "$OUT/ours.txt"
     end ours
 fi
 
@@ -229,7 +230,7 @@ if begin transformers "Text from the converted folder, by transformers"; then
     words=(python -c "from transformers import pipeline; \
 print(pipeline('text-generation', '$OUT/hf')('$PROMPT', max_new_tokens=24, do_sample=False)[0]['generated_text'])")
     show "${words[@]}"
-    "${words[@]}" | tee "$OUT/transformers.txt"
+    "${GUARD[@]}" "${words[@]}" | tee "$OUT/transformers.txt"
     end transformers
 fi
 

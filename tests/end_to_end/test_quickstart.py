@@ -2,14 +2,17 @@
 
 import json
 import math
+import os
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.assets import REPOSITORY
+from tests.support.assets import REPOSITORY, asset
 
 SCRIPT = REPOSITORY / "examples" / "quickstart.sh"
 PLAN = REPOSITORY / "examples" / "quickstart_plan.py"
@@ -55,6 +58,55 @@ def test_the_plan_is_written_for_the_next_start(tmp_path: Path) -> None:
         "START_SECONDS": "10",
         "TRAINING_SECONDS": "150",
     }
+
+
+def start(folder: Path) -> "subprocess.Popen[str]":
+    """Start the quickstart in a process group of its own, as a terminal does."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        [SCRIPT, folder],
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a test run in the background ignores
+    )
+
+
+def read_until(process: "subprocess.Popen[str]", text: str) -> str:
+    """Return what was printed up to the line with a text."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"no {text!r} in\n{said}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_killed_and_interrupted_it_continues_with_what_is_done(tmp_path: Path) -> None:
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "text").write_text("1\n")
+    shutil.copy(asset("sotu.jsonl"), tmp_path)
+
+    killed = start(tmp_path)
+    read_until(killed, "$ megatron-7b tokenizer train")
+    killed.kill()  # the script alone: what it has started must not be left behind
+    assert killed.wait() == -signal.SIGKILL
+    assert killed.stdout is not None
+    killed.stdout.read()  # ends when nobody is left who could write
+    assert not (tmp_path / "tokenizer" / "tokenizer.json").exists()
+
+    interrupted = start(tmp_path)
+    said = read_until(interrupted, "How fast is this machine?")
+    assert "1/9 Real text: the State of the Union speeches, as JSON lines: done" in said
+    os.killpg(interrupted.pid, signal.SIGINT)
+    assert "quickstart: not finished (exit code 130); the same command continues" in interrupted.communicate()[0]
+    assert interrupted.returncode == 130
+    assert {path.name for path in (tmp_path / "done").iterdir()} == {"text", "tokenizer", "tokens"}
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
