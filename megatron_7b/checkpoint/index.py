@@ -1,8 +1,9 @@
 """Torch's `.metadata`: which tensors a folder holds, and where in its files they lie.
 
-The file is a pickle, and a pickle can call whatever it names. This reader knows the few names that torch's own files
-have, and builds inert records for them: nothing that a file names is ever imported or called. What the records say is
-then checked before anyone uses it: files with a record, sections inside them, chunks that make up their tensor.
+The file is a pickle, and a pickle can call whatever it names. This reader knows the few opcodes and names that torch's
+own files have, and builds inert records for the names: nothing that a file names is ever imported or called. What the
+records say is then checked before anyone uses it: files with a record, sections inside them, chunks that make up their
+tensor.
 """
 
 import io
@@ -10,7 +11,7 @@ import math
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -122,7 +123,19 @@ _DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):  # noqa: S301  # because it imports nothing
+_OPCODES = (
+    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET),
+    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1),
+    *(pickle.SHORT_BINUNICODE, pickle.BINUNICODE, pickle.EMPTY_TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    *(pickle.TUPLE, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.SETITEM),
+    *(pickle.SETITEMS, pickle.STACK_GLOBAL, pickle.NEWOBJ, pickle.REDUCE, pickle.BUILD),
+)
+"""What an index is written with. Among the others are those that ask for any amount of memory in a few bytes."""
+
+
+class _Unpickler(pickle._Unpickler):  # the one in Python, because the one in C knows all opcodes
+    dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch", "Size"):
             return tuple
@@ -148,7 +161,7 @@ class _Checked:
         objects: dict[str, Section] = {}
         for name, entry in _items(fields, "state_dict_metadata"):
             if not isinstance(name, str):
-                raise IndexFormatError(f"a tensor is called {name!r:.60}")
+                raise IndexFormatError(f"a tensor has a {type(name).__name__} for a name")
             if type(entry) is _RECORDS[f"{_PACKAGE}.metadata", "BytesStorageMetadata"]:
                 objects[name] = self._section(name, None)
             else:
@@ -158,9 +171,9 @@ class _Checked:
     def _add_section(self, key: Mapping[str, object], place: Mapping[str, object]) -> None:
         name, offset = key.get("fqn"), key.get("offset")
         file, start, length = place.get("relative_path"), place.get("offset"), place.get("length")
-        if not isinstance(name, str) or not (type(start) is type(length) is int):
-            raise IndexFormatError(f"{name!r:.60} has no place in a file")
-        if not isinstance(file, str) or file not in self._files:
+        if not isinstance(name, str) or not isinstance(file, str) or not (type(start) is type(length) is int):
+            raise IndexFormatError(f"a part of {name if isinstance(name, str) else 'a tensor'} has no place in a file")
+        if file not in self._files:
             raise IndexFormatError(f"{name} lies in {file!r:.200}, which has no record in checkpoint.json")
         assert isinstance(start, int)
         assert isinstance(length, int)
@@ -203,7 +216,7 @@ class _Checked:
 def _fields(record: object, name: str) -> Mapping[str, object]:
     state = record.state if isinstance(record, _Record) and type(record).__name__ == name else None
     if not isinstance(state, dict):
-        raise IndexFormatError(f"it holds {record!r:.60} instead of a {name}")
+        raise IndexFormatError(f"it holds a {type(record).__name__} instead of a {name}")
     return state
 
 
@@ -216,5 +229,5 @@ def _items(fields: Mapping[str, object], name: str) -> Iterator[tuple[Any, Any]]
 
 def _shape(name: str, value: object) -> Shape:
     if type(value) is not tuple or any(type(size) is not int or size < 0 for size in value):
-        raise IndexFormatError(f"{name} has a shape or an offset {value!r:.60}")
+        raise IndexFormatError(f"{name} has a shape or an offset that is no tuple of natural numbers")
     return value
