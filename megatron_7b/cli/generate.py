@@ -1,27 +1,33 @@
 """`megatron-7b generate`: text from a training checkpoint, of any layout, at any layout.
 
     megatron-7b generate --checkpoint RUN/checkpoints/latest --prompt "The state of the union" --max-new-tokens 20
+    megatron-7b generate --checkpoint CHAT_MODEL --chat --system "Be brief." --prompt "Who are you?"
 
 A single text appears as it is generated; of several, each when it is complete.
 """
 
 import argparse
+import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_7b.checkpoint import tokenizer_path
+from megatron_7b.checkpoint import Companions, tokenizer_path
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
-from megatron_7b.cli.generated_text import Prompt, print_texts
+from megatron_7b.cli.generated_text import print_texts
 from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.cli.ranks import smallest_world_size
 from megatron_7b.errors import CheckpointError, ConfigError
+from megatron_7b.generation.prompts import Prompt, encode_prompt
+from megatron_7b.generation.settings import GenerationSettings, read_generation_settings
 from megatron_7b.runtime.logs import configure_logging
 from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from megatron_7b.generation.requests import GenerationRequest
+    from megatron_7b.generation.sampling import SamplingOptions
 
 SUMMARY = "continue a text with a checkpoint"
 
@@ -39,13 +45,14 @@ def main(argv: list[str]) -> int:
     command = CheckpointCommand.read(parse_arguments(_parser(), argv), _REQUIREMENTS)
     flags = command.command_line.flags
     tokenizer = _load_tokenizer(flags, command.folder)
-    prompts = [_encode(prompt, tokenizer, add_bos=flags.add_bos) for prompt in _read_prompts(flags)]
+    settings = read_generation_settings(Companions.of(command.folder).hugging_face)
+    prompts = _read_chat(flags, tokenizer) if _is_chat(flags) else _read_prompts(flags, tokenizer)
     if command.layout.dp_size > 1:
         raise ConfigError(
             f"{command.world_size} ranks hold more than one copy of the model",
             hint=f"generation takes --nproc {smallest_world_size(command.config.parallel)}",
         )
-    return _generate(command, tokenizer, prompts) if command.runs_here else command.launch("generate", argv)
+    return _generate(command, tokenizer, settings, prompts) if command.runs_here else command.launch("generate", argv)
 
 
 def _parser() -> Parser:
@@ -55,21 +62,39 @@ def _parser() -> Parser:
     )
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="file with one more prompt, all of its text")
     parser.add_argument("--tokenizer", type=Path, help="instead of the one that the checkpoint carries")
-    parser.add_argument("--add-bos", action="store_true", help="begin prompts with the tokenizer's bos token")
+    parser.add_argument(
+        "--add-bos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="begin prompts with the tokenizer's bos token; default: as transformers does with this tokenizer",
+    )
     parser.add_argument(
         "--max-new-tokens",
         type=int,
         metavar="N",
         help=f"the text ends here at the latest; default: {_MAX_NEW_TOKENS}, or what the context leaves",
     )
-    parser.add_argument("--ignore-eod", action="store_true", help="go on after an end-of-document token")
+    parser.add_argument(
+        "--ignore-eod", "--ignore-eos", action="store_true", help="continue after the tokens that end a text"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    chat = parser.add_argument_group("chat")
+    chat.add_argument(
+        "--chat", action="store_true", help="prompts are messages of a user, put into the tokenizer's chat template"
+    )
+    chat.add_argument("--system", metavar="TEXT", help="system message that a chat begins with")
+    chat.add_argument(
+        "--messages", type=Path, metavar="FILE", help="JSON file with the messages before the prompt, or all of them"
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--greedy", action="store_true", help="always take the most probable token")
-    sampling.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable tokens; default: all")
     sampling.add_argument(
-        "--top-p", type=float, metavar="P", help="draw from the most probable tokens that share P; default: all"
+        "--temperature", type=float, metavar="T", help="0 is greedy; default: as generation_config.json says, else 1"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K most probable tokens")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="draw from the most probable tokens that share P")
+    sampling.add_argument(
+        "--repetition-penalty", type=float, metavar="R", help="above 1: tokens that the text has become less probable"
     )
     sampling.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text")
     sampling.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts per prompt")
@@ -83,33 +108,51 @@ def _load_tokenizer(flags: argparse.Namespace, folder: Path) -> Tokenizer:
     return load_tokenizer(path)
 
 
-def _read_prompts(flags: argparse.Namespace) -> list[str]:
-    prompts: list[str] = list(flags.prompt)
+def _is_chat(flags: argparse.Namespace) -> bool:
+    return bool(flags.chat or flags.system is not None or flags.messages is not None)
+
+
+def _read_prompts(flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
+    texts = _read_texts(flags)
+    if not texts:
+        raise ConfigError("there is nothing to continue", hint='give --prompt "TEXT" or --prompt-file FILE')
+    return [encode_prompt(text, tokenizer, add_bos=flags.add_bos) for text in texts]
+
+
+def _read_chat(flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
+    """Return one conversation per text that was given, or the one of --messages."""
+    from megatron_7b.generation.chat import ChatTemplate, Conversation, read_conversation
+
+    if flags.add_bos is not None:
+        raise ConfigError("--add-bos and --no-add-bos do not go with a chat: its template says how it begins")
+    template = ChatTemplate(tokenizer)
+    start = read_conversation(flags.messages) if flags.messages is not None else Conversation(())
+    messages = list(start.messages)
+    if flags.system is not None:
+        if messages and messages[0].get("role") == "system":
+            raise ConfigError("--system is set, but --messages begins with a system message already")
+        messages.insert(0, {"role": "system", "content": flags.system})
+    questions = [[{"role": "user", "content": text}] for text in _read_texts(flags)]
+    if not questions and flags.messages is None:
+        raise ConfigError("there is nothing to answer", hint='give --prompt "TEXT" or --messages FILE')
+    return [
+        template.encode(dataclasses.replace(start, messages=[*messages, *question])) for question in questions or [[]]
+    ]
+
+
+def _read_texts(flags: argparse.Namespace) -> list[str]:
+    texts: list[str] = list(flags.prompt)
     if flags.prompt_file is not None:
         try:
-            prompts.append(flags.prompt_file.read_text(encoding="utf-8"))
+            texts.append(flags.prompt_file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompt-file {flags.prompt_file} cannot be read: {error}") from error
-    if not prompts:
-        raise ConfigError("there is nothing to continue", hint='give --prompt "TEXT" or --prompt-file FILE')
-    return prompts
+    return texts
 
 
-def _encode(text: str, tokenizer: Tokenizer, *, add_bos: bool) -> Prompt:
-    """Return the tokens of a prompt; an empty one begins a document, as one does in training: behind another's end."""
-    if add_bos and tokenizer.bos_id is None:
-        raise ConfigError("--add-bos is set, but the tokenizer has no bos token")
-    bos = (tokenizer.bos_id,) if add_bos and tokenizer.bos_id is not None else ()
-    ids = (*bos, *tokenizer.encode(text))
-    if not ids:
-        beginning = tokenizer.eod_id if tokenizer.eod_id is not None else tokenizer.bos_id
-        if beginning is None:
-            raise ConfigError("the prompt is empty, and the tokenizer has no token that begins a document")
-        ids = (beginning,)
-    return Prompt(text, ids)
-
-
-def _generate(command: CheckpointCommand, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> int:
+def _generate(
+    command: CheckpointCommand, tokenizer: Tokenizer, settings: GenerationSettings, prompts: Sequence[Prompt]
+) -> int:
     """Generate on this rank, and print on the main one."""
     flags, config = command.command_line.flags, command.config
     configure_logging(int(os.environ.get("RANK", "0")))  # before libraries are imported that warn while they load
@@ -117,13 +160,18 @@ def _generate(command: CheckpointCommand, tokenizer: Tokenizer, prompts: Sequenc
     from megatron_7b.generation.engine import GenerationEngine
 
     context = config.model.max_position_embeddings
-    requests = _requests(prompts, flags, context)
+    options, applied = _sampling(flags, settings)
+    requests = _requests(prompts, flags, options, settings, context)
+    # What ends a document in training ends a text, and what the imported folder says does too.
+    ends = settings.stop_ids if tokenizer.eod_id is None else settings.stop_ids | {tokenizer.eod_id}
     with (
         opened_model(command.folder, config, fp32_on_cpu=command.fp32_on_cpu) as model,
-        GenerationEngine(model.only_chunk, eod_id=tokenizer.eod_id, max_length=context) as engine,
+        GenerationEngine(model.only_chunk, stop_ids=ends, max_length=context) as engine,
     ):
         tokens = engine.generate(requests)
         if model.layout.is_main:
+            if note := settings.describe(applied):
+                print(note, file=sys.stderr)
             print_texts(tokens, tokenizer, prompts, num_samples=flags.num_samples, as_json=flags.json)
         else:
             for _ in tokens:  # every rank takes every step
@@ -131,19 +179,37 @@ def _generate(command: CheckpointCommand, tokenizer: Tokenizer, prompts: Sequenc
     return 0
 
 
-def _requests(prompts: Sequence[Prompt], flags: argparse.Namespace, context: int) -> "list[GenerationRequest]":
+def _sampling(flags: argparse.Namespace, settings: GenerationSettings) -> "tuple[SamplingOptions, set[str]]":
+    """Return how tokens are chosen, and which defaults of the settings are applied: those that no flag replaces."""
+    from megatron_7b.generation.sampling import SamplingOptions
+
+    given = {name: getattr(flags, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
+    if flags.greedy:
+        given["temperature"] = 0.0
+    given = {name: value for name, value in given.items() if value is not None}
+    applied = {name for name in settings.defaults if name not in given}
+    if flags.max_new_tokens is not None:
+        applied.discard("max_new_tokens")
+    values = {name: settings.defaults[name] for name in applied if name != "max_new_tokens"} | given
+    return SamplingOptions(**values, seed=flags.seed), applied
+
+
+def _requests(
+    prompts: Sequence[Prompt],
+    flags: argparse.Namespace,
+    options: "SamplingOptions",
+    settings: GenerationSettings,
+    context: int,
+) -> "list[GenerationRequest]":
     """Return the samples of the first prompt, then those of the second, and so on, all within the context."""
     from megatron_7b.generation.requests import GenerationRequest
-    from megatron_7b.generation.sampling import SamplingOptions
 
     if flags.num_samples < 1:
         raise ConfigError(f"--num-samples is {flags.num_samples}, expected at least 1")
-    options = SamplingOptions(
-        temperature=0.0 if flags.greedy else flags.temperature, top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed
-    )
+    wanted = int(settings.defaults.get("max_new_tokens", _MAX_NEW_TOKENS))
     requests = []
     for prompt in prompts:
-        as_many_as_fit = max(1, min(_MAX_NEW_TOKENS, context - len(prompt.ids)))
+        as_many_as_fit = max(1, min(wanted, context - len(prompt.ids)))
         for index in range(flags.num_samples):
             request = GenerationRequest(
                 prompt_ids=prompt.ids,

@@ -4,21 +4,13 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from megatron_7b.generation.prompts import Prompt
 from megatron_7b.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from megatron_7b.generation.requests import GeneratedToken
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text to be continued, and its tokens."""
-
-    text: str
-    ids: tuple[int, ...]
 
 
 class _Sample:
@@ -28,13 +20,14 @@ class _Sample:
         from megatron_7b.generation.text_stream import text_stream
 
         self.prompt = prompt
+        self.shown_prompt = "" if prompt.is_chat else prompt.text
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
         self._stream = text_stream(tokenizer, prompt.ids)
 
     def add(self, token: "GeneratedToken") -> str:
-        """Take a token and return the text that it completes; an end-of-document token that ends the text has none."""
+        """Take a token and return the text that it completes; a token that ends the text has none."""
         self.ids.append(token.token_id)
         self.finish_reason = token.finish_reason
         piece = "" if token.finish_reason == "eod" else self._stream.add(token.token_id)
@@ -75,7 +68,7 @@ def print_texts(
     clock = _Clock()
     num_printed = 0
     if is_streamed:
-        _write(samples[0].prompt.text)
+        _write(samples[0].shown_prompt)
     for token in tokens:
         clock.count()
         piece = samples[token.request].add(token)
@@ -86,7 +79,7 @@ def print_texts(
         while not as_json and num_printed < len(samples) and samples[num_printed].finish_reason is not None:
             sample = samples[num_printed]
             num_printed += 1
-            _write(f"--- text {num_printed} of {len(samples)}\n{sample.prompt.text}{sample.text}\n")
+            _write(f"--- text {num_printed} of {len(samples)}\n{sample.shown_prompt}{sample.text}\n")
     if is_streamed:
         _write("\n")
     if as_json:

@@ -49,7 +49,10 @@ def gather_companions(source: Path, target: Path) -> Gathered:
     (target / TOKENIZER).mkdir()
     (target / HUGGING_FACE).mkdir()
     of_tokenizer = copy_tokenizer(source, target / TOKENIZER)
-    if not of_tokenizer:
+    if of_tokenizer:
+        # The family of the model has a say in which ids transformers gives, so the tokenizer comes with it.
+        shutil.copyfile(source / CONFIG_FILE, target / TOKENIZER / CONFIG_FILE)
+    else:
         (target / TOKENIZER).rmdir()
     left = []
     for path in sorted(source.iterdir()):

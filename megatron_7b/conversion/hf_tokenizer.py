@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from megatron_7b.conversion.folder_reader import CONFIG_FILE
 from megatron_7b.conversion.json_files import read_json, write_json
 from megatron_7b.conversion.reference import reported
 from megatron_7b.conversion.tokenizer_json import write_tokenizer_json
@@ -82,7 +83,13 @@ def give_back_tokenizer(carried: Path, folder: Path, *, model_max_length: int | 
         ConversionError: transformers cannot load the tokenizer, in whatever form.
     """
     tokenizer = load_tokenizer(carried)
-    shutil.copytree(carried, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    shutil.copytree(
+        carried,
+        folder,
+        ignore=shutil.ignore_patterns(CONFIG_FILE),  # of the import; the folder has its own
+        copy_function=shutil.copyfile,
+        dirs_exist_ok=True,
+    )
     settings = _settings(folder)
     if model_max_length is not None and settings.get("model_max_length") != model_max_length:
         settings["model_max_length"] = model_max_length

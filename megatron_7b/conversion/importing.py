@@ -9,7 +9,7 @@ from megatron_7b.checkpoint.companions import Companions
 from megatron_7b.config import DataConfig, PrecisionConfig, RunConfig, check_config
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.companions import gather_companions
-from megatron_7b.conversion.folder_reader import HuggingFaceFolder
+from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
 from megatron_7b.conversion.staging import staged_folder
@@ -105,7 +105,8 @@ def _gather(source: Path, target: Path, vocab_size: int, report: Report) -> Comp
         return gathered.companions
     tokenizer = load_tokenizer(source)
     if load_tokenizer(gathered.companions.tokenizer).identity != tokenizer.identity:
-        tokenizer.save(gathered.companions.tokenizer)  # config.json, which is not beside it there, has a say in its ids
+        (gathered.companions.tokenizer / CONFIG_FILE).unlink()  # what is saved needs no other file to decide its ids
+        tokenizer.save(gathered.companions.tokenizer)
     if tokenizer.kind == "hugging_face" and tokenizer.origin != "tokenizer.json":
         report("tokens", f"the ids are those of {tokenizer.origin}")
     if tokenizer.vocab_size > vocab_size:

@@ -5,7 +5,7 @@ own position, so the lengths of its neighbours do not matter. Samples of the sam
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -54,7 +54,7 @@ class GenerationEngine:
 
     Args:
         model: This rank's only chunk, with torch-native layers and without sequence parallelism.
-        eod_id: Token that ends a text; None: there is none.
+        stop_ids: Tokens of which each ends a text.
         max_batch_size: Texts that share a forward pass.
         max_length: Tokens of a text, prompt included; longer requests are refused.
 
@@ -63,10 +63,15 @@ class GenerationEngine:
     """
 
     def __init__(
-        self, model: ModelChunk, *, eod_id: int | None, max_batch_size: int = 32, max_length: int = 1 << 30
+        self,
+        model: ModelChunk,
+        *,
+        stop_ids: Collection[int] = (),
+        max_batch_size: int = 32,
+        max_length: int = 1 << 30,
     ) -> None:
         model = _checked(model)
-        self.eod_id = eod_id
+        self.stop_ids = frozenset(stop_ids)
         self.max_batch_size = max_batch_size
         self.max_length = max_length
         self._model = model
@@ -128,7 +133,9 @@ class GenerationEngine:
             )
         number = self._num_submitted
         self._num_submitted += 1
-        self._waiting.append(_Text(number, request, TokenSampler(request.sampling, request.sample_index)))
+        self._waiting.append(
+            _Text(number, request, TokenSampler(request.sampling, request.sample_index, request.prompt_ids))
+        )
         return number
 
     @torch.inference_mode()
@@ -241,7 +248,7 @@ class GenerationEngine:
             text.last_token = token_id
             text.num_new += 1
             reason: FinishReason | None = None
-            if token_id == self.eod_id and not text.request.ignore_eod:
+            if token_id in self.stop_ids and not text.request.ignore_eod:
                 reason = "eod"
             elif text.num_new == text.request.max_new_tokens:
                 reason = "length"

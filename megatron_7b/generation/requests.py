@@ -18,7 +18,7 @@ class GenerationRequest:
         max_new_tokens: The text ends here at the latest.
         sampling: How tokens are chosen.
         sample_index: Tells samples of one prompt and seed apart.
-        ignore_eod: Go on after an end-of-document token.
+        ignore_eod: Continue after a token that ends texts.
     """
 
     prompt_ids: tuple[int, ...]
@@ -61,8 +61,8 @@ class GeneratedToken:
 
     Attributes:
         request: Number that `GenerationEngine.submit` gave.
-        token_id: The token; an end-of-document token is reported too.
-        finish_reason: Why the text ends with this token; None where it goes on.
+        token_id: The token; one that ends the text is reported too.
+        finish_reason: Why the text ends with this token; None if it continues.
     """
 
     request: int

@@ -5,6 +5,7 @@ the device nor on what else is in the batch.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +22,15 @@ class SamplingOptions:
         temperature: Divides the logits; 0 always takes the most probable token (greedy).
         top_k: Keep this many tokens, the most probable ones; None keeps all.
         top_p: Then keep the fewest of the most probable ones whose share reaches this; None keeps all.
+        repetition_penalty: Positive logits of tokens that the text has already are divided by this, negative ones
+            multiplied, before anything else; 1 changes nothing.
         seed: The same seed gives the same text.
     """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    repetition_penalty: float = 1.0
     seed: int = 1234
 
     def __post_init__(self) -> None:
@@ -42,8 +46,28 @@ class SamplingOptions:
             problems.append(f"top_k is {self.top_k}, expected at least 1")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             problems.append(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            problems.append(f"repetition_penalty is {self.repetition_penalty}, expected a number above 0")
         if problems:
             raise ConfigError("; ".join(problems))
+
+
+def penalize(logits: Tensor, token_ids: Tensor, penalty: float) -> Tensor:
+    """Make tokens less probable.
+
+    Args:
+        logits: [v].
+        token_ids: int64 [n], none twice.
+        penalty: Above 1; below it makes them more probable.
+
+    Returns:
+        FP32 [v].
+
+    Source: CTRL, arXiv:1909.05858, as transformers' RepetitionPenaltyLogitsProcessor computes it.
+    """
+    logits = logits.float()
+    scores = logits[token_ids]
+    return logits.index_put((token_ids,), torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
@@ -121,10 +145,12 @@ class TokenSampler:
     Args:
         options: How to choose.
         sample_index: Number of the sample of one prompt: each has its own stream of random numbers.
+        prompt_ids: What the text begins with; only a repetition penalty asks.
     """
 
-    def __init__(self, options: SamplingOptions, sample_index: int = 0) -> None:
+    def __init__(self, options: SamplingOptions, sample_index: int = 0, prompt_ids: Sequence[int] = ()) -> None:
         self.options = options
+        self._penalized = dict.fromkeys(prompt_ids) if options.repetition_penalty != 1.0 else None
         digest = hashlib.blake2b(f"{options.seed}:{sample_index}".encode(), digest_size=8).digest()
         self._generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -134,6 +160,16 @@ class TokenSampler:
         Args:
             logits: [v], padding of the vocabulary masked.
         """
+        if self._penalized is None:
+            return self._choose(logits)
+        if self._penalized:
+            ids = torch.tensor(list(self._penalized), device=logits.device)
+            logits = penalize(logits, ids, self.options.repetition_penalty)
+        chosen = self._choose(logits)
+        self._penalized[chosen] = None
+        return chosen
+
+    def _choose(self, logits: Tensor) -> int:
         if self.options.temperature == 0.0:
             return int(logits.argmax())
         uniform = torch.rand((), dtype=torch.float64, generator=self._generator).item()

@@ -122,7 +122,7 @@ def test_what_stays_behind_is_named(source: Path, tmp_path: Path):
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     of_tokenizer = {name for name in UNCHANGED if "template" in name or "special" in name}
     assert names == {
-        *(f"tokenizer/{name}" for name in (*of_tokenizer, "tokenizer.json", "tokenizer_config.json")),
+        *(f"tokenizer/{name}" for name in (*of_tokenizer, "tokenizer.json", "tokenizer_config.json", "config.json")),
         *(f"hugging_face/{name}" for name in (*(UNCHANGED.keys() - of_tokenizer), "config.json")),
     }
 

@@ -83,7 +83,7 @@ def greedy_texts(checkpoint: Path, prompts: list[tuple[int, ...]], overrides: Ma
     config = inference_config(checkpoint, {"runtime.num_threads": 1, **overrides})
     texts: list[list[int]] = [[] for _ in prompts]
     greedy = SamplingOptions(temperature=0.0)
-    with opened_model(checkpoint, config) as model, GenerationEngine(model.only_chunk, eod_id=None) as engine:
+    with opened_model(checkpoint, config) as model, GenerationEngine(model.only_chunk) as engine:
         requests = [
             GenerationRequest(prompt_ids=prompt, max_new_tokens=NUM_TOKENS, sampling=greedy) for prompt in prompts
         ]

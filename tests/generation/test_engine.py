@@ -51,7 +51,7 @@ def full_logits(config: RunConfig, rows: Sequence[Sequence[int]]) -> list[np.nda
 def cached_logits(config: RunConfig, rows: Sequence[Sequence[int]], num_prefilled: Sequence[int]) -> np.ndarray | None:
     """Logits [steps, b, v] along given texts: a ragged prefill, then one token at a time."""
     model = build(config)
-    with GenerationEngine(model, eod_id=None) as engine, torch.inference_mode():
+    with GenerationEngine(model) as engine, torch.inference_mode():
         longest = max(num_prefilled)
         engine._cache.reserve(len(rows), longest)  # grows while texts run
         prompts = [[*row[:length], *[0] * (longest - length)] for row, length in zip(rows, num_prefilled, strict=True)]
@@ -92,7 +92,7 @@ def continue_texts(
     options: SamplingOptions,
     max_batch_size: int = 32,
     new_tokens: Sequence[int] | None = None,
-    eod_id: int | None = None,
+    stop_ids: Sequence[int] = (),
 ) -> list[list[int]]:
     """Tokens that the engine gives each prompt; `sample_index` counts equal prompts."""
     new_tokens = new_tokens or [12] * len(prompts)
@@ -103,7 +103,7 @@ def continue_texts(
         for index, (prompt, count) in enumerate(zip(prompts, new_tokens, strict=True))
     ]
     texts: list[list[int]] = [[] for _ in requests]
-    with GenerationEngine(build(config), eod_id=eod_id, max_batch_size=max_batch_size) as engine:
+    with GenerationEngine(build(config), stop_ids=stop_ids, max_batch_size=max_batch_size) as engine:
         for token in engine.generate(requests):
             texts[token.request].append(token.token_id)
         assert engine.num_unfinished == 0
@@ -142,11 +142,12 @@ def test_waiting_texts_take_the_places_of_finished_ones(max_batch_size: int, gre
     assert texts == [text[:count] for text, count in zip(greedy_texts, counts, strict=True)]
 
 
-def test_a_text_ends_with_the_end_of_document_token(greedy_texts: list[list[int]]) -> None:
-    eod_id = greedy_texts[1][4]
-    (texts,) = run_ranks(1, continue_texts, tiny_config(model=MODEL), PROMPTS, GREEDY, 32, None, eod_id)
+def test_a_text_ends_with_each_of_the_stop_tokens(greedy_texts: list[list[int]]) -> None:
+    ends = {greedy_texts[1][4], greedy_texts[0][6]}
+    (texts,) = run_ranks(1, continue_texts, tiny_config(model=MODEL), PROMPTS, GREEDY, 32, None, sorted(ends))
     for text, whole in zip(texts, greedy_texts, strict=True):
-        assert text == (whole[: whole.index(eod_id) + 1] if eod_id in whole else whole)
+        first = next((index for index, token in enumerate(whole) if token in ends), len(whole))
+        assert text == whole[: first + 1]
 
 
 def test_samples_depend_on_seed_and_index_only() -> None:
@@ -164,7 +165,7 @@ def test_samples_depend_on_seed_and_index_only() -> None:
 
 def cancelled(config: RunConfig) -> tuple[list[list[int]], int]:
     """Drop the first of three texts after three steps."""
-    with GenerationEngine(build(config), eod_id=None) as engine:
+    with GenerationEngine(build(config)) as engine:
         numbers = [
             engine.submit(GenerationRequest(prompt_ids=prompt, max_new_tokens=12, sampling=GREEDY))
             for prompt in PROMPTS[:3]
@@ -186,7 +187,7 @@ def test_a_cancelled_text_leaves_the_others_alone(greedy_texts: list[list[int]])
 
 def refusals(config: RunConfig) -> list[str]:
     messages = []
-    with GenerationEngine(build(config), eod_id=None, max_length=20) as engine:
+    with GenerationEngine(build(config), max_length=20) as engine:
         for prompt, count in (((VOCAB_SIZE,), 1), ((1, -1), 1), ((1,) * 10, 11), ((), 1), ((1,), 0)):
             with pytest.raises(ConfigError) as caught:
                 engine.submit(GenerationRequest(prompt_ids=prompt, max_new_tokens=count))
