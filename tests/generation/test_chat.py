@@ -106,11 +106,13 @@ def test_a_real_chat_model():
     assert list(prompt.ids) == expected(folder, conversation)
 
 
-def test_special_tokens_of_a_sentencepiece_model_become_their_ids(tmp_path: Path):
+@pytest.mark.parametrize("name", ["", "tokenizer.model"])
+def test_special_tokens_of_a_sentencepiece_model_become_their_ids(name: str, tmp_path: Path):
+    """Also if the file alone is named, whose library takes their names for ordinary text."""
     save_foreign_tokenizer("bpe", tmp_path / "it")
-    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": INSTRUCTIONS}
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": INSTRUCTIONS}
     (tmp_path / "it" / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = load_tokenizer(tmp_path / "it")
+    tokenizer = load_tokenizer(tmp_path / "it" / name)
     ids = ChatTemplate(tokenizer).encode(CONVERSATIONS["several turns"]).ids
     assert ids[0] == tokenizer.bos_id
     assert ids.count(tokenizer.bos_id) == ids.count(tokenizer.eod_id) == 1
