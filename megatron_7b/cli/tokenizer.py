@@ -144,6 +144,6 @@ def _read_texts(
 
 
 def _say_amount(arguments: argparse.Namespace, sources: "Sequence[Source]") -> str:
-    megabytes = sum(source.size for source in sources) / 1e6
+    size = sum(source.size for source in sources)
     sampled = "" if arguments.sample_mb is None else f"; --sample-mb {arguments.sample_mb:g} takes a part of it"
-    return f"{megabytes:,.2f} MB of input{sampled}"
+    return f"{size:,} bytes of input{sampled}"

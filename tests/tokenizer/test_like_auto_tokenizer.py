@@ -237,6 +237,35 @@ def test_classes_that_split_text_by_rules_of_their_own(
     assert_saved_alike(ours, tmp_path)
 
 
+@pytest.mark.parametrize(("kind", "name"), [("gpt2", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer")])
+@pytest.mark.parametrize("case", ["not_in_decoder", "flags", "no_default", "in_another_order"])
+def test_added_tokens_of_classes_that_rebuild(tmp_path: Path, kind: str, name: str, case: str) -> None:
+    config: Json = {"tokenizer_class": name, "eos_token": END, "unk_token": END, "pad_token": END, "bos_token": END}
+    folder = write_folder(tmp_path / "folder", kind, {})
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    (known,) = definition["added_tokens"]
+    size = len(definition["model"]["vocab"]) + (END not in definition["model"]["vocab"])
+    new = {**known, "id": size, "content": "<|user|>"}
+    if case == "not_in_decoder":  # which is then taken for all that there are
+        config["added_tokens_decoder"] = {str(known["id"]): {key: known[key] for key in known if key != "id"}}
+    elif case == "flags":
+        new |= {"lstrip": True, "rstrip": True}
+        config["eos_token"] = "<|user|>"
+    elif case == "no_default":
+        config = {"tokenizer_class": name, "eos_token": "<|user|>"}
+        definition["added_tokens"] = []
+    else:
+        definition["added_tokens"].append({**new, "id": size + 1, "content": "<|im_end|>"})
+        config["additional_special_tokens"] = ["<|im_end|>", "<|user|>"]
+    if case != "no_default":
+        definition["added_tokens"].insert(1, new)
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(folder)
+    assert_like_auto_tokenizer(ours, folder)
+    assert_saved_alike(ours, tmp_path)
+
+
 def test_what_is_known_of_transformers_is_so_in_the_installed_one() -> None:
     assert {name: TOKENIZER_MAPPING_NAMES.get(name) for name in CLASS_OF_MODEL} == CLASS_OF_MODEL
     overruled = set(CLASS_OF_MODEL) & MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
