@@ -204,7 +204,7 @@ def test_a_checkpoint_without_a_record_of_the_order_compares_the_settings(corpus
     folder.mkdir(parents=True)
     counters = Counters(step=4, consumed_samples=32, consumed_tokens=640, optimizer_steps=4)
     manifest = Manifest(
-        counters=counters, vocab_size=97, params_dtype="float32", layout="", world_size=1, has_optimizer=True
+        counters=counters, vocab_size=97, params_dtype="float32", layout="TP1×PP1×DP1", world_size=1, has_optimizer=True
     )
     write_manifest(folder, manifest, run)
     progress = read_progress(tmp_path / "checkpoints", run)
