@@ -41,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def submit(cluster: Cluster, corpus: Path, tmp_path: Path) -> Submit:
     """A function that submits the batch script for two nodes without GPUs."""
 
-    def submit(*overrides: str, steps: int, launcher: str, processes: int) -> Job:
+    def submit(*overrides: str, steps: int, launcher: str, processes: int, **environment: str) -> Job:
         config, run_dir, log = tmp_path / "steps.yaml", tmp_path / "run", tmp_path / "log"
         write_steps(config, steps)
         number = cluster.submit(
@@ -53,6 +53,7 @@ def submit(cluster: Cluster, corpus: Path, tmp_path: Path) -> Submit:
                 "PYTHON": sys.executable,
                 "LAUNCHER": launcher,
                 "NPROC_PER_NODE": str(processes),
+                **environment,
             },
         )
         return Job(cluster, number, run_dir, log, PATIENCE)
@@ -98,6 +99,21 @@ def test_before_its_time_limit_a_run_saves_comes_back_and_finishes(submit: Submi
     assert job.lives == [("-1", str(saved_step), "75", "requeue"), (str(saved_step), str(last_step), "0", "done")]
     assert read_status(job) == ("finished", 0, last_step)
     assert read_trained_steps(job) == list(range(1, last_step + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * PATIENCE)
+@pytest.mark.parametrize("launcher", ["torchrun", "srun", "megatron-7b"])
+def test_a_run_that_is_stopped_while_it_is_built_comes_back(launcher: str, submit: Submit) -> None:
+    """Signalled from its first second on, rank 0 leaves long before the first step; nobody waits for it for ever."""
+    job = submit(*TP2, steps=1_000_000, launcher=launcher, processes=1, STOP_REPEAT_SECONDS="1")
+    job.wait_until(lambda: "newest step" in job.log, "the start of the script")
+    job.signal_script("USR1")
+    job.wait_until(lambda: len(job.lives) > 0, "the end of a life")
+    job.cancel()
+    assert job.lives[0] == ("-1", "-1", "75", "requeue"), job.log
+    assert read_status(job) == ("stopped", 75, 0)
+    assert read_trained_steps(job) == []
 
 
 @pytest.mark.slow
