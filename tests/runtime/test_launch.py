@@ -313,6 +313,10 @@ def test_when_one_rank_is_stopped_early_the_others_are_ended(start):
     assert (code, errors) == (75, "stopped by SIGUSR1 before the first step: nothing to save\n")
 
 
+def test_ranks_that_do_not_follow_one_that_has_saved_are_ended(start):
+    assert finish(start("if rank == 0:\n    os._exit(75)\ntime.sleep(600)"))[::2] == (75, "")
+
+
 def test_ranks_that_lose_one_that_has_saved_do_not_make_a_failure_of_it(start):
     program = """
     if rank == 0:

@@ -30,12 +30,15 @@ open(sys.argv[1], "w").close()
 sys.exit(9)
 """
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+BUFFERED["PYTHONPATH"] = str(REPOSITORY)
+
 
 def start(tmp_path: Path, stderr: int, *options: str, **environment: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "end"), *options],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+        env=BUFFERED | environment,
     )  # fmt: skip
 
 
@@ -71,10 +74,26 @@ def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
         finish(start(tmp_path, full.fileno()), tmp_path)
 
 
+@pytest.mark.parametrize("output", ["/dev/full", "a pipe that nobody reads"])
+def test_results_that_nobody_takes_do_not_change_the_exit_code(output: str) -> None:
+    """What is still buffered when a command fails would make 120 of its exit code."""
+    program = (
+        "import sys; from megatron_7b.runtime.terminal import finish_output; print(1); finish_output(); sys.exit(2)"
+    )
+    if output == "/dev/full":
+        writing = os.open(output, os.O_WRONLY)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+    process = subprocess.run([sys.executable, "-c", program], stdout=writing, env=BUFFERED, timeout=60)
+    os.close(writing)
+    assert process.returncode == 2
+
+
 def test_without_standard_error_nothing_is_said(tmp_path: Path) -> None:
     process = subprocess.run(
         ["bash", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", PROGRAM, str(tmp_path / "end")],
-        input=b"\n", capture_output=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, timeout=60,
+        input=b"\n", capture_output=True, env=BUFFERED, timeout=60,
     )  # fmt: skip
     assert process.returncode == 9
     assert (tmp_path / "end").exists()
