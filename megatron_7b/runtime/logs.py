@@ -6,16 +6,17 @@ Python's warnings go into the log file only.
 """
 
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, cast, override
 
 from rich.console import Console
 from rich.logging import RichHandler
 
-from megatron_7b.runtime.terminal import Terminal
+from megatron_7b.runtime.terminal import Terminal, say
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,26 @@ console = Console(file=cast("IO[str]", Terminal()))
 
 _own: list[tuple[logging.Logger, logging.Handler]] = []
 """Loggers and the handlers that this module has added to them."""
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that may run into a full disk: that is said once, and lines are written again once there is room."""
+
+    _has_complained = False
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_complained:
+            self._has_complained = True
+            say(f"lines are missing from {self.baseFilename}: {error.strerror}")
+
+    @override
+    def close(self) -> None:
+        with suppress(OSError):  # of lines that were missing already; it must not hide why the run ends
+            super().close()
 
 
 def configure_logging(rank: int = 0, *, level: int = logging.INFO) -> None:
@@ -79,7 +100,7 @@ def add_log_file(path: Path) -> logging.Handler:
     Returns:
         The handler, for `remove_log_file`.
     """
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = _LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter(_LINE, _TIME))
     root = logging.getLogger()
     for logger, handler in tuple(_own):

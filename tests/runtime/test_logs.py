@@ -57,3 +57,11 @@ def test_other_ranks_only_speak_when_something_is_wrong(tmp_path: Path) -> None:
     stderr = run(3, tmp_path / "train.log").stderr
     assert stderr.endswith(" WARNING [rank 3] a worry\n")
     assert stderr.count("\n") == 1
+
+
+def test_a_log_file_on_a_full_disk_is_mentioned_once(tmp_path: Path) -> None:
+    result = run(0, Path("/dev/full"))
+    assert result.stdout == "a result\n"
+    assert result.stderr.count("lines are missing from /dev/full: No space left on device\n") == 1
+    assert "Traceback" not in result.stderr
+    assert "a step" in result.stderr

@@ -1,8 +1,10 @@
 """status.json: true while a run works, and after every kind of end."""
 
+import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,7 @@ def test_no_folder_is_made_for_a_status(tmp_path: Path) -> None:
 
 HOLDER = """
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.training.run_folder import RunFolder, opened
@@ -157,3 +160,39 @@ def test_before_the_first_step_of_a_resumed_run_there_is_nothing_new_to_save(fol
 def test_only_the_main_rank_records(folder: RunFolder) -> None:
     stop_before_first_step(folder, StopReason.SIGTERM, is_main=False)
     assert not folder.status.exists()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own that has no room left."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a full disk needs the right to mount one: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+
+
+def test_the_status_is_told_on_a_full_disk(full_disk: Path) -> None:
+    folder = RunFolder(full_disk / "run")
+    folder.root.mkdir()
+    record_status(folder, "running", exit_code=None, step=0)
+    fill(full_disk)
+    note_step(folder, 1234567)  # if there is room: never at the price of the step
+    record_status(folder, "failed", exit_code=1, step=1234567)
+    assert read_status(folder) == status("failed", 1, 1234567)
+    record_status(folder, "finished", exit_code=0, step=8)  # shorter
+    assert folder.status.read_text() == json.dumps(status("finished", 0, 8)) + "\n"
+
+
+def test_a_first_status_that_does_not_fit_is_an_error(full_disk: Path) -> None:
+    fill(full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        record_status(RunFolder(full_disk), "running", exit_code=None, step=0)
