@@ -139,7 +139,7 @@ class Calling:
         torch.distributed.checkpoint.filesystem.FileSystem,
         Path.exists,
     ],
-    ids=repr,
+    ids=["eval", "getattr", "torch.load", "math.floor", "a date", "a tensor", "a class", "a method"],
 )
 def test_nothing_else_is_imported(foreign: object) -> None:
     """Neither instead of the index, nor anywhere in it."""
