@@ -7,8 +7,9 @@ and `weights` do.
 """
 
 from megatron_7b.checkpoint.companions import Companions, tokenizer_path
-from megatron_7b.checkpoint.folders import latest_checkpoint, publish, resolve_checkpoint, step_folder
+from megatron_7b.checkpoint.folders import latest_checkpoint, resolve_checkpoint, step_folder
 from megatron_7b.checkpoint.manifest import Counters, Manifest, config_file, read_config, read_manifest
+from megatron_7b.checkpoint.publishing import publish
 from megatron_7b.checkpoint.records import verify_files
 
 __all__ = [

@@ -1,14 +1,16 @@
-"""Where checkpoints are, and how one becomes visible: written under a temporary name, renamed when complete."""
+"""Where checkpoints are: the folders of a run's steps, which of them are complete, and which one a path means.
 
-import os
+A save writes into `.tmp-…` and renames it when complete (`publishing`), so an interrupted save never leaves a folder of
+a step. Such a folder without a manifest is damaged, and is refused rather than passed over: whoever asked for the
+newest checkpoint would silently get an older one, or none.
+"""
+
+import dataclasses
 import re
-import shutil
-import uuid
 from pathlib import Path
 
 from megatron_7b.checkpoint.manifest import MANIFEST
 from megatron_7b.errors import CheckpointError, PathError
-from megatron_7b.runtime.durable import flush_to_disk
 
 LATEST = "latest"
 _STEP = re.compile(r"step_(\d{8,})")
@@ -19,102 +21,94 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
-def _complete_steps(checkpoints: Path) -> dict[int, Path]:
-    if not checkpoints.is_dir():
-        return {}
-    return {
-        int(match.group(1)): path
-        for path in checkpoints.iterdir()
-        if (match := _STEP.fullmatch(path.name)) and (path / MANIFEST).is_file()
-    }
+def step_of(folder: Path) -> int | None:
+    """Return the step whose checkpoint a folder's name says it is; None for any other name."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match and step_folder(folder.parent, int(match[1])) == folder else None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFolders:
+    """The folders of steps in a checkpoints folder, by step."""
+
+    complete: dict[int, Path] = dataclasses.field(default_factory=dict)
+    damaged: dict[int, Path] = dataclasses.field(default_factory=dict)
+    """Those without a manifest."""
+
+
+def find_steps(checkpoints: Path) -> StepFolders:
+    """List the folders of steps; there are none where there is no checkpoints folder yet.
+
+    Raises:
+        CheckpointError: The folder is a link that leads nowhere, or cannot be read, so what it holds is not known.
+    """
+    found = StepFolders()
+    try:
+        for path in checkpoints.iterdir():
+            step = step_of(path)
+            if step is not None:
+                (found.complete if (path / MANIFEST).is_file() else found.damaged)[step] = path
+    except FileNotFoundError as error:
+        if checkpoints.is_symlink():
+            raise CheckpointError(
+                f"{checkpoints} points to {checkpoints.readlink()}, which is not there",
+                hint="mount the disk that it is on, or correct the link",
+            ) from error
+    except OSError as error:
+        what = "is no folder" if isinstance(error, NotADirectoryError) else f"cannot be read: {error.strerror}"
+        raise CheckpointError(
+            f"{checkpoints} {what}; expected a folder of checkpoints that may be read",
+            hint="make it readable, or move it away",
+        ) from error
+    return found
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
-    """Return the complete checkpoint of the highest step, or None if there is none."""
-    steps = _complete_steps(checkpoints)
-    return steps[max(steps)] if steps else None
+    """Return the checkpoint of the highest step, or None if there is none.
+
+    Raises:
+        CheckpointError: It is damaged, or the folder cannot be read.
+    """
+    steps = find_steps(checkpoints)
+    newest = max((*steps.complete, *steps.damaged), default=None)
+    if newest in steps.damaged:
+        raise _damage(steps.damaged[newest], steps)
+    return steps.complete[newest] if newest is not None else None
 
 
 def resolve_checkpoint(path: Path) -> Path:
     """Return the step folder meant by a step folder, `latest`, a checkpoints folder or a run folder.
 
     Raises:
-        PathError: there is no complete checkpoint there.
+        PathError: There is no complete checkpoint there.
+        CheckpointError: The newest is damaged, or the folder cannot be read.
     """
     if (path / MANIFEST).is_file():
         return path.resolve()
-    for candidates in (path, path / "checkpoints"):
-        found = latest_checkpoint(candidates)
-        if found is not None:
-            return found.resolve()
-    what = "does not exist" if not path.exists() else "holds no complete checkpoint"
+    if path.is_symlink() and not path.exists():
+        what = f"points to {path.readlink()}, which is not there"
+    elif not path.exists():
+        what = "does not exist"
+    elif not path.is_dir():
+        what = "is no folder"
+    elif step_of(path.resolve()) is not None:
+        raise _damage(path.resolve(), find_steps(path.resolve().parent))
+    else:
+        for candidates in (path, path / "checkpoints"):
+            found = latest_checkpoint(candidates)
+            if found is not None:
+                return found.resolve()
+        what = "holds no complete checkpoint"
     raise PathError(
         f"{path} {what}",
         hint="name a step folder, RUN/checkpoints/latest, or a run folder with at least one checkpoint",
     )
 
 
-def new_staging_folder(checkpoints: Path, step: int) -> Path:
-    """Create the folder that a save writes into before it is published.
-
-    The name is new every time, so a lingering process of an earlier life of the job writes elsewhere.
-    """
-    staging = checkpoints / f".tmp-step_{step:08d}-{uuid.uuid4().hex[:8]}"
-    staging.mkdir(parents=True)
-    return staging
-
-
-def publish(staging: Path, step: int) -> Path:
-    """Give a complete checkpoint its name, then point `latest` at it.
-
-    Returns:
-        The published folder.
-    """
-    checkpoints = staging.parent
-    target = step_folder(checkpoints, step)
-    if target.exists():
-        replaced = checkpoints / f".tmp-replaced-{uuid.uuid4().hex[:8]}"
-        target.rename(replaced)
-        staging.rename(target)
-        shutil.rmtree(replaced)
-    else:
-        staging.rename(target)
-    link = checkpoints / f".tmp-{LATEST}-{uuid.uuid4().hex[:8]}"
-    link.symlink_to(target.name)
-    os.replace(link, checkpoints / LATEST)
-    flush_to_disk(checkpoints)
-    return target
-
-
-def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what interrupted saves have left behind. Call only while no save is in progress."""
-    for path in checkpoints.glob(".tmp-*"):
-        if path.is_symlink():
-            path.unlink()
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def keep_newest(checkpoints: Path, keep_last: int) -> list[Path]:
-    """Remove all but the newest checkpoints; returns what was removed. 0 keeps all."""
-    steps = _complete_steps(checkpoints)
-    removed = [steps[step] for step in sorted(steps)[:-keep_last]] if keep_last else []
-    for path in removed:
-        unwanted = checkpoints / f".tmp-removed-{path.name}"
-        path.rename(unwanted)  # from here on nobody can take it for complete
-        shutil.rmtree(unwanted)
-    return removed
-
-
-def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse a save that cannot fit.
-
-    Raises:
-        CheckpointError: the disk has too little room.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise CheckpointError(
-            f"a checkpoint needs about {needed_bytes / 1e6:,.0f} MB, but {folder} has {free / 1e6:,.0f} MB left",
-            hint="free some space, or lower checkpoint.keep_last",
-        )
+def _damage(folder: Path, steps: StepFolders) -> CheckpointError:
+    """Say of a step's folder without manifest what it is, and which checkpoint is left."""
+    left = f"the newest complete one is {steps.complete[max(steps.complete)]}" if steps.complete else "no other is here"
+    return CheckpointError(
+        f"{folder} is damaged: it has no {MANIFEST}, which no interrupted save leaves behind (only .tmp-… folders)",
+        hint=f"restore it, or move it away: {left}",
+    )

@@ -21,7 +21,7 @@ from megatron_7b.checkpoint.records import (
 )
 from megatron_7b.config import RunConfig, load_config, save_config
 from megatron_7b.errors import CheckpointError
-from megatron_7b.runtime.durable import flush_to_disk
+from megatron_7b.files import flush_to_disk
 from megatron_7b.runtime.strict_json import CHECKSUM, MismatchError, build, checksum, parse_object
 
 logger = logging.getLogger(__name__)

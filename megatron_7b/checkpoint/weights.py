@@ -13,7 +13,6 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
-from megatron_7b.checkpoint.folders import check_free_space, new_staging_folder
 from megatron_7b.checkpoint.manifest import (
     Counters,
     Manifest,
@@ -22,6 +21,7 @@ from megatron_7b.checkpoint.manifest import (
     warn_of_missing_checksum,
 )
 from megatron_7b.checkpoint.pieces import Block, Piece
+from megatron_7b.checkpoint.publishing import check_free_space, new_staging_folder
 from megatron_7b.checkpoint.records import check_nothing_foreign, verify_files
 from megatron_7b.checkpoint.save import publish_staged, save_strategy
 from megatron_7b.checkpoint.stored import StoredTensors

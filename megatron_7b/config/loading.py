@@ -4,7 +4,6 @@ Precedence: defaults < presets and files in the order given < overrides (the com
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from megatron_7b.config.problems import Problem, raise_problems
 from megatron_7b.config.reading import read_settings
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.config.sources import Setting, flatten, merge, read_source, write_yaml
+from megatron_7b.files import replace_text
 
 COMMAND_LINE = "command line"
 # What a run may choose for itself when it starts from the weights of another.
@@ -98,11 +98,8 @@ def config_from_dict(tree: Mapping[str, object]) -> RunConfig:
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:
-    """Write the effective configuration as YAML; the file appears complete or not at all."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(dump_config(config), encoding="utf-8")
-    os.replace(beside, path)
+    """Write the effective configuration as YAML; the file appears complete or not at all, and survives a power cut."""
+    replace_text(Path(path), dump_config(config))
 
 
 def dump_config(config: RunConfig) -> str:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_7b.runtime.durable import flush_tree_to_disk
+from megatron_7b.files import flush_tree_to_disk
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Training a BPE over bytes or over characters, written as a complete Hugging Face folder."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.files import replace_text
 
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
 _BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<bos>")
@@ -136,9 +136,9 @@ def save_hugging_face_folder(tokenizer: Tokenizer, options: BpeOptions, folder: 
         "model_max_length": options.model_max_length,
         "clean_up_tokenization_spaces": False,
     }
-    _write(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
-    _write(folder / "special_tokens_map.json", json.dumps(roles, indent=2, ensure_ascii=False) + "\n")
-    _write(folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    replace_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    replace_text(folder / "special_tokens_map.json", json.dumps(roles, indent=2, ensure_ascii=False) + "\n")
+    replace_text(folder / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 class _Seen:
@@ -151,9 +151,3 @@ class _Seen:
         for batch in batches:
             self.characters += sum(map(len, batch))
             yield batch
-
-
-def _write(file: Path, content: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, file)

@@ -52,6 +52,14 @@ class Ranks:
         dist.all_gather_object(values, value)
         return cast(list[T], values)
 
+    def from_main[T](self, value: T) -> T:
+        """Return the main rank's value, which can be pickled, on all ranks. Collective: all ranks."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self._device)
+        return box[0]
+
     @contextmanager
     def together(self, action: str) -> Iterator[None]:
         """Make a with block fail on all ranks if it fails on any, so that none waits for a peer that has left.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer
 from megatron_7b.data.fill_in_the_middle import find_fim_ids
 from megatron_7b.data.sample_order import SampleOrder
 from megatron_7b.errors import ConfigError
+from megatron_7b.files import flush_tree_to_disk, remove_any
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.fitting import check_rank
@@ -29,6 +30,7 @@ from megatron_7b.runtime.device import DeviceType, torch_device
 from megatron_7b.runtime.distributed import initialize_process
 from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.training.agreement import Ranks
+from megatron_7b.training.history import find_start
 from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_data import open_run_data
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
@@ -69,7 +71,8 @@ class Trainer(Core):
         sample_order: What a checkpoint records of the training samples.
         loader: This rank's share of the training samples.
         valid_loader: The same for validation; None where there is no validation data.
-        companions: What checkpoints carry.
+        companions: What checkpoints carry, as it is where the weights come from.
+        tokenizer: That of the data; None if it is not known.
     """
 
     progress: Progress
@@ -77,6 +80,7 @@ class Trainer(Core):
     loader: BatchLoader
     valid_loader: BatchLoader | None
     companions: Companions
+    tokenizer: Tokenizer | None
 
 
 def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
@@ -84,7 +88,7 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
 
     Args:
         config: The run, checked.
-        run_dir: The run folder; receives a copy of the tokenizer and the other companions.
+        run_dir: The run folder, which is only read.
 
     Collective: all ranks.
 
@@ -113,7 +117,8 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
         sample_order=data.train.order,
         loader=_build_loader(core, data.train),
         valid_loader=_build_loader(core, data.valid) if data.valid is not None else None,
-        companions=_keep_companions(companions, tokenizer, folder, is_main=core.layout.is_main),
+        companions=companions,
+        tokenizer=tokenizer,
     )
 
 
@@ -189,13 +194,14 @@ def find_progress(folder: RunFolder, config: RunConfig, ranks: Ranks) -> Progres
     Collective: all ranks.
 
     Raises:
-        CheckpointError: The newest checkpoint's record cannot be read.
+        CheckpointError: The newest checkpoint's record cannot be read, or checkpoints that were saved are gone.
     """
     progress = Progress()
     with ranks.together("looking for a checkpoint to resume from"):
         if ranks.is_main:
+            find_start(folder)
             progress = read_progress(folder.checkpoints, config)
-    return ranks.gather(progress)[0]
+    return ranks.from_main(progress)
 
 
 def _build_loader(core: Core, dataset: Dataset) -> BatchLoader:
@@ -208,28 +214,22 @@ def _build_loader(core: Core, dataset: Dataset) -> BatchLoader:
     )
 
 
-def _keep_companions(
-    companions: Companions, tokenizer: Tokenizer | None, run_folder: RunFolder, *, is_main: bool
-) -> Companions:
+def keep_companions(trainer: Trainer, run_folder: RunFolder) -> None:
     """Copy the companions into the run folder, so that checkpoints carry them even if the originals move.
 
-    What the weights came with is kept as it is; a tokenizer that they came without writes its own files.
+    What the weights came with is kept as it is; a tokenizer that they came without writes its own files. For the main
+    rank, which holds the folder's lock.
     """
-    if is_main:
-        staging = run_folder.root / ".tmp-companions"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+    companions, tokenizer = trainer.companions, trainer.tokenizer
+    with tempfile.TemporaryDirectory(prefix=".companions.", suffix=".tmp", dir=run_folder.root) as name:
+        staging = Path(name)
         if not run_folder.has_history:
             for unwanted in (run_folder.tokenizer, run_folder.hugging_face):
-                shutil.rmtree(unwanted, ignore_errors=True)  # of a start that failed before its first step
+                remove_any(unwanted)  # of a start that failed before its first step
             companions.copy_to(staging)
         if companions.tokenizer is None and tokenizer is not None:
             tokenizer.save(staging / run_folder.tokenizer.name)
             forget_other_ids(staging / run_folder.hugging_face.name, tokenizer.eod_id)
+        flush_tree_to_disk(staging)
         for copy in staging.iterdir():
             copy.rename(run_folder.root / copy.name)
-        staging.rmdir()
-    return Companions(
-        tokenizer=run_folder.tokenizer if tokenizer is not None else None,
-        hugging_face=run_folder.hugging_face if companions.hugging_face is not None else None,
-    )

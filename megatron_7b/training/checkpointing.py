@@ -1,20 +1,23 @@
-"""A run and its checkpoints: where a start begins, and what a save consists of."""
+"""A run and its checkpoints: where a start begins, what a save consists of, what is saved before an early end."""
 
 import logging
 from pathlib import Path
 
-from megatron_7b.checkpoint.folders import latest_checkpoint, remove_leftovers, resolve_checkpoint, step_folder
+import torch
+
+from megatron_7b.checkpoint.folders import resolve_checkpoint, step_folder, step_of
 from megatron_7b.checkpoint.load import load_checkpoint, load_weights
 from megatron_7b.checkpoint.save import save_checkpoint
 from megatron_7b.errors import TrainingError
-from megatron_7b.runtime.signals import StopReason
+from megatron_7b.files import flush_to_disk
+from megatron_7b.training.history import record_save
 from megatron_7b.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 
 def load_starting_point(run: Run) -> None:
-    """Load the newest complete checkpoint of the run folder; a fresh run may start from existing weights instead.
+    """Load the newest checkpoint of the run folder; a fresh run may start from existing weights instead.
 
     Collective: all ranks.
 
@@ -28,6 +31,7 @@ def load_starting_point(run: Run) -> None:
             checkpoint, chunks=trainer.model, optimizer=trainer.optimizer, layout=trainer.layout, verify=verify
         )
         _check_that_data_fits(run)
+        run.resumed = run.saved = run.counters
         return
     source = run.config.checkpoint.initialize_from
     if source is not None:
@@ -47,12 +51,13 @@ def _check_that_data_fits(run: Run) -> None:
         )
 
 
-def save(run: Run, *, to_resume: bool = False) -> None:
+def save(run: Run, *, to_resume: bool = False, replace_older: bool = True) -> None:
     """Write a checkpoint of everything that a resumed run needs, and remove checkpoints that are not to be kept.
 
     Args:
-        run: Between two steps.
+        run: The run, between two steps.
         to_resume: The run ends early, so the optimizer state is needed whatever the configuration says.
+        replace_older: Whether older checkpoints than the configuration wants to keep are removed.
 
     Collective: all ranks.
 
@@ -60,7 +65,9 @@ def save(run: Run, *, to_resume: bool = False) -> None:
         CheckpointError: It could not be written; earlier ones are untouched.
     """
     trainer = run.trainer
-    with_optimizer = run.config.checkpoint.save_optimizer or to_resume or run.stop is not StopReason.NONE
+    with_optimizer = run.config.checkpoint.save_optimizer or to_resume
+    if run.ranks.is_main:
+        _flush_metrics(run)
     save_checkpoint(
         run.folder.checkpoints,
         chunks=trainer.model,
@@ -68,18 +75,102 @@ def save(run: Run, *, to_resume: bool = False) -> None:
         counters=run.counters,
         config=run.config,
         layout=trainer.layout,
-        companions=trainer.companions,
+        companions=run.companions,
         sample_order=trainer.sample_order.to_dict(),
+        replace_older=replace_older,
     )
+    run.saved = run.counters
+    if run.ranks.is_main:
+        record_save(run.folder, run.step)
+
+
+def save_after_skipped_step(run: Run) -> None:
+    """Save a run that ends with a skipped step, on which nothing shows that the weights are sound.
+
+    They are what the last applied update made of them, which may be lost to a passing fault, or may have been driven
+    out of range by that very update. So they are saved if they are finite and new, and all older checkpoints stay.
+
+    Collective: all ranks.
+
+    Raises:
+        TrainingError: Every step of this start was skipped, weights are not finite, or the run is complete (and saved).
+        CheckpointError: It could not be written.
+    """
+    if run.counters.optimizer_steps == run.resumed.optimizer_steps:
+        raise TrainingError(
+            f"every step of this start, {run.resumed.step + 1} to {run.step}, was skipped, because loss or gradient "
+            "was not finite: there is nothing to save",
+            hint=advice_after_skipped_steps(run),
+        )
+    if not (run.is_complete or _has_new_weights(run)):
+        return
+    if not _weights_are_finite(run):
+        raise TrainingError(
+            f"step {run.step} was skipped, and there are weights that are not finite: not saved",
+            hint=advice_after_skipped_steps(run),
+        )
+    save(run, to_resume=True, replace_older=False)
+    if run.is_complete:
+        raise TrainingError(
+            f"the last step, {run.step}, was skipped, so nothing shows that the weights are sound; they were saved, "
+            "and all older checkpoints were kept",
+            hint="raise training.train_steps by a few and start again; if that fails, move the newest checkpoint away, "
+            "and the run continues from the one before",
+        )
+    if run.ranks.is_main:
+        logger.warning(
+            "step %d was skipped, so nothing shows that the weights just saved are sound: older checkpoints were kept",
+            run.step,
+        )
+
+
+def save_before_failing(run: Run) -> None:
+    """Save what is not saved yet, where the run is about to fail between two steps, and all ranks know it.
+
+    What goes wrong here is only logged: the failure that comes is the one to be told.
+
+    Collective: all ranks.
+    """
+    if run.saved == run.counters or not _has_new_weights(run):
+        return
+    try:
+        if not run.last_step_skipped or _weights_are_finite(run):
+            save(run, to_resume=True, replace_older=not run.last_step_skipped)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it must not hide the first failure)
+        logger.error("the steps since the last checkpoint could not be saved: %s", error)
+
+
+def advice_after_skipped_steps(run: Run) -> str:
+    """Say how to continue when loss or gradient stays out of range; the hint of an error."""
+    remedy = "with a lower optimizer.lr or a longer optimizer.lr_warmup_steps"
+    if run.saved is None:
+        return f"nothing has been saved in this run folder: start again {remedy}"
+    return f"nothing was saved since step {run.saved.step}; the same command continues from there: give it {remedy}"
+
+
+def _has_new_weights(run: Run) -> bool:
+    """Whether this start has changed the weights since they were last saved."""
+    known = run.saved or run.resumed
+    return run.counters.optimizer_steps > known.optimizer_steps
+
+
+def _weights_are_finite(run: Run) -> bool:
+    """Look at all parameters of all ranks. Collective: all ranks."""
+    parameters = (parameter for chunk in run.trainer.model for parameter in chunk.parameters())
+    is_broken = not all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+    return run.ranks.maximum(int(is_broken)) == [0]
+
+
+def _flush_metrics(run: Run) -> None:
+    """Have the metrics on the disk before the checkpoint of their step is."""
+    try:
+        flush_to_disk(run.folder.metrics)
+    except OSError as error:
+        logger.warning("%s may lose lines: %s", run.folder.metrics, error.strerror)
 
 
 def _newest_checkpoint(run: Run) -> Path | None:
-    """Return what the main rank finds, on all ranks: a shared file system may show it to other ranks later."""
-    step = -1
-    with run.ranks.together("looking for a checkpoint to resume from"):
-        if run.ranks.is_main and run.folder.checkpoints.is_dir():
-            remove_leftovers(run.folder.checkpoints)
-            newest = latest_checkpoint(run.folder.checkpoints)
-            step = int(newest.name.removeprefix("step_")) if newest is not None else -1
-    (step,) = run.ranks.maximum(step)
+    """Return what the main rank found, on all ranks: a shared file system may show it to other ranks later."""
+    newest = run.opened.newest if run.opened is not None else None
+    (step,) = run.ranks.maximum(-1 if newest is None else step_of(newest) or 0)
     return step_folder(run.folder.checkpoints, step) if step >= 0 else None

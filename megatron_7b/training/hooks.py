@@ -8,9 +8,13 @@ import logging
 import math
 from typing import override
 
-from megatron_7b.errors import MegatronError, TrainingError
-from megatron_7b.runtime.signals import StopReason
-from megatron_7b.training.checkpointing import save
+from megatron_7b.errors import TrainingError
+from megatron_7b.training.checkpointing import (
+    advice_after_skipped_steps,
+    save,
+    save_after_skipped_step,
+    save_before_failing,
+)
 from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, perplexity
 from megatron_7b.training.report import Sink
 from megatron_7b.training.run import Run, Stopwatch
@@ -30,7 +34,7 @@ class Hook:
         """Called after each step, once all ranks know whether they stop here (`run.stop`)."""
 
     def before_failing(self, run: Run) -> None:
-        """Called on all ranks if the run ends between two steps because something could not be read."""
+        """Called on all ranks if the run ends between two steps because something could not be read or written."""
 
 
 class Reporting(Hook):
@@ -41,13 +45,20 @@ class Reporting(Hook):
 
     @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
-        for sink in self._sinks:
-            sink.write_step(metrics)
+        """Write one step.
 
-    def report_validation(self, metrics: ValidationMetrics) -> None:
-        """Write one validation."""
-        for sink in self._sinks:
-            sink.write_validation(metrics)
+        Raises:
+            OSError: It could not be written; on the other ranks CollectiveError.
+        """
+        with run.ranks.together(f"reporting step {metrics.step}"):
+            for sink in self._sinks:
+                sink.write_step(metrics)
+
+    def report_validation(self, run: Run, metrics: ValidationMetrics) -> None:
+        """Write one validation; raises as `after_step`. Collective: all ranks."""
+        with run.ranks.together(f"reporting the validation at step {metrics.step}"):
+            for sink in self._sinks:
+                sink.write_validation(metrics)
 
 
 class StatusKeeping(Hook):
@@ -92,8 +103,7 @@ class NonfiniteGuard(Hook):
             raise TrainingError(
                 f"steps {metrics.step - self._num_consecutive + 1} to {metrics.step} were all skipped, because loss or "
                 f"gradient was not finite (training.max_consecutive_nonfinite_steps is {self._max_consecutive_steps})",
-                hint="nothing was saved since; start again from the last checkpoint with a lower optimizer.lr or a "
-                "longer optimizer.lr_warmup_steps",
+                hint=advice_after_skipped_steps(run),
             )
 
 
@@ -111,7 +121,7 @@ class Validation(Hook):
 
     @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
-        if run.stop is StopReason.NONE and self._is_due(run):
+        if not run.must_stop and self._is_due(run):
             self._validate(run)
 
     def _is_due(self, run: Run) -> bool:
@@ -132,11 +142,12 @@ class Validation(Hook):
             batch_loss, batch_tokens = evaluate_step(run.trainer, batches)
             loss_sum, num_tokens = loss_sum + batch_loss, num_tokens + batch_tokens
             run.look_around()
-            if run.stop is not StopReason.NONE:
+            if run.must_stop:
                 return
         loss = loss_sum / max(1, num_tokens)
         run.validated_step = run.step
         self._reporting.report_validation(
+            run,
             ValidationMetrics(
                 step=run.step,
                 consumed_samples=run.counters.consumed_samples,
@@ -145,51 +156,37 @@ class Validation(Hook):
                 validation_perplexity=perplexity(loss),
                 validation_tokens=num_tokens,
                 validation_seconds=watch.seconds,
-            )
+            ),
         )
 
 
 class Saving(Hook):
-    """Saves at an interval, at the end and before stopping early, but only after a step that was not skipped."""
+    """Saves at an interval, at the end and before an early end; at an interval only after a step that was applied."""
 
     def __init__(self) -> None:
         self._is_overdue = False
-        self._is_worth_saving = False
-        """Whether the last step was sound and has not been saved."""
 
     @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         """Save if it is time to.
 
         Raises:
-            TrainingError: The last step was skipped, so the state cannot be trusted.
+            TrainingError: The run ends with a skipped step, and cannot be continued as it is.
+            CheckpointError: The checkpoint could not be written.
         """
         interval = run.config.checkpoint.save_interval_steps
-        is_leaving = run.is_complete or run.stop is not StopReason.NONE
-        self._is_worth_saving = not metrics.skipped
-        is_due = self._is_overdue or is_leaving or (interval > 0 and run.step % interval == 0)
+        is_due = self._is_overdue or run.is_leaving or (interval > 0 and run.step % interval == 0)
         if not is_due:
             return
         # Once an update has driven the weights out of range, every later step is skipped. Saving them would eventually
         # push all good checkpoints out of the folder, so a save waits for a step that shows the weights are sound.
         self._is_overdue = metrics.skipped
         if not self._is_overdue:
-            save(run)
-            self._is_worth_saving = False
-        elif run.is_complete:
-            raise TrainingError(
-                f"the last step, {run.step}, was skipped, so nothing shows that the weights are sound: not saved",
-                hint="raise training.train_steps by a few and start again: the run resumes from its last checkpoint",
-            )
-        elif is_leaving and run.ranks.is_main:
-            logger.error("leaving without saving, because step %d was skipped", run.step)
+            save(run, to_resume=run.must_stop)
+        elif run.is_leaving:
+            save_after_skipped_step(run)
 
     @override
     def before_failing(self, run: Run) -> None:
         """Save what was trained since the last checkpoint; the run fails for its own reason, even if this fails too."""
-        if not self._is_worth_saving:
-            return
-        try:
-            save(run, to_resume=True)
-        except (MegatronError, OSError):
-            logger.exception("step %d could not be saved", run.step)
+        save_before_failing(run)

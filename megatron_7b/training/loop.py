@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.optim.schedules import learning_rate
-from megatron_7b.runtime.signals import StopReason, StopRequest
+from megatron_7b.runtime.signals import StopRequest
 from megatron_7b.training.batch_schedule import global_batch_size
 from megatron_7b.training.hooks import Hook
 from megatron_7b.training.metrics import StepMetrics
@@ -48,7 +48,7 @@ def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None 
 def train(run: Run, hooks: list[Hook]) -> None:
     """Do steps until all are done, or all ranks have agreed to stop.
 
-    Where a batch cannot be read, the steps before are saved first.
+    If something cannot be read or written between two steps, the steps before are saved first.
 
     Collective: all ranks.
     """
@@ -58,7 +58,7 @@ def train(run: Run, hooks: list[Hook]) -> None:
     try:
         for hook in hooks:
             hook.on_start(run)
-        while not run.is_complete and run.stop is StopReason.NONE:
+        while not run.is_leaving:
             metrics = do_step(run)
             for hook in hooks:
                 hook.after_step(run, metrics)

@@ -2,11 +2,11 @@
 
 import itertools
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_7b.files import replacing
 from megatron_7b.training.metrics import format_count
 from megatron_7b.training.run_folder import read_metrics
 
@@ -73,9 +73,8 @@ def plot_loss(metrics: Path, picture: Path, *, title: str = "") -> bool:
     axes = figure.add_subplot()
     _draw_losses(axes, curves)
     _dress(axes, curves, title)
-    beside = picture.with_name(f".{picture.name}.{os.getpid()}.tmp")
-    FigureCanvasAgg(figure).print_png(beside)
-    os.replace(beside, picture)
+    with replacing(picture) as beside:
+        FigureCanvasAgg(figure).print_png(beside)
     return True
 
 

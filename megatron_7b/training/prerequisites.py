@@ -8,6 +8,7 @@ from megatron_7b.config.schema import RunConfig, TelemetryConfig
 from megatron_7b.data import IndexedDataset, open_split, parse_blend
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.launch import is_rank
+from megatron_7b.training.history import find_start
 from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
 
@@ -20,7 +21,7 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
         run_dir: The run folder, which need not exist yet.
 
     Raises:
-        CheckpointError: The record of the newest checkpoint cannot be read.
+        CheckpointError: The newest checkpoint is damaged, or checkpoints that were saved are gone.
         ConfigError: The run folder cannot be made or holds another model, a package is missing, or the data does not
             suffice or does not continue what was read.
         DataFormatError: A corpus is truncated, foreign, or smaller than one sample.
@@ -29,7 +30,11 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
     check_run_folder(folder, config)
     check_telemetry(config.telemetry)
     # Ranks look for the newest checkpoint together: on a shared file system some may see it later.
-    check_data(config, None if is_rank() else read_progress(folder.checkpoints, config))
+    progress = None
+    if not is_rank():
+        find_start(folder)
+        progress = read_progress(folder.checkpoints, config)
+    check_data(config, progress)
 
 
 def check_telemetry(telemetry: TelemetryConfig) -> None:

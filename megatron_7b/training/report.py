@@ -107,9 +107,9 @@ class MetricsFile(Sink):
     @override
     def close(self) -> None:
         """Close the file once everything is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _append(self, metrics: StepMetrics | ValidationMetrics) -> None:
         # Flushed line by line, so that the lines survive a killed process.
@@ -341,7 +341,10 @@ def open_sinks(folder: RunFolder, config: RunConfig, *, resumed_step: int) -> It
         yield sinks
     finally:
         for sink in reversed(sinks):
-            sink.close()
+            try:
+                sink.close()
+            except OSError as error:  # must not hide why the run ends, nor make one that has been saved look failed
+                logger.warning("%s did not end well: %s", type(sink).__name__, error)
 
 
 def _services(folder: RunFolder, config: RunConfig, resumed_step: int) -> Iterator[Sink]:

@@ -1,16 +1,26 @@
 """The state of a run in progress: what the loop and its hooks share."""
 
 import dataclasses
+import logging
 import time
+from pathlib import Path
 
+from megatron_7b.checkpoint import Companions
 from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import TrainingError
 from megatron_7b.runtime.hardware import peak_memory_bytes
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import Trainer
 from megatron_7b.training.metrics import Throughput
+from megatron_7b.training.opening import OpenFolder
 from megatron_7b.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+# What the ranks tell one another of the run folder.
+_MOVED, _DELETED = 1, 2
 
 
 @dataclasses.dataclass
@@ -27,6 +37,11 @@ class Run:
         stop: Why all ranks stop after the current step; NONE while they continue.
         peak_memory_bytes: Most memory that any rank has held.
         validated_step: Newest step with a validation in metrics.jsonl.
+        opened: The main rank's hold on the folder.
+        saved: Progress at the newest checkpoint of the folder; None if there is none.
+        resumed: Progress at the beginning of this start.
+        last_step_skipped: Whether the last step of this start left the parameters as they were.
+        departure: Where the folder is by now, if it was moved while the run was in progress.
     """
 
     trainer: Trainer
@@ -38,11 +53,25 @@ class Run:
     stop: StopReason = StopReason.NONE
     peak_memory_bytes: int = 0
     validated_step: int = 0
+    opened: OpenFolder | None = None
+    saved: Counters | None = None
+    resumed: Counters = dataclasses.field(default_factory=Counters)
+    last_step_skipped: bool = False
+    departure: Path | None = None
 
     @property
     def config(self) -> RunConfig:
         """The effective configuration."""
         return self.trainer.config
+
+    @property
+    def companions(self) -> Companions:
+        """What checkpoints carry, as the run folder has it."""
+        trainer, folder = self.trainer, self.folder
+        return Companions(
+            tokenizer=folder.tokenizer if trainer.tokenizer is not None else None,
+            hugging_face=folder.hugging_face if trainer.companions.hugging_face is not None else None,
+        )
 
     @property
     def step(self) -> int:
@@ -55,8 +84,18 @@ class Run:
         return self.step >= self.config.training.train_steps
 
     @property
+    def must_stop(self) -> bool:
+        """Whether something ends this start, complete or not."""
+        return self.stop is not StopReason.NONE or self.departure is not None
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether there is no next step in this start."""
+        return self.is_complete or self.must_stop
+
+    @property
     def exit_code(self) -> int:
-        """Exit code if the process left now: 0 only for a run that is complete."""
+        """Exit code if the process left now, all saved: 0 only for a run that is complete."""
         return EXIT_FINISHED if self.is_complete and self.stop is StopReason.NONE else EXIT_SAVED
 
     def count_step(self, num_samples: int, *, skipped: bool) -> None:
@@ -68,14 +107,41 @@ class Run:
             consumed_tokens=before.consumed_tokens + num_samples * self.config.data.seq_length,
             optimizer_steps=before.optimizer_steps + (0 if skipped else 1),
         )
+        self.last_step_skipped = skipped
 
     def look_around(self) -> None:
-        """Agree on whether to stop, even if only one rank was asked to, and on the peak memory.
+        """Agree on whether to stop, even if only one rank was asked to, on the peak memory, and on where the folder is.
 
         Collective: all ranks.
+
+        Raises:
+            TrainingError: The run folder was deleted.
         """
-        stop, memory = self.ranks.maximum(self.stop_request.reason, peak_memory_bytes(self.trainer.device_type))
+        place = self.opened.lock.find_folder() if self.opened is not None else self.folder.root
+        has_left = 0 if place == self.folder.root else _DELETED if place is None else _MOVED
+        stop, memory, has_left = self.ranks.maximum(
+            self.stop_request.reason, peak_memory_bytes(self.trainer.device_type), has_left
+        )
         self.stop, self.peak_memory_bytes = StopReason(stop), memory
+        if has_left:
+            self._follow_folder(place)
+
+    def _follow_folder(self, place: Path | None) -> None:
+        """Write where the folder is by now. Collective: all ranks.
+
+        Args:
+            place: On the main rank, where that is.
+        """
+        place = self.ranks.from_main(place)
+        if place is None:
+            raise TrainingError(
+                f"the run folder {self.folder.root} was deleted while the run was in progress, so nothing of it can be "
+                f"saved; it was at step {self.step}",
+                hint="restore the folder, if you can, or choose another --run-dir",
+            )
+        if self.ranks.is_main:
+            logger.warning("%s has been moved to %s: saving there, and leaving", self.folder.root, place)
+        self.departure, self.folder = place, RunFolder(place)
 
 
 class Stopwatch:

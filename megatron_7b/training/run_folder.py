@@ -2,7 +2,9 @@
 
     R/config.yaml      effective configuration of the newest start
     R/metrics.jsonl    one line per step, one per validation
+    R/metrics.repeated.jsonl  such lines of steps that were done again after a resume
     R/status.json      state of the run: running, saved, stopped, finished or failed
+    R/saved.json       the newest step that was saved
     R/train.log        the log of the main rank
     R/loss.png         the loss curves, drawn when the run leaves
     R/tokenizer/       files of the tokenizer, which every checkpoint carries on
@@ -13,21 +15,21 @@
 Only the main rank writes, and whole files appear by rename.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
+from megatron_7b.checkpoint.folders import find_steps
 from megatron_7b.checkpoint.records import HUGGING_FACE, TOKENIZER
-from megatron_7b.config import config_to_dict, load_config, save_config
+from megatron_7b.config import config_to_dict, load_config
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.errors import ConfigError, TrainingError
+from megatron_7b.config.sources import read_source
+from megatron_7b.errors import ConfigError
+from megatron_7b.files import flush_to_disk, replace_text
 from megatron_7b.runtime.output_paths import check_folder_to_write
 
 logger = logging.getLogger(__name__)
@@ -59,9 +61,19 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def repeated_metrics(self) -> Path:
+        """Lines of steps that were done again after a resume, as they were the first time."""
+        return self.root / "metrics.repeated.jsonl"
+
+    @property
     def status(self) -> Path:
         """State of the run."""
         return self.root / "status.json"
+
+    @property
+    def saved(self) -> Path:
+        """The newest step that was saved, noted outside of the checkpoints folder, so that its loss is noticed."""
+        return self.root / "saved.json"
 
     @property
     def log(self) -> Path:
@@ -107,15 +119,21 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         config: Configuration of this start.
 
     Raises:
-        ConfigError: The folder cannot be made or written to, or holds a model of another shape.
+        ConfigError: The folder cannot be made or written to, or its saved configuration cannot be read, or describes a
+            model of another shape.
+        CheckpointError: Its folder of checkpoints cannot be read.
     """
     check_folder_to_write(folder.root, "the run folder")
-    if not folder.config.exists() or not folder.has_history:
+    if os.path.lexists(folder.checkpoints):
+        check_folder_to_write(folder.checkpoints, "the folder of checkpoints")
+    find_steps(folder.checkpoints)
+    before = read_saved_config(folder)
+    if before is None:
         return
     contradictions = [
-        f"  {path}: the folder has {before!r}, this start asks for {after!r}"
-        for path, before, after in _differences(load_config(folder.config), config)
-        if _contradict(path, before, after)
+        f"  {path}: the folder has {old!r}, this start asks for {new!r}"
+        for path, old, new in differences(before, config)
+        if _contradict(path, old, new)
     ]
     if contradictions:
         raise ConfigError(
@@ -124,77 +142,34 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
         )
 
 
+def read_saved_config(folder: RunFolder) -> RunConfig | None:
+    """Return the configuration of the newest start that left something; None if there is none.
+
+    Raises:
+        ConfigError: It is damaged. It is only kept for comparison, so it may be deleted.
+    """
+    if not folder.config.exists() or not folder.has_history:
+        return None
+    hint = f"delete {folder.config}: the next start writes it again, but cannot say what has changed since the last"
+    try:
+        sections = {path.partition(".")[0] for path in read_source(folder.config).settings}
+        saved = load_config(folder.config)
+    except ConfigError as error:
+        raise ConfigError(f"the configuration of the last start cannot be read: {error}", hint=hint) from error
+    missing = [section for section in ("model", "training") if section not in sections]
+    if missing:
+        raise ConfigError(
+            f"{folder.config} is damaged: it has no section {' or '.join(missing)}, and every start writes all of them",
+            hint=hint,
+        )
+    return saved
+
+
 def _contradict(path: str, before: object, after: object) -> bool:
     section, name, *_ = path.split(".")
     if section != "model" or name in _CHANGEABLE_MODEL_OPTIONS:
         return False
     return not (name in _DERIVED_MODEL_OPTIONS and None in (before, after))
-
-
-@contextlib.contextmanager
-def opened(folder: RunFolder, config: RunConfig) -> Iterator[None]:
-    """Create the folder if necessary, keep other runs out of it for the duration, and save the configuration.
-
-    For the main rank, after `check_run_folder`.
-
-    Args:
-        folder: The run folder.
-        config: Effective configuration; changes since the last start are logged.
-
-    Raises:
-        ConfigError: The folder cannot be created or written to.
-        TrainingError: Another run is writing to it.
-    """
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        lock = (folder.root / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"the run folder {folder.root} cannot be written to: {error.strerror}",
-            hint="give a --run-dir that you may write to, with free space",
-        ) from error
-    with lock:
-        _claim(folder, lock)
-        if folder.config.exists() and folder.has_history:
-            for path, before, after in _differences(load_config(folder.config), config):
-                logger.info("%s has changed since the last start: %s, was %s", path, after, before)
-        save_config(config, folder.config)
-        yield
-
-
-def _claim(folder: RunFolder, lock: TextIO) -> None:
-    """Take the folder's lock, which ends with the process; a file system without locks is used without one.
-
-    An earlier life of the same Slurm job does not count as another run: its processes may linger on a node that Slurm
-    has given up.
-    """
-    own_job = os.environ.get("SLURM_JOB_ID")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        _refuse_unless_same_job(folder, lock.read(), own_job)
-    except OSError as error:
-        logger.warning(
-            "%s does not support file locks (%s): make sure that only one run writes there", folder.root, error.strerror
-        )
-    lock.truncate(0)
-    lock.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": own_job}))
-    lock.flush()
-
-
-def _refuse_unless_same_job(folder: RunFolder, holder_text: str, own_job: str | None) -> None:
-    try:
-        holder = json.loads(holder_text)
-    except json.JSONDecodeError:
-        holder = {}
-    if own_job is not None and holder.get("slurm_job") == own_job:
-        logger.warning("process %s on %s, of an earlier life of this job, still lingers", holder["pid"], holder["host"])
-        return
-    raise TrainingError(
-        f"another run is writing to {folder.root}: process {holder.get('pid', '?')} on {holder.get('host', '?')}",
-        hint="wait until it has ended, stop it with SIGTERM (it saves first), or choose another --run-dir",
-    )
 
 
 def write_status(folder: RunFolder, state: RunState, *, exit_code: int | None, step: int) -> None:
@@ -211,10 +186,10 @@ def write_status(folder: RunFolder, state: RunState, *, exit_code: int | None, s
 
 
 def keep_metrics_until(folder: RunFolder, step: int) -> list[dict[str, object]]:
-    """Drop later steps from metrics.jsonl, because they are about to be repeated, and an incomplete last line.
+    """Move later steps from metrics.jsonl to metrics.repeated.jsonl, because they are about to be done again.
 
-    The file is always replaced, so that a lingering process of an earlier life that still has the old one open cannot
-    write into it.
+    An incomplete last line is dropped. The file is always replaced, so that a lingering process of an earlier life that
+    still has the old one open cannot write into it.
 
     Args:
         folder: The run folder.
@@ -223,20 +198,38 @@ def keep_metrics_until(folder: RunFolder, step: int) -> list[dict[str, object]]:
     Returns:
         The validation lines that were kept.
     """
-    beside = folder.metrics.with_suffix(".jsonl.tmp")
-    validations = []
-    with beside.open("w", encoding="utf-8") as kept:
-        for line, values in read_metrics(folder.metrics):
-            line_step = values.get("step")
-            if not isinstance(line_step, int) or line_step > step:
-                continue
-            kept.write(line)
-            if "validation_loss" in values:
-                validations.append(values)
-        kept.flush()
-        os.fsync(kept.fileno())
-    os.replace(beside, folder.metrics)
+    kept, repeated, validations, last_step = [], [], [], 0
+    for line, values in read_metrics(folder.metrics):
+        line_step = values.get("step")
+        if not isinstance(line_step, int):
+            continue
+        if line_step > step:
+            repeated.append(line)
+            continue
+        kept.append(line)
+        last_step = line_step
+        if "validation_loss" in values:
+            validations.append(values)
+    if repeated:
+        with folder.repeated_metrics.open("a", encoding="utf-8") as file:
+            file.writelines(repeated)
+        flush_to_disk(folder.repeated_metrics)
+    replace_text(folder.metrics, "".join(kept))
+    _say_what_does_not_fit(folder, step, last_step, has_repeated=bool(repeated))
     return validations
+
+
+def _say_what_does_not_fit(folder: RunFolder, step: int, last_step: int, *, has_repeated: bool) -> None:
+    if step == 0 and has_repeated:
+        logger.warning(
+            "an earlier start did steps here and saved none: starting over; its metrics are in %s",
+            folder.repeated_metrics,
+        )
+    elif last_step < step:
+        logger.warning(
+            "%s ends at step %d, but the newest checkpoint is of step %d: was it copied here?",
+            folder.metrics, last_step, step,
+        )  # fmt: skip
 
 
 def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
@@ -256,17 +249,7 @@ def read_metrics(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
                 yield line, values
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that appears complete or not at all, and then survives a power failure."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def _differences(before: RunConfig, after: RunConfig) -> list[tuple[str, object, object]]:
+def differences(before: RunConfig, after: RunConfig) -> list[tuple[str, object, object]]:
     """Return (dotted path, value before, value after) of every option that differs."""
     old, new = _flatten(config_to_dict(before)), _flatten(config_to_dict(after))
     return [(path, old.get(path), new.get(path)) for path in {**old, **new} if old.get(path) != new.get(path)]

@@ -5,26 +5,22 @@ import logging
 from collections.abc import Iterator
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.errors import ConfigError
+from megatron_7b.errors import ConfigError, TrainingError
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel.groups import leaving_process_groups
 from megatron_7b.runtime.hardware import device_name
 from megatron_7b.runtime.logs import add_log_file, remove_log_file
 from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
-from megatron_7b.training.assemble import build_trainer
+from megatron_7b.training.assemble import build_trainer, keep_companions
 from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, StatusKeeping, Validation
 from megatron_7b.training.metrics import build_throughput, format_count
+from megatron_7b.training.opening import opened
 from megatron_7b.training.plot import plot_loss
 from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run import Run
-from megatron_7b.training.run_folder import (
-    RunFolder,
-    RunState,
-    keep_metrics_until,
-    opened,
-)
+from megatron_7b.training.run_folder import RunFolder, RunState, keep_metrics_until
 from megatron_7b.training.status import last_step, read_status, record_status
 
 logger = logging.getLogger(__name__)
@@ -105,20 +101,30 @@ def _folder_opened(run: Run) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with run.ranks.together("opening the run folder"):
             if run.ranks.is_main:
-                held.enter_context(opened(run.folder, run.config))
-                held.callback(remove_log_file, add_log_file(run.folder.log))
+                run.opened = held.enter_context(opened(run.folder, run.config))
+                held.callback(_close_log_file, add_log_file(run.folder.log))
+                keep_companions(run.trainer, run.folder)
         yield
+
+
+def _close_log_file(handler: logging.Handler) -> None:
+    with contextlib.suppress(OSError):  # a full disk must not hide why the run ends
+        remove_log_file(handler)
 
 
 @contextlib.contextmanager
 def _status_recorded(run: Run) -> Iterator[None]:
-    def record(state: RunState, exit_code: int | None) -> None:
-        if run.ranks.is_main:
-            record_status(run.folder, state, exit_code=exit_code, step=run.step)
+    def record(state: RunState, exit_code: int | None, step: int) -> None:
+        if not run.ranks.is_main:
+            return
+        try:
+            record_status(run.folder, state, exit_code=exit_code, step=step)
+        except OSError as error:  # a full disk must not hide why the run ends, nor that it was saved
+            logger.error("%s could not be written: %s", run.folder.status, error.strerror)
 
     if run.ranks.is_main:
         _say_how_the_last_start_ended(run)
-        record_status(run.folder, "running", exit_code=None, step=last_step(run.folder))
+    record("running", None, last_step(run.folder))
     try:
         yield
     except BaseException as error:
@@ -126,11 +132,11 @@ def _status_recorded(run: Run) -> Iterator[None]:
             exit_code = EXIT_INTERRUPTED
         else:
             exit_code = 2 if isinstance(error, ConfigError) else 1
-        record("failed", exit_code)
+        record("failed", exit_code, run.step)
         # For the log file; the caller reports it on the screen.
         logger.debug("the run failed after step %d", run.step, exc_info=True)
         raise
-    record("finished" if run.exit_code == EXIT_FINISHED else "saved", run.exit_code)
+    record("finished" if run.exit_code == EXIT_FINISHED else "saved", run.exit_code, run.step)
 
 
 @contextlib.contextmanager
@@ -185,6 +191,12 @@ def _say_what_begins(run: Run) -> None:
 
 
 def _say_how_it_ended(run: Run) -> None:
+    if run.departure is not None and not run.is_complete:
+        raise TrainingError(
+            f"the run folder was moved to {run.departure} while the run was in progress; step {run.step} was saved "
+            "there",
+            hint=f"continue with --run-dir {run.departure}",
+        )
     if not run.ranks.is_main:
         return
     if run.stop is StopReason.NONE:

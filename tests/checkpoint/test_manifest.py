@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from megatron_7b.checkpoint import Manifest, config_file, publish, read_config, read_manifest, tokenizer_path
-from megatron_7b.checkpoint.folders import new_staging_folder
 from megatron_7b.checkpoint.manifest import CONFIG, MANIFEST, Counters, warn_of_missing_checksum, write_manifest
+from megatron_7b.checkpoint.publishing import new_staging_folder
 from megatron_7b.checkpoint.records import verify_files
 from megatron_7b.errors import CheckpointError
 from megatron_7b.runtime.strict_json import CHECKSUM, checksum
@@ -26,6 +26,7 @@ type Edit = Callable[[dict[str, Any]], object]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A published checkpoint with a shard, a tokenizer and an optimizer."""
+    (tmp_path / "checkpoints").mkdir()
     staging = new_staging_folder(tmp_path / "checkpoints", STEP)
     load_tokenizer("bytes").save(staging / "tokenizer")
     (staging / "optimizer").mkdir()

@@ -32,9 +32,10 @@ def digest_of_weights(trainer: Any) -> str:
 
 
 def train_save(
-    config: RunConfig, folder: Path, num_steps: int, end: int | None = None
+    config: RunConfig, folder: Path, num_steps: int, end: int | None = None, *, tokenizer: Path | None = None
 ) -> tuple[list[tuple[float, float]], str]:
     """Train from the start, save after `num_steps`, go on up to step `end`; return (results of the steps, digest)."""
+    from megatron_7b.checkpoint.companions import Companions
     from megatron_7b.checkpoint.manifest import Counters
     from megatron_7b.checkpoint.save import save_checkpoint
 
@@ -48,6 +49,7 @@ def train_save(
         counters=Counters(step=num_steps, optimizer_steps=num_steps),
         config=config,
         layout=trainer.layout,
+        companions=Companions(tokenizer=tokenizer),
     )
     assert digest_of_weights(trainer) == digest, "saving has changed the run"
     results += run_steps(trainer, range(num_steps, end or num_steps))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from megatron_7b.config import override_config, save_config
-from megatron_7b.training.run_folder import RunFolder, opened
+from megatron_7b.training.opening import opened
+from megatron_7b.training.run_folder import RunFolder
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.ranks import run_ranks
 from tests.training import runs

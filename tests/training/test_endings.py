@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from megatron_7b.config import save_config
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.training.run_folder import RunFolder, opened
+from megatron_7b.training.opening import opened
+from megatron_7b.training.run_folder import RunFolder
 from tests.support.commands import run_on_ranks, start_command
 from tests.training import runs
 
@@ -66,6 +68,14 @@ def wait_for_steps(run_dir: Path, number: int = 3) -> None:
     """Wait for so many steps more than there are."""
     beyond = last_step(run_dir) + number
     wait_for(lambda: last_step(run_dir) >= beyond, f"step {beyond}")
+
+
+def is_free(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def last_step(run_dir: Path) -> int:
@@ -116,7 +126,8 @@ def test_status_is_true_after_every_kind_of_kill(folder: Path) -> None:
     assert (status["state"], status["exit_code"]) == ("running", None)
     assert last_step(run_dir) - 1 <= status["step"] <= last_step(run_dir)  # killed between the two files
     with (run_dir / ".lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it: so a reader knows that the run has ended
+        # Nobody holds it once the last thread is done waiting for the disk: so a reader knows that the run has ended.
+        wait_for(lambda: is_free(lock), "end of the lock")
 
     words = f"the last start was ended without a word after step {status['step']}"
     with launched(folder) as process:

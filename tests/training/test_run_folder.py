@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from megatron_7b.config import load_config, save_config
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
 from megatron_7b.errors import ConfigError, TrainingError
+from megatron_7b.training.opening import opened
 from megatron_7b.training.run_folder import (
     RunFolder,
     check_run_folder,
     keep_metrics_until,
-    opened,
     read_metrics,
     write_status,
 )
@@ -108,7 +108,8 @@ HOLDER = """
 import sys
 from pathlib import Path
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.training.run_folder import RunFolder, opened
+from megatron_7b.training.opening import opened
+from megatron_7b.training.run_folder import RunFolder
 with opened(RunFolder(Path(sys.argv[1])), RunConfig()):
     print("holding", flush=True)
     sys.stdin.read()
@@ -189,7 +190,10 @@ def test_metrics_are_cut_behind_the_resumed_step(
     kept = range(1, min(num_steps, resumed) + 1)
     assert folder.metrics.read_text() == "".join(lines_of(list(kept), validated))
     assert [line["step"] for line in validations] == sorted(validated & set(kept))
-    assert [path.name for path in folder.root.iterdir()] == ["metrics.jsonl"]
+    repeated = lines_of(list(range(resumed + 1, num_steps + 1)), validated)
+    aside = folder.repeated_metrics.read_text() if repeated else ""
+    assert aside == "".join(repeated)
+    assert {path.name for path in folder.root.iterdir()} <= {"metrics.jsonl", folder.repeated_metrics.name}
 
 
 def test_a_process_that_lingers_cannot_write_into_the_new_metrics(folder: RunFolder) -> None:

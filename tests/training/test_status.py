@@ -11,7 +11,8 @@ import pytest
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.signals import StopReason
-from megatron_7b.training.run_folder import RunFolder, opened
+from megatron_7b.training.opening import opened
+from megatron_7b.training.run_folder import RunFolder
 from megatron_7b.training.status import (
     StatusWatch,
     last_step,
@@ -120,7 +121,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.training.run_folder import RunFolder, opened
+from megatron_7b.training.opening import opened
+from megatron_7b.training.run_folder import RunFolder
 with opened(RunFolder(Path(sys.argv[1])), RunConfig()):
     print("holding", flush=True)
     sys.stdin.read()

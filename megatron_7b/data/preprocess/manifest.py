@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_7b.files import replacing
 from megatron_7b.runtime.strict_json import CHECKSUM, checksum
 from megatron_7b.tokenizer import Tokenizer
 
@@ -106,6 +107,5 @@ class Manifest:
 
     def save(self, file: Path) -> None:
         """Write beside, then rename."""
-        temporary = file.with_name(file.name + ".tmp")
-        self.write(temporary)
-        os.replace(temporary, file)
+        with replacing(file) as beside:
+            self.write(beside)

@@ -7,7 +7,7 @@ once more, or the files can be removed.
 import os
 from pathlib import Path
 
-from megatron_7b.runtime.durable import flush_to_disk
+from megatron_7b.files import flush_to_disk
 
 PUBLISHED = (".bin", ".json", ".idx")
 """In the order of renaming."""

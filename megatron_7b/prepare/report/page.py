@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_7b.files import replace_text
 from megatron_7b.prepare.accounting import Distributions, RunReport, Sample, StageCount
 from megatron_7b.prepare.report import page_parts as parts
 from megatron_7b.prepare.report.page_parts import escape, format_number, format_seconds, format_share, format_size
@@ -27,9 +28,7 @@ def write_report(report: RunReport, samples: Mapping[str, Sequence[Sample]], pat
         samples: By stage, documents that it dropped.
         path: The html file.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(render_report(report, samples), encoding="utf-8")
-    os.replace(beside, path)
+    replace_text(path, render_report(report, samples))
 
 
 def render_report(report: RunReport, samples: Mapping[str, Sequence[Sample]]) -> str:

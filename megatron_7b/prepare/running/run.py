@@ -14,6 +14,7 @@ import orjson
 
 from megatron_7b import __version__
 from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.files import flush_tree_to_disk
 from megatron_7b.prepare.accounting import Distributions, RunReport, Sample, StageCount, merge_stages
 from megatron_7b.prepare.augmentation.step import check_augmentation
 from megatron_7b.prepare.duplicates.near import check_duplicates
@@ -39,7 +40,6 @@ from megatron_7b.prepare.running.workspace import (
     remove_leftovers,
     write_lines,
 )
-from megatron_7b.runtime.durable import flush_tree_to_disk
 
 SAMPLES_PER_REASON = 50
 _PUBLISHED = ("train", "validation", "test", "dropped", "quarantine.jsonl", "report.html", "report.json")

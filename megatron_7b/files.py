@@ -1,0 +1,105 @@
+"""Files and folders that appear complete or not at all, and that survive a power cut.
+
+Whoever writes a file that others read writes beside it, waits for the disk, and renames. The name beside is new every
+time: two processes that write the same file never share it, and a process that was killed leaves nothing in the way.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to, which takes the place of `path` at the end of a with block.
+
+    If the block raises, what was written is removed, and `path` is as before.
+
+    Raises:
+        OSError: The file could not be written.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield beside
+        flush_to_disk(beside)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+    flush_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write into, which takes the place of `path` at the end of a with block.
+
+    A folder with content cannot be replaced at once: killed at the wrong moment, this leaves none. It is for what can
+    be written again.
+
+    Raises:
+        OSError: Something could not be written.
+    """
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        beside.mkdir()
+        yield beside
+        flush_tree_to_disk(beside)
+        remove_any(path)
+        os.replace(beside, path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    flush_to_disk(path.parent)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file as `replacing` does."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def remove_interrupted(folder: Path) -> None:
+    """Remove what killed processes left beside files and folders. Call only while nobody writes there."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            remove_any(path)
+
+
+def remove_any(path: Path) -> None:
+    """Remove a file, a link (never what it points to), or a folder with everything in it.
+
+    Raises:
+        OSError: Something could not be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: The content could not be written. Some network file systems refuse to flush a folder, and some folders
+            may not be read; that is no error.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        if not path.is_dir():
+            raise
+
+
+def flush_tree_to_disk(folder: Path) -> None:
+    """Wait until a folder and all that is in it are on the disk; raises as `flush_to_disk`."""
+    for path in (*folder.rglob("*"), folder):
+        flush_to_disk(path)
