@@ -125,3 +125,27 @@ def test_a_seed_gives_the_same_tokens_and_samples_differ() -> None:
 def test_values_out_of_range_are_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         SamplingOptions(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("penalty", [0.5, 2.0, 5.0])
+@pytest.mark.parametrize("prompt", [(), (2, 0, 2)])
+def test_the_repetition_penalty_is_that_of_transformers(penalty: float, prompt: tuple[int, ...]) -> None:
+    """Greedy tokens under logits that favour few of them: without the tokens so far, one would come again and again."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    sampler = TokenSampler(SamplingOptions(temperature=0.0, repetition_penalty=penalty), prompt_ids=prompt)
+    processor = RepetitionPenaltyLogitsProcessor(penalty)
+    generator = torch.Generator().manual_seed(5)
+    bias = torch.linspace(2, -2, 80)
+    text, plain = list(prompt), []
+    for _ in range(40):
+        logits = bias + torch.randn(80, generator=generator)
+        expected = (
+            processor(torch.tensor([text], dtype=torch.int64), logits[None].clone()).argmax().item()
+            if text
+            else int(logits.argmax())
+        )
+        text.append(sampler.choose(logits))
+        plain.append(int(logits.argmax()))
+        assert text[-1] == expected
+    assert text[len(prompt) :] != plain

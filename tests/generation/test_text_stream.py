@@ -169,6 +169,16 @@ def test_long_runs_take_time_in_proportion(tokenizer: Tokenizer, token: str, mon
     assert "".join(parts) == tokenizer.decode([*start, *run, *start])
 
 
+@pytest.mark.parametrize("num_special", [1, 40])
+def test_a_space_before_special_tokens_begins_a_text(tokenizer: Tokenizer, num_special: int) -> None:
+    """What may lose its space at the beginning of a text keeps it after any number of tokens without a text."""
+    spaces = [token for token in range(tokenizer.vocab_size) if tokenizer.spell(token) in ("▁", " ", "Ġ")]
+    special = sorted(tokenizer.special_ids)
+    for start in ([], spaces[:1], special[-1:], [*special[-1:], *spaces[:1]]):
+        ids = [*start, *special[-1:] * num_special, *tokenizer.encode("the"), *spaces, *tokenizer.encode("the,")]
+        assert "".join(pieces(text_stream(tokenizer), ids)) == tokenizer.decode(ids)
+
+
 def test_ids_beyond_the_vocabulary_give_nothing(tokenizer: Tokenizer) -> None:
     """A model may have more embeddings than its tokenizer has tokens."""
     ids = tokenizer.encode("the,")
