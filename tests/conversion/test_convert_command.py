@@ -174,6 +174,26 @@ def test_a_tokenizer_that_transformers_rebuilds_keeps_its_ids(tmp_path: Path, ca
     assert AutoTokenizer.from_pretrained(tmp_path / "out").encode(text) == ours
 
 
+def test_a_tokenizer_whose_ids_nothing_keeps_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One that merges at random, as left behind by training with BPE dropout: no two encodings are the same."""
+    save_tiny_tokenizer(tmp_path / "in")
+    save_tiny_model("llama", tmp_path / "in", vocab_size=300)
+    definition = json.loads((tmp_path / "in" / "tokenizer.json").read_text())
+    definition["model"]["dropout"] = 0.5
+    (tmp_path / "in" / "tokenizer.json").write_text(json.dumps(definition))
+    assert convert("from-hf", "--input", tmp_path / "in", "--output", tmp_path / "c") == 0
+    capsys.readouterr()
+    arguments = ("to-hf", "--checkpoint", tmp_path / "c", "--output", tmp_path / "out")
+    assert convert(*arguments) == 1
+    message = capsys.readouterr().err
+    assert "AutoTokenizer gives text other ids than the tokenizer of the checkpoint" in message
+    assert "hint: --allow-other-token-ids publishes it all the same" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "in"]
+    assert convert(*arguments, "--allow-other-token-ids") == 0
+    assert "warning: transformers' AutoTokenizer gives text other ids" in capsys.readouterr().err
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
 def test_without_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     save_tiny_model("llama", tmp_path / "in")
     assert convert("from-hf", "--input", tmp_path / "in", "--output", tmp_path / "c") == 0
