@@ -21,6 +21,7 @@ from megatron_7b.training.status import (
     record_status,
     stop_before_first_step,
 )
+from tests.support.small_disk import small_disk
 
 
 @pytest.fixture
@@ -166,14 +167,8 @@ def test_only_the_main_rank_records(folder: RunFolder) -> None:
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own that has no room left."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a full disk needs the right to mount one: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        yield disk
 
 
 def fill(disk: Path) -> None:
