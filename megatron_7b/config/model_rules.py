@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megatron_7b.config.architectures import ARCHITECTURES
+from megatron_7b.config.architectures import ARCHITECTURES, others_with
 from megatron_7b.config.options import get_value, options
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
@@ -51,10 +51,11 @@ def _architecture_fixes_options(case: Case) -> Iterator[Problem]:
     for name, needed in ARCHITECTURES[model.architecture].fixed.items():
         given = getattr(model, name)
         if given != needed:
-            others = [other for other, its in ARCHITECTURES.items() if its.fixed.get(name) == given]
+            others = others_with(model.architecture, name, given)
             yield case.problem(
                 f"model.{name}",
-                f"must be {needed} for Hugging Face's {model.architecture}; it is {given} in {', '.join(others)}",
+                f"must be {needed} for Hugging Face's {model.architecture}"
+                + (f"; it is {given} in {', '.join(others)}" if others else ""),
             )
 
 

@@ -60,10 +60,10 @@ def _group_class(annotation: object) -> type:
 
 def _read_value(value: object, option: Option) -> object:
     """Convert one written value; raises ValueError where it is none of what the option allows."""
-    if option.choices:
-        return _read_choice(value, option)
     if option.optional and _is_none(value):
         return None
+    if option.choices:
+        return _read_choice(value, option)
     if dataclasses.is_dataclass(option.annotation):
         if value in ({}, "{}"):  # as in YAML: the group with its defaults
             return typing.cast(type, option.annotation)()

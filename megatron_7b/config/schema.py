@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from megatron_7b.config.architectures import ARCHITECTURES
+from megatron_7b.config.architectures import ARCHITECTURES, Architecture
+from megatron_7b.config.objectives import OBJECTIVES
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RopeScalingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape of a decoder-only transformer (RMSNorm, SwiGLU, RoPE, grouped-query attention)."""
+    """Architecture and shape of a transformer."""
 
     architecture: Annotated[str, OneOf(ARCHITECTURES)] = "llama"
     """Hugging Face architecture: what is built, and what exports are written as."""
@@ -70,6 +71,10 @@ class ModelConfig:
     """Biases on the query, key and value projections (Qwen2)."""
     qk_layernorm: bool = False
     """RMSNorm on queries and keys, per head (Qwen3)."""
+    num_tokentypes: int = 0
+    """Embeddings that tell the sentences of a pair apart (BERT: 2); 0: there are none."""
+    add_binary_head: bool = False
+    """A classifier of sentence pairs on the first token's last hidden state (BERT's next-sentence head)."""
     hidden_dropout: float = 0.0
     """Dropout on the outputs of attention and MLP."""
     attention_dropout: float = 0.0
@@ -80,6 +85,11 @@ class ModelConfig:
     """Layer kernels: Transformer Engine, torch-native, or the best that this machine supports."""
 
     @property
+    def traits(self) -> Architecture:
+        """What follows from the name of the architecture."""
+        return ARCHITECTURES[self.architecture]
+
+    @property
     def head_width(self) -> int:
         """Channels `d` of one attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
@@ -88,6 +98,20 @@ class ModelConfig:
     def query_groups(self) -> int:
         """Key-value heads `g`."""
         return self.num_query_groups or self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the model is trained to predict."""
+
+    name: Annotated[str, OneOf(OBJECTIVES)] | None = None
+    """causal: the next token; masked: hidden tokens of a sentence. None means the usual one of the kind of model."""
+    masked_share: float = 0.15
+    """masked: share of a sample's tokens that are hidden."""
+    max_ngram: int = 3
+    """masked: most neighbouring words that are hidden together; n words are drawn with a probability of about 1/n."""
+    whole_words: bool = True
+    """masked: hide words with all their tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +302,7 @@ class RunConfig:
     """Everything that determines a run. The effective one is saved in the run folder and in every checkpoint."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from megatron_7b.config.architectures import ARCHITECTURES
+from megatron_7b.config.architectures import ARCHITECTURES, others_with
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig
 from megatron_7b.conversion.families import FAMILIES, Family
 from megatron_7b.errors import ConversionError
@@ -170,7 +170,7 @@ def check_exportable(model: ModelConfig) -> None:
     for feature, wanted in ARCHITECTURES[model.architecture].fixed.items():
         given = getattr(model, feature)
         if wanted != given:
-            fitting = [name for name, other in ARCHITECTURES.items() if other.fixed.get(feature) == given]
+            fitting = others_with(model.architecture, feature, given)
             problems.append(f"model.{feature} is {given}, {family.class_name} has {wanted} ({given}: {fitting})")
     if family.model_type == "llama" and model.hidden_size % model.num_attention_heads:
         problems.append(

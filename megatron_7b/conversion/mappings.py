@@ -78,23 +78,25 @@ class Vocabulary:
     """A tensor of one row per token; the canonical one may carry padding rows for tensor parallelism at its end."""
 
     vocab_size: int
-    hidden_size: int
+    hidden_size: int | None
+    """Width of a row; None for a bias, a vector."""
 
     @property
     def canonical_shape(self) -> Shape:
-        """`[v, h]` of the true vocabulary."""
-        return (self.vocab_size, self.hidden_size)
+        """`[v, h]` of the true vocabulary, or `[v]`."""
+        return (self.vocab_size,) if self.hidden_size is None else (self.vocab_size, self.hidden_size)
 
     @property
     def hugging_face_shapes(self) -> tuple[Shape, ...]:
-        """`[v, h]` of the true vocabulary."""
+        """The same, once."""
         return (self.canonical_shape,)
 
     def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
         """Drop the padding rows, so that they never leak into an export."""
-        if tensor.dim() != 2 or tensor.shape[1] != self.hidden_size or tensor.shape[0] < self.vocab_size:
+        expected = self.canonical_shape
+        if tuple(tensor.shape[1:]) != expected[1:] or tensor.dim() == 0 or tensor.shape[0] < self.vocab_size:
             raise ConversionError(
-                f"an embedding has shape {list(tensor.shape)}, expected {list(self.canonical_shape)} or more rows"
+                f"an embedding has shape {list(tensor.shape)}, expected {list(expected)} or more rows"
             )
         return (tensor[: self.vocab_size],)
 
@@ -187,14 +189,76 @@ class GateUp:
         return _joined(parts)
 
 
+@dataclass(frozen=True)
+class Concatenated:
+    """Several Hugging Face tensors that are stored as one, one after the other along their rows."""
+
+    parts: TensorMapping
+
+    @property
+    def canonical_shape(self) -> Shape:
+        """That of the parts' mapping."""
+        return self.parts.canonical_shape
+
+    @property
+    def hugging_face_shapes(self) -> tuple[Shape, ...]:
+        """One shape with the rows of all parts."""
+        shapes = self.parts.hugging_face_shapes
+        return ((sum(shape[0] for shape in shapes), *shapes[0][1:]),)
+
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
+        """Split, then join in their order."""
+        return (_joined(self.parts.to_hugging_face(tensor)),)
+
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
+        """Split in their order, then join."""
+        _check_shapes(parts, self.hugging_face_shapes)
+        return self.parts.from_hugging_face(
+            *parts[0].split_with_sizes([shape[0] for shape in self.parts.hugging_face_shapes])
+        )
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Weights that Hugging Face stores as [in, out]."""
+
+    plain: TensorMapping
+
+    @property
+    def canonical_shape(self) -> Shape:
+        """[out, in]."""
+        return self.plain.canonical_shape
+
+    @property
+    def hugging_face_shapes(self) -> tuple[Shape, ...]:
+        """[in, out]."""
+        return tuple(shape[::-1] for shape in self.plain.hugging_face_shapes)
+
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
+        """Turn each part."""
+        return tuple(part.t().contiguous() for part in self.plain.to_hugging_face(tensor))
+
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
+        """Turn each part back."""
+        _check_shapes(parts, self.hugging_face_shapes)
+        return self.plain.from_hugging_face(*(part.t() for part in parts)).contiguous()
+
+
 def build_mapping(parameter: Parameter, model: ModelConfig) -> TensorMapping:
     """Return how a parameter of a model relates to its Hugging Face tensors."""
+    mapping = _arranged(parameter, model)
+    if len(mapping.hugging_face_shapes) > len(parameter.hugging_face):
+        mapping = Concatenated(mapping)
+    return Transposed(mapping) if parameter.is_transposed else mapping
+
+
+def _arranged(parameter: Parameter, model: ModelConfig) -> TensorMapping:
     rows, *columns = parameter.shape
     match parameter.arrangement:
         case "plain":
             return Direct(parameter.shape)
         case "vocabulary":
-            return Vocabulary(rows, *columns)
+            return Vocabulary(rows, columns[0] if columns else None)
         case "gate_up":
             return GateUp(rows // 2, *columns)
         case "query_key_value":

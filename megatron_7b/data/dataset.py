@@ -29,6 +29,8 @@ class Batch:
     A new document always begins with each row, even if the row continues a document of an earlier sample. None unless
     boundaries were requested.
     """
+    tokentype_ids: NDArray[np.int64] | None = None
+    """Which sentence of a pair a token is of, [b, s]; None for models that do not ask."""
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,16 @@ with the blends of `open_split`; the global sample number is the whole state. Wh
 Source: Devlin et al., "BERT", 2018; spans as in Megatron-LM's masked-language-model datasets.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import DataConfig
-from megatron_7b.data.dataset import Dataset
-from megatron_7b.data.opening import open_split
+from megatron_7b.data.dataset import Batch, Dataset, DatasetPart
+from megatron_7b.data.opening import UNKNOWN_CONTENTS, open_split
+from megatron_7b.data.sample_order import Reached, SampleOrder
 from megatron_7b.data.sample_random import sample_generator
 from megatron_7b.data.split import Split
 from megatron_7b.errors import ConfigError
@@ -51,22 +52,6 @@ class Masking:
     """Longest span in words."""
 
 
-@dataclass(frozen=True)
-class MaskedBatch:
-    """One microbatch, as megatron-core's BertModel takes it."""
-
-    tokens: NDArray[np.int64]
-    """What the model sees, [b, s]."""
-    labels: NDArray[np.int64]
-    """What stood there, [b, s]."""
-    loss_mask: NDArray[np.float32]
-    """1 where a token was hidden, [b, s]."""
-    padding_mask: NDArray[np.int64]
-    """1 everywhere: windows are full, [b, s]."""
-    tokentype_ids: NDArray[np.int64]
-    """0 everywhere: a sample is one segment, [b, s]."""
-
-
 class MaskedLanguageModelDataset:
     """Masked samples by global number."""
 
@@ -95,23 +80,59 @@ class MaskedLanguageModelDataset:
         """Samples of one epoch."""
         return self.dataset.num_samples
 
-    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> MaskedBatch:
-        """The samples of these global numbers, in this order."""
+    @property
+    def parts(self) -> tuple[DatasetPart, ...]:
+        """The sets of the windows."""
+        return self.dataset.parts
+
+    @property
+    def order(self) -> SampleOrder:
+        """The order of the windows."""
+        return self.dataset.order
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how the windows continue what a run has read."""
+        return self.dataset.notes
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Sets with too little text for one window."""
+        return self.dataset.left_out
+
+    def check_end(self, num_samples: int) -> None:
+        """Refuse a run that is longer than its data; see `Dataset.check_end`."""
+        self.dataset.check_end(num_samples)
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """The samples of these global numbers, in this order; each is a document of its own."""
         shape = (len(indices), self.seq_length)
         labels = np.empty(shape, dtype=np.int64)
         labels[:, 0], labels[:, -1] = self.masking.cls_id, self.masking.sep_id
-        labels[:, 1:-1] = self.dataset.batch(indices).tokens
+        windows = self.dataset.batch(indices)
+        labels[:, 1:-1] = windows.tokens
+        is_text = np.zeros(shape, dtype=bool)
+        is_text[:, 1:-1] = windows.loss_mask != 0  # what fills up the last window of a corpus is none
         tokens, loss_mask = labels.copy(), np.zeros(shape, dtype=np.float32)
         for row, index in enumerate(indices):
             generator = sample_generator(self._seed, "masked language model", int(index))
-            hidden = self._draw_hidden(labels[row], generator)
+            hidden = self._draw_hidden(labels[row], is_text[row], generator)
             tokens[row, hidden] = self._replace(labels[row, hidden], generator)
             loss_mask[row, hidden] = 1.0
-        return MaskedBatch(tokens, labels, loss_mask, np.ones(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64))
+        num_rows, length = shape
+        return Batch(
+            tokens,
+            labels,
+            loss_mask,
+            position_ids=np.tile(np.arange(length, dtype=np.int64), (num_rows, 1)),
+            cu_seqlens=np.arange(num_rows + 1, dtype=np.int32) * length,
+        )
 
-    def _draw_hidden(self, ids: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    def _draw_hidden(
+        self, ids: NDArray[np.int64], is_text: NDArray[np.bool_], generator: np.random.Generator
+    ) -> NDArray[np.int64]:
         """Places to hide, [hidden], ascending."""
-        words = find_words(ids, self.masking.begins_word, self._never)
+        words = [word for word in find_words(ids, self.masking.begins_word, self._never) if is_text[word[0]]]
         budget = max(1, round(self.masking.masked_share * sum(map(len, words)))) if words else 0
         weights = 1 / np.arange(1, self.masking.max_ngram + 1)
         lengths = generator.choice(len(weights), size=len(words), p=weights / weights.sum()) + 1
@@ -134,8 +155,24 @@ class MaskedLanguageModelDataset:
         return np.where(fate < 0.8, self.masking.mask_id, np.where(fate < 0.9, others, ids))
 
 
-def open_masked_split(config: DataConfig, split: Split, masking: Masking, *, seed: int) -> MaskedLanguageModelDataset:
+def open_masked_split(
+    config: DataConfig,
+    split: Split,
+    masking: Masking,
+    *,
+    seed: int,
+    contents: Mapping[str, str] = UNKNOWN_CONTENTS,
+    reached: Reached | None = None,
+) -> MaskedLanguageModelDataset:
     """The masked samples of one split, of `config.seq_length` tokens with their frame.
+
+    Args:
+        config: The data section.
+        split: Which one.
+        masking: What to hide.
+        seed: The run's.
+        contents: As for `open_split`.
+        reached: As for `open_split`.
 
     Raises:
         ConfigError: As for `open_split`; or the masking is impossible.
@@ -144,7 +181,7 @@ def open_masked_split(config: DataConfig, split: Split, masking: Masking, *, see
     if config.seq_length <= NUM_FRAME_TOKENS:
         raise ConfigError(f"data.seq_length is {config.seq_length}, expected room for [CLS], [SEP] and text")
     inner = replace(config, seq_length=config.seq_length - NUM_FRAME_TOKENS, eod_mask_loss=False, fim_rate=0.0)
-    dataset = open_split(inner, split, seed=seed, vocab_size=masking.vocab_size)
+    dataset = open_split(inner, split, seed=seed, vocab_size=masking.vocab_size, contents=contents, reached=reached)
     return MaskedLanguageModelDataset(dataset, masking, seed=seed)
 
 

@@ -29,9 +29,11 @@ import numpy as np
 import torch
 
 from megatron_7b.checkpoint.open_model import OpenModel
-from megatron_7b.data import Batch, Dataset
+from megatron_7b.data import Batch
 from megatron_7b.errors import ConfigError
-from megatron_7b.model.microbatches import run_microbatches
+from megatron_7b.objective import build_objective
+from megatron_7b.objective.microbatches import run_microbatches
+from megatron_7b.objective.objective import Samples
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
 
 _MICROBATCHES_PER_STAGE = 4
@@ -77,7 +79,7 @@ class EvaluationProgress:
 @torch.inference_mode()
 def measure_loss(
     model: OpenModel,
-    dataset: Dataset,
+    dataset: Samples,
     *,
     max_samples: int | None = None,
     report: Callable[[EvaluationProgress], None] | None = None,
@@ -104,16 +106,18 @@ def measure_loss(
     num_windows = dataset.num_samples if max_samples is None else min(max_samples, dataset.num_samples)
     if num_windows < 1:
         raise ConfigError(f"max_samples is {max_samples}, expected at least 1")
+    objective = build_objective(model.config)
     totals = torch.zeros(2, dtype=torch.float64, device=model.device)
     result = CorpusLoss(math.nan, 0)
     for end, rows in _rounds(model, num_windows):
         totals += run_microbatches(
             model.chunks,
             [_read(dataset, indices, num_windows) for indices in rows],
+            objective,
             layout=model.layout,
             device=model.device,
             forward_only=True,
-        )
+        )[0]
         loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals.clone())).tolist()
         result = CorpusLoss(loss_sum / num_tokens if num_tokens else math.nan, round(num_tokens))
         if report is not None:
@@ -143,7 +147,7 @@ def _rounds(model: OpenModel, num_windows: int) -> Iterator[tuple[int, np.ndarra
         yield first + size, windows[:, layout.dp_rank]
 
 
-def _read(dataset: Dataset, windows: np.ndarray, num_windows: int) -> Batch:
+def _read(dataset: Samples, windows: np.ndarray, num_windows: int) -> Batch:
     """Return windows as a microbatch; those beyond the end count nothing."""
     batch = dataset.batch(windows)
     return dataclasses.replace(batch, loss_mask=np.where((windows < num_windows)[:, None], batch.loss_mask, 0.0))

@@ -113,8 +113,10 @@ class StageRunner:
         )
         return output.contiguous()
 
-    def _rotation(self, placement: Placement) -> Tensor:
-        """Return the rotary angles of the tokens' own positions, [s, b, 1, d]."""
+    def _rotation(self, placement: Placement) -> Tensor | None:
+        """Return the rotary angles of the tokens' own positions, [s, b, 1, d]; None: positions are embedded."""
+        if self._model.position_embedding_type != "rope":
+            return None
         if self._angles.shape[0] < placement.num_positions:
             length = max(placement.num_positions, 2 * self._angles.shape[0])
             self._angles = self._model.rotary_pos_emb.get_emb(length)[:, 0, 0].to(self._parameter.device)

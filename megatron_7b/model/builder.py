@@ -11,10 +11,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.model.core_config import build_transformer_config
 from megatron_7b.model.initialization import initial_shard
+from megatron_7b.model.kernels import resolve_transformer_impl, select_kernels
 from megatron_7b.model.kinds import kind_of, parameter_table
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.model.kinds.kind import ChunkPlan
-from megatron_7b.model.layer_specs import resolve_transformer_impl
 from megatron_7b.model.parameters import Parameter
 from megatron_7b.model.sizes import padded_vocab_size
 from megatron_7b.parallel import ParallelLayout
@@ -54,12 +54,16 @@ def build_model(
     if layout.is_main:
         # On a GPU it decides about the speed; a CPU has no choice.
         logger.log(logging.INFO if device_type == "cuda" else logging.DEBUG, "layers: %s (%s)", impl, reason)
-    core_config = build_transformer_config(config, device_type=device_type, impl=impl)
+    kind = kind_of(config.model)
+    core_config = build_transformer_config(
+        config, device_type=device_type, impl=impl, core_layers_per_layer=kind.core_layers_per_layer
+    )
     padded = padded_vocab_size(vocab_size, config.model.make_vocab_size_divisible_by, layout.tp_size)
     plan = ChunkPlan(
         config=config,
         core_config=core_config,
         impl=impl,
+        kernels=select_kernels(impl, config.model.traits),
         table=parameter_table(config.model, padded),
         vocab_size=vocab_size,
         padded_vocab_size=padded,
@@ -67,7 +71,6 @@ def build_model(
         groups=groups,
         stage=0,
     )
-    kind = kind_of(config.model)
     chunks = [kind.build_chunk(replace(plan, stage=stage)) for stage in range(layout.num_chunks)]
     if device_type == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]

@@ -1,15 +1,21 @@
 """Translation of a run's configuration into megatron-core's TransformerConfig."""
 
+import functools
 import importlib.util
 
 import torch
 import torch.nn.functional as functional
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
-from megatron_7b.model.kinds.decoder.parameters import SYMBOLS_PER_LAYER
+from megatron_7b.config.schema import PrecisionConfig, RunConfig
 from megatron_7b.model.kinds.kind import TransformerImpl
 from megatron_7b.runtime.device import DeviceType, has_native_bf16
+
+_ACTIVATIONS = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": functools.partial(functional.gelu, approximate="tanh"),
+}
 
 
 def params_dtype(precision: PrecisionConfig, device_type: DeviceType) -> torch.dtype:
@@ -19,25 +25,36 @@ def params_dtype(precision: PrecisionConfig, device_type: DeviceType) -> torch.d
     return torch.bfloat16 if precision.params_dtype == "bf16" else torch.float32
 
 
-def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl: TransformerImpl) -> TransformerConfig:
-    """Return the TransformerConfig of a run."""
+def build_transformer_config(
+    config: RunConfig, *, device_type: DeviceType, impl: TransformerImpl, core_layers_per_layer: int
+) -> TransformerConfig:
+    """Return the TransformerConfig of a run.
+
+    Args:
+        config: The run.
+        device_type: Where to compute.
+        impl: The classes that layers are built from.
+        core_layers_per_layer: How many layers megatron-core counts where the configuration counts one.
+    """
     model, parallel, precision = config.model, config.parallel, config.precision
     dtype = params_dtype(precision, device_type)
     on_gpu = device_type == "cuda"
+    traits = model.traits
+    is_swiglu = traits.activation == "silu" and traits.gated_linear_unit
     is_interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     recompute = parallel.recompute_granularity
     return TransformerConfig(
-        num_layers=model.num_layers * SYMBOLS_PER_LAYER,
+        num_layers=model.num_layers * core_layers_per_layer,
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.query_groups,
         kv_channels=model.head_width,
-        normalization="RMSNorm",
+        normalization=traits.normalization,
         layernorm_epsilon=model.norm_epsilon,
-        activation_func=functional.silu,
-        gated_linear_unit=True,
-        add_bias_linear=False,
+        activation_func=_ACTIVATIONS[traits.activation],
+        gated_linear_unit=traits.gated_linear_unit,
+        add_bias_linear=traits.add_bias_linear,
         add_qkv_bias=model.add_qkv_bias,
         qk_layernorm=model.qk_layernorm,
         hidden_dropout=model.hidden_dropout,
@@ -65,8 +82,8 @@ def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl
         # Kernels
         # For megatron-core's own layers; `builder` turns on what Transformer Engine's do by themselves.
         gradient_accumulation_fusion=not on_gpu or _has_apex_weight_gradient(),
-        bias_activation_fusion=on_gpu,
-        use_te_activation_func=not on_gpu,  # on a CPU the layer spec's own
+        bias_activation_fusion=on_gpu and is_swiglu,  # megatron-core's fused GELU is the approximate one
+        use_te_activation_func=not on_gpu and is_swiglu,  # on a CPU the layer spec's own
         bias_dropout_fusion=on_gpu,
         apply_rope_fusion=on_gpu and impl == "transformer_engine",
         masked_softmax_fusion=False,
@@ -74,7 +91,7 @@ def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl
         # Recompute
         recompute_granularity=None if recompute == "none" else recompute,
         recompute_method=parallel.recompute_method if recompute == "full" else None,
-        recompute_num_layers=parallel.recompute_num_layers * SYMBOLS_PER_LAYER if recompute == "full" else None,
+        recompute_num_layers=parallel.recompute_num_layers * core_layers_per_layer if recompute == "full" else None,
         recompute_modules=["core_attn"] if recompute == "selective" else None,
     )
 
@@ -82,14 +99,3 @@ def build_transformer_config(config: RunConfig, *, device_type: DeviceType, impl
 def _has_apex_weight_gradient() -> bool:
     """Return whether apex is there, with which megatron-core adds weight gradients inside the matrix product."""
     return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
-
-
-def hybrid_layer_pattern(model: ModelConfig, num_segments: int) -> str:
-    """Return megatron-core's pattern: `*-` per transformer layer, `|` between the pipeline segments.
-
-    Args:
-        model: Shape; its layers must divide evenly into the segments.
-        num_segments: pipeline ranks × model chunks per rank.
-    """
-    segment = "*-" * (model.num_layers // num_segments)
-    return "|".join([segment] * num_segments)

@@ -18,13 +18,14 @@ _CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, 
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of masked token losses of `hidden @ weight.T` against labels, vocabulary-parallel."""
+    """Sum of masked token losses of `hidden @ weight.T + bias` against labels, vocabulary-parallel."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         labels: Tensor,
         loss_mask: Tensor,
         first_token: int,
@@ -39,16 +40,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = weight.main_grad  # type: ignore[attr-defined]
         else:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if with_gradients and bias is not None else None
         rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
-            logits = hidden[part] @ weight.t()
+            logits = hidden[part] @ weight.t() if bias is None else torch.addmm(bias, hidden[part], weight.t())
             losses, grad_logits = _cross_entropy(logits, labels[part] - first_token, loss_mask[part], num_true, group)
             loss_sum += losses
             if grad_hidden is not None:
                 grad_logits = grad_logits.to(weight.dtype)
                 torch.mm(grad_logits, weight, out=grad_hidden[part])
                 accumulate_weight_gradient(hidden[part], grad_logits, grad_weight)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0, dtype=torch.float32)
+        ctx.grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
         if ctx.in_main_grad:
             ctx.weight = weight
             ctx.save_for_backward(grad_hidden)
@@ -67,7 +72,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         else:
             grad_weight = rest[0].mul_(grad_output)
             grad_hidden = grad_hidden.mul_(grad_output)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        grad_bias = None if ctx.grad_bias is None else ctx.grad_bias * grad_output
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _stand_in(weight: Tensor) -> Tensor:
@@ -128,6 +134,7 @@ def linear_cross_entropy(
     labels: Tensor,
     loss_mask: Tensor,
     *,
+    bias: Tensor | None = None,
     first_token: int,
     num_true: int,
     group: dist.ProcessGroup | None,
@@ -139,6 +146,7 @@ def linear_cross_entropy(
         weight: This rank's rows of the output layer, [v/tp, h].
         labels: Token ids, [n].
         loss_mask: Weight of each token, [n].
+        bias: This rank's part of the output layer's bias, [v/tp].
         first_token: Token id of the first row.
         num_true: True vocabulary size less `first_token`: rows from there on are padding and get no probability.
         group: Tensor-parallel ranks, None where there is one. The gradient of `hidden` is this rank's part: the caller
@@ -150,5 +158,7 @@ def linear_cross_entropy(
     Collective: the tensor-parallel group.
     """
     num_true = max(0, min(num_true, weight.shape[0]))
-    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, loss_mask.float(), first_token, num_true, group)
+    result: Tensor = _LinearCrossEntropy.apply(
+        hidden, weight, bias, labels, loss_mask.float(), first_token, num_true, group
+    )
     return result

@@ -34,6 +34,15 @@ class RMSNorm(torch.nn.RMSNorm):
         return super().forward(x)
 
 
+class LayerNorm(torch.nn.LayerNorm):
+    """LayerNorm over the last dimension that works with sequence parallelism, for the reason that `RMSNorm` gives."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_unused: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        for parameter in (self.weight, self.bias):
+            parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
 class SwiGLU(torch.nn.Module):
     """The gated activation between the two linear layers of an MLP: one pass forward and one back, on a CPU."""
 
@@ -67,7 +76,7 @@ class ScaledDotProductAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
-        self.attn_mask_type = attn_mask_type
+        self.is_causal = attn_mask_type == AttnMaskType.causal
         self.softmax_scale = softmax_scale
         self.attention_dropout = config.attention_dropout if attention_dropout is None else attention_dropout
 
@@ -81,14 +90,14 @@ class ScaledDotProductAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Attend causally.
+        """Attend to all earlier positions, or in an encoder to all.
 
         Args:
             query: [s, b, n/tp, d]; [t, n/tp, d] where documents are packed into t tokens.
             key: [s_k, b, g/tp, d] or [t, g/tp, d]; s_k > s where a key-value cache holds earlier positions.
             value: As the key.
-            attention_mask: Unused; the causal mask is implied.
-            attn_mask_type: Unused; a query sees its own position and all before it.
+            attention_mask: Unused: the mask follows from the kind of model, and padding is a document of its own.
+            attn_mask_type: Unused.
             attention_bias: Must be None.
             packed_seq_params: Where documents begin, in megatron-core's thd format: none sees another.
 
@@ -105,7 +114,7 @@ class ScaledDotProductAttention(MegatronModule):
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, heads, s, d]
         s, s_k = q.shape[2], k.shape[2]
         mask = None
-        if 1 < s < s_k:
+        if self.is_causal and 1 < s < s_k:
             # is_causal aligns the first query with the first key; with a cache the last ones belong together.
             mask = torch.ones(s, s_k, dtype=torch.bool, device=q.device).tril(diagonal=s_k - s)
         context = functional.scaled_dot_product_attention(
@@ -114,7 +123,7 @@ class ScaledDotProductAttention(MegatronModule):
             v,
             attn_mask=mask,
             dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=mask is None and s > 1,
+            is_causal=self.is_causal and mask is None and s > 1,
             scale=self.softmax_scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
@@ -131,7 +140,7 @@ class ScaledDotProductAttention(MegatronModule):
                 k[None],
                 v[None],
                 dropout_p=self.attention_dropout if self.training else 0.0,
-                is_causal=q.shape[1] > 1,
+                is_causal=self.is_causal and q.shape[1] > 1,
                 scale=self.softmax_scale,
                 enable_gqa=q.shape[0] != k.shape[0],
             )

@@ -23,14 +23,17 @@ class Parameter:
     Attributes:
         name: Layout-independent name, as in checkpoints: `decoder.layers.3.mlp.linear_fc2.weight`.
         core_name: megatron-core's name of it, with the layer numbers of the whole model.
-        hugging_face: Names of the Hugging Face tensors that it corresponds to, in the order of its rows.
+        hugging_face: Names of the Hugging Face tensors that it corresponds to, in the order of its rows; where several
+            are stored as one, that one.
         shape: Of the whole parameter.
         init: `scaled_normal` is narrower by sqrt(2 × layers): projections that write into the residual stream.
         tp_dim: Dimension that tensor parallelism shards; None means that every tensor rank holds the whole.
         arrangement: What its rows are. `vocabulary`: one per token, padded at the end to a multiple that the layout
             decides. `query_key_value`: for every query group its query heads, its key head and its value head.
             `gate_up`: all gate rows, then all up rows; a shard is a piece of each half.
+        is_transposed: Hugging Face stores it the other way round, [in, out].
         is_multiplied: Every token's activations are multiplied by it, which is what FLOPs are counted from.
+        is_head: Only those of tokens that are predicted.
         repeated_as: Hugging Face names under which a folder may hold the same tensor a second time.
     """
 
@@ -41,7 +44,9 @@ class Parameter:
     init: InitKind
     tp_dim: int | None = None
     arrangement: Arrangement = "plain"
+    is_transposed: bool = False
     is_multiplied: bool = False
+    is_head: bool = False
     repeated_as: tuple[str, ...] = ()
 
     @property

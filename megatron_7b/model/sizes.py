@@ -4,7 +4,7 @@ import math
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConfigError
-from megatron_7b.model.kinds import parameter_table
+from megatron_7b.model.kinds import kind_of, parameter_table
 
 
 def count_parameters(model: ModelConfig, *, vocab_size: int | None = None) -> int:
@@ -37,21 +37,32 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_model_parallel_
     return -(-vocab_size // unit) * unit
 
 
-def causal_flops_per_token(model: ModelConfig, seq_length: int, *, vocab_size: int | None = None) -> float:
-    """FLOPs of one forward and backward pass per token, counting what a causal model has to compute.
+def flops_per_token(
+    model: ModelConfig, seq_length: int, *, vocab_size: int | None = None, predicted_share: float = 1.0
+) -> float:
+    """FLOPs of one forward and backward pass per token, counting what the model has to compute.
 
-    A multiply-add is two FLOPs; the backward pass costs twice the forward. Attention counts the lower triangle only
-    (half of s x s), the output layer the true vocabulary; embedding look-up, norms, softmax and recomputation count
-    nothing.
+    A multiply-add is two FLOPs; the backward pass costs twice the forward. Attention counts the positions that are
+    attended to (in a decoder the lower triangle, half of s x s), the output layer the true vocabulary; embedding
+    look-up, norms, softmax and recomputation count nothing.
+
+    Args:
+        model: The model's shape.
+        seq_length: Tokens `s` of a sequence.
+        vocab_size: True vocabulary size; None takes the configuration's.
+        predicted_share: Of the tokens, which are predicted: only they pass the output layer.
 
     Source: PaLM (Chowdhery et al. 2022), appendix B, with the causal half of the attention term.
 
     Raises:
         ConfigError: Neither the argument nor the configuration says how large the vocabulary is.
     """
-    matrices = count_multiplied_parameters(model, vocab_size=vocab_size)
-    # QK^T and PV: 2 * 2 * n * d FLOPs per pair of positions, and s / 2 earlier positions on average.
-    attention = model.num_layers * 2 * seq_length * model.num_attention_heads * model.head_width
+    table = parameter_table(model, _vocabulary(model, vocab_size))
+    multiplied = [row for row in table.values() if row.is_multiplied]
+    matrices = sum(math.prod(row.shape) * (predicted_share if row.is_head else 1.0) for row in multiplied)
+    # QK^T and PV: 2 * 2 * n * d FLOPs per pair of positions.
+    attended = seq_length * kind_of(model).attended_share
+    attention = model.num_layers * 4 * attended * model.num_attention_heads * model.head_width
     return 3.0 * (2 * matrices + attention)
 
 

@@ -12,16 +12,17 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron_7b.checkpoint import Companions, resolve_checkpoint
 from megatron_7b.checkpoint.companions import forget_other_ids
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data import BatchLoader, Dataset
+from megatron_7b.data import BatchLoader
 from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer
-from megatron_7b.data.fill_in_the_middle import find_fim_ids
 from megatron_7b.data.sample_order import SampleOrder
 from megatron_7b.errors import ConfigError
 from megatron_7b.files import flush_tree_to_disk, remove_any
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.fitting import check_rank
-from megatron_7b.model.layer_specs import why_no_transformer_engine
+from megatron_7b.model.kernels import why_no_transformer_engine
+from megatron_7b.objective import Objective, build_objective
+from megatron_7b.objective.objective import Samples
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
@@ -48,6 +49,7 @@ class Core:
         device_type: Where this rank computes.
         model: This rank's model chunks, with gradient buffers.
         optimizer: AdamW over them.
+        objective: What they are trained for.
     """
 
     config: RunConfig
@@ -55,6 +57,7 @@ class Core:
     device_type: DeviceType
     model: list[DistributedDataParallel]
     optimizer: Optimizer
+    objective: Objective
 
     @property
     def device(self) -> torch.device:
@@ -99,15 +102,13 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
     folder = RunFolder(run_dir)
     companions = _companions_of_weights(config, folder)
     tokenizer = find_tokenizer(config.data, of_model=companions.tokenizer)
-    eod_id = tokenizer.eod_id if tokenizer is not None else None
-    fim_ids = find_fim_ids(config.data, tokenizer)
     config = with_vocab_size(config, tokenizer)
     check_run_folder(folder, config)  # again: the vocabulary was not known before
     device_type = initialize_process(config.runtime)
     ranks = Ranks(torch_device(device_type))
     progress = find_progress(folder, config, ranks)
     # Before the model, which takes longer: data that does not fit is refused at once.
-    data = open_run_data(config, progress, ranks, eod_id=eod_id, fim_ids=fim_ids)
+    data = open_run_data(config, progress, ranks, objective=build_objective(config), tokenizer=tokenizer)
     core = build_core(config, device_type)
     if tokenizer is None and core.layout.is_main:
         logger.warning("the tokenizer is not known: checkpoints and exports will not include it; set data.tokenizer")
@@ -185,7 +186,14 @@ def build_core(config: RunConfig, device_type: DeviceType) -> Core:
     )
     model = wrap_data_parallel(list(chunks), config, groups)
     optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))
-    return Core(config=config, layout=layout, device_type=device_type, model=model, optimizer=optimizer)
+    return Core(
+        config=config,
+        layout=layout,
+        device_type=device_type,
+        model=model,
+        optimizer=optimizer,
+        objective=build_objective(config),
+    )
 
 
 def find_progress(folder: RunFolder, config: RunConfig, ranks: Ranks) -> Progress:
@@ -204,7 +212,7 @@ def find_progress(folder: RunFolder, config: RunConfig, ranks: Ranks) -> Progres
     return ranks.from_main(progress)
 
 
-def _build_loader(core: Core, dataset: Dataset) -> BatchLoader:
+def _build_loader(core: Core, dataset: Samples) -> BatchLoader:
     return BatchLoader(
         dataset,
         micro_batch_size=core.config.training.micro_batch_size,

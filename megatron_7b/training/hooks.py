@@ -139,8 +139,8 @@ class Validation(Hook):
         for index in range(num_batches):
             with run.ranks.together(f"reading validation batch {index + 1}"):
                 batches = loader.batches(index * batch_size, batch_size)
-            batch_loss, batch_tokens = evaluate_step(run.trainer, batches)
-            loss_sum, num_tokens = loss_sum + batch_loss, num_tokens + batch_tokens
+            losses = evaluate_step(run.trainer, batches)
+            loss_sum, num_tokens = loss_sum + losses.loss_sum, num_tokens + losses.num_tokens
             run.look_around()
             if run.must_stop:
                 return

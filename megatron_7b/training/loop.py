@@ -97,4 +97,5 @@ def do_step(run: Run) -> StepMetrics:
         mfu=mfu,
         memory_bytes=run.peak_memory_bytes,
         skipped=result.skipped,
+        extra=result.losses.extra,
     )

@@ -5,13 +5,15 @@ The order and names of the fields are those of metrics.jsonl, which external scr
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from megatron_7b.config.schema import PrecisionConfig, RunConfig
 from megatron_7b.model.core_config import params_dtype
-from megatron_7b.model.sizes import causal_flops_per_token
+from megatron_7b.model.sizes import flops_per_token
+from megatron_7b.objective import build_objective
 from megatron_7b.runtime.device import DeviceType
 from megatron_7b.runtime.hardware import MatmulFormat, device_name, peak_tflops
 
@@ -42,6 +44,8 @@ class StepMetrics:
     """Most memory that any one rank has held so far."""
     skipped: bool
     """Whether the update was left out because loss or gradient was not finite."""
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Further means that the objective reports; in metrics.jsonl each has its own name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,10 @@ class ValidationMetrics:
 
 def to_json(metrics: StepMetrics | ValidationMetrics) -> str:
     """Return the line of metrics.jsonl, without its newline. JSON knows no NaN and no infinity: they become null."""
+    fields = dict(vars(metrics))
+    fields |= fields.pop("extra", {})
     values = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in vars(metrics).items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
     }
     return json.dumps(values, allow_nan=False)
 
@@ -100,7 +105,9 @@ def build_throughput(config: RunConfig, *, world_size: int, device_type: DeviceT
     """
     matmul_format = _matmul_format(config.precision, device_type)
     return Throughput(
-        flops_per_token=causal_flops_per_token(config.model, config.data.seq_length),
+        flops_per_token=flops_per_token(
+            config.model, config.data.seq_length, predicted_share=build_objective(config).predicted_share(config)
+        ),
         num_devices=world_size,
         peak_tflops=peak_tflops(device_name(device_type), matmul_format) if device_type == "cuda" else None,
     )

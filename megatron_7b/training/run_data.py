@@ -4,8 +4,10 @@ import dataclasses
 import logging
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data import Dataset, has_split, open_split
+from megatron_7b.data import has_split
 from megatron_7b.data.quick_check import CheckedCorpus, check_corpora, find_prefixes, refuse_damaged
+from megatron_7b.objective.objective import Objective, Samples
+from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.progress import Progress
 
@@ -21,8 +23,8 @@ class RunData:
         valid: None where there is no validation data.
     """
 
-    train: Dataset
-    valid: Dataset | None
+    train: Samples
+    valid: Samples | None
 
 
 def open_run_data(
@@ -30,8 +32,8 @@ def open_run_data(
     progress: Progress,
     ranks: Ranks,
     *,
-    eod_id: int | None,
-    fim_ids: tuple[int, int, int] | None,
+    objective: Objective,
+    tokenizer: Tokenizer | None,
 ) -> RunData:
     """Check and open everything that a run reads.
 
@@ -39,8 +41,8 @@ def open_run_data(
         config: The run; `model.vocab_size` is set.
         progress: How far it has come.
         ranks: All ranks, which share the work of checking.
-        eod_id: As for `open_split`.
-        fim_ids: As for `open_split`.
+        objective: What the run trains for.
+        tokenizer: Of the corpora; None if it is not known.
 
     Collective: all ranks.
 
@@ -50,22 +52,12 @@ def open_run_data(
     """
     checked = _check(config, ranks)
     contents = {one.prefix: one.content for one in checked}
-    seed, vocab_size = config.training.seed, config.model.vocab_size
     with ranks.together("opening the corpora"):
-        train = open_split(
-            config.data,
-            "train",
-            seed=seed,
-            vocab_size=vocab_size,
-            eod_id=eod_id,
-            fim_ids=fim_ids,
-            contents=contents,
-            reached=progress.reached,
-        )
+        train = objective.open_split(config, "train", tokenizer, contents=contents, reached=progress.reached)
         train.check_end(progress.samples_at_end(config))
         valid = None
         if has_split(config.data, "valid"):
-            valid = open_split(config.data, "valid", seed=seed, vocab_size=vocab_size, eod_id=eod_id)
+            valid = objective.open_split(config, "valid", tokenizer, contents={}, reached=None)
     if ranks.is_main:
         _say_what_is_special(train, valid)
     return RunData(train, valid)
@@ -85,7 +77,7 @@ def _check(config: RunConfig, ranks: Ranks) -> list[CheckedCorpus]:
     return checked
 
 
-def _say_what_is_special(train: Dataset, valid: Dataset | None) -> None:
+def _say_what_is_special(train: Samples, valid: Samples | None) -> None:
     for note in train.notes:
         logger.warning("%s", note)
     if valid is not None and valid.left_out:

@@ -1,12 +1,12 @@
 """One step: forward and backward over the microbatches of all pipeline stages, then the update."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from megatron_7b.model.microbatches import run_microbatches
+from megatron_7b.objective.microbatches import run_microbatches
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
 
 if TYPE_CHECKING:
@@ -14,33 +14,62 @@ if TYPE_CHECKING:
     from megatron_7b.training.assemble import Core
 
 
+@dataclass(frozen=True)
+class Losses:
+    """Sums over a global batch; the same on all ranks.
+
+    Attributes:
+        loss_sum: Of the losses of all tokens that count [nats].
+        num_tokens: How many they are.
+        extra: Further means that the objective reports, by name.
+    """
+
+    loss_sum: float
+    num_tokens: int
+    extra: Mapping[str, float]
+
+    @property
+    def loss(self) -> float:
+        """Mean per token [nats]."""
+        return self.loss_sum / max(1, self.num_tokens)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What one step did; the same on all ranks.
 
     Attributes:
-        loss: Mean over all tokens of the global batch that the loss mask keeps, before the update [nats per token].
+        losses: Over the global batch, before the update.
         grad_norm: Global L2 norm of the gradients before clipping.
-        num_tokens: Tokens in that mean.
         skipped: Loss or gradients were not finite: parameters and optimizer state are as before.
     """
 
-    loss: float
+    losses: Losses
     grad_norm: float
-    num_tokens: int
     skipped: bool
 
+    @property
+    def loss(self) -> float:
+        """Mean over all tokens of the global batch that count, before the update [nats per token]."""
+        return self.losses.loss
 
-def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: bool) -> tuple[float, int]:
-    """Run all microbatches through all stages; return the sum of token losses and the number of tokens.
 
-    Collective: all ranks.
-    """
+def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: bool) -> Losses:
+    """Run all microbatches through all stages. Collective: all ranks."""
     totals = run_microbatches(
-        trainer.model, batches, layout=trainer.layout, device=trainer.device, forward_only=forward_only
+        trainer.model,
+        batches,
+        trainer.objective,
+        layout=trainer.layout,
+        device=trainer.device,
+        forward_only=forward_only,
     )
-    loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
-    return loss_sum, int(num_tokens)
+    (loss_sum, num_tokens), *further = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
+    extra = {
+        name: total / max(1.0, number)
+        for name, (total, number) in zip(trainer.objective.reported, further, strict=True)
+    }
+    return Losses(loss_sum, int(num_tokens), extra)
 
 
 def train_step(trainer: "Core", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:
@@ -57,16 +86,14 @@ def train_step(trainer: "Core", batches: "Sequence[Batch]", learning_rate: float
         chunk.train()
         chunk.zero_grad_buffer()
     trainer.optimizer.zero_grad()
-    loss_sum, num_tokens = _run_schedule(trainer, batches, forward_only=False)
+    losses = _run_schedule(trainer, batches, forward_only=False)
     outcome = trainer.optimizer.step(learning_rate)
-    return StepResult(
-        loss=loss_sum / max(1, num_tokens), grad_norm=outcome.grad_norm, num_tokens=num_tokens, skipped=outcome.skipped
-    )
+    return StepResult(losses=losses, grad_norm=outcome.grad_norm, skipped=outcome.skipped)
 
 
 @torch.no_grad()
-def evaluate_step(trainer: "Core", batches: "Sequence[Batch]") -> tuple[float, int]:
-    """Return the sum of token losses of a global batch, and its number of tokens, without an update.
+def evaluate_step(trainer: "Core", batches: "Sequence[Batch]") -> Losses:
+    """Return the losses of a global batch, without an update.
 
     Collective: all ranks.
     """

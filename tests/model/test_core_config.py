@@ -10,5 +10,7 @@ from tests.support.tiny_runs import tiny_config
 def test_stages_on_gpus_communicate_in_one_of_two_ways(virtual_size: int | None) -> None:
     """megatron-core's interleaved schedule refuses batched communication together with overlapped."""
     layout = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": virtual_size}
-    core = build_transformer_config(tiny_config(parallel=layout), device_type="cuda", impl="local")
+    core = build_transformer_config(
+        tiny_config(parallel=layout), device_type="cuda", impl="local", core_layers_per_layer=2
+    )
     assert (core.batch_p2p_comm, core.overlap_p2p_comm) == (virtual_size is None, virtual_size is not None)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from megatron_7b.config import ModelConfig, load_config
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.sizes import (
-    causal_flops_per_token,
     count_multiplied_parameters,
     count_parameters,
+    flops_per_token,
     padded_vocab_size,
 )
 from tests.support.assets import asset
@@ -94,17 +94,17 @@ def test_flops_are_three_forwards_over_the_causal_half():
     s = 6
     exact_pairs = sum(i + 1 for i in range(s)) - s / 2
     attention = 2 * 2 * (2 * 4) * exact_pairs / s
-    assert causal_flops_per_token(SMALL, s) == 3 * (2 * (3 * per_layer + 10 * 8) + 3 * attention)
+    assert flops_per_token(SMALL, s) == 3 * (2 * (3 * per_layer + 10 * 8) + 3 * attention)
 
 
 def test_flops_count_a_shared_output_layer_but_no_look_up():
     shared = dataclasses.replace(SMALL, share_embeddings_and_output_weights=True)
-    assert causal_flops_per_token(shared, 64) == causal_flops_per_token(SMALL, 64)
+    assert flops_per_token(shared, 64) == flops_per_token(SMALL, 64)
 
 
 def test_flops_of_llama2_7b_are_six_per_parameter_and_the_attention():
     model = load_config("llama2_7b").model
     multiplied = count_multiplied_parameters(model)
     assert count_parameters(model) - multiplied == 32000 * 4096 + 65 * 4096  # the embedding, and the norms
-    assert causal_flops_per_token(model, 1) == pytest.approx(6 * multiplied, rel=1e-4)
-    assert causal_flops_per_token(model, 4096) - causal_flops_per_token(model, 0) == 6 * 32 * 4096 * 4096
+    assert flops_per_token(model, 1) == pytest.approx(6 * multiplied, rel=1e-4)
+    assert flops_per_token(model, 4096) - flops_per_token(model, 0) == 6 * 32 * 4096 * 4096

@@ -30,6 +30,7 @@ class ArrayBatch:
     loss_mask: np.ndarray
     position_ids: np.ndarray
     cu_seqlens: np.ndarray | None = None
+    tokentype_ids: np.ndarray | None = None
 
 
 def tiny_config(**sections: dict[str, Any]) -> RunConfig:

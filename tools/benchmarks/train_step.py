@@ -203,10 +203,10 @@ def start_worker(kind: str, dtype: str, steps: int) -> dict[str, float]:
 def compare(contenders: list[str], repeats: int, steps: int, *, uses_bf16: bool) -> str:
     """Run all contenders in turn and return a Markdown table; `uses_bf16` measures that matrix product as well."""
     from megatron_7b.config import load_config
-    from megatron_7b.model.sizes import causal_flops_per_token, count_parameters
+    from megatron_7b.model.sizes import count_parameters, flops_per_token
 
     config = load_config(PRESET, OVERRIDES)
-    flops = causal_flops_per_token(config.model, config.data.seq_length)
+    flops = flops_per_token(config.model, config.data.seq_length)
     rates = matrix_product_rates(sorted({"fp32", *(["bf16"] if uses_bf16 else [])}, reverse=True))
     baseline = next((name for name in BASELINES if name in contenders), None)
     started, total = time.monotonic(), repeats * len(contenders)

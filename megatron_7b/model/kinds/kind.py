@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.transformer_config import TransformerConfig
 
+    from megatron_7b.model.kernels import Kernels
     from megatron_7b.model.kinds.chunk import ModelChunk
 
 type TransformerImpl = Literal["transformer_engine", "local"]
@@ -24,7 +25,8 @@ class ChunkPlan:
     Attributes:
         config: The run.
         core_config: The same as megatron-core takes it.
-        impl: The classes that layers are built from.
+        impl: Whose classes layers are built from.
+        kernels: Those classes.
         table: Parameters of the whole model, vocabulary padding included.
         vocab_size: True vocabulary size.
         padded_vocab_size: Rows of the embedding.
@@ -36,6 +38,7 @@ class ChunkPlan:
     config: RunConfig
     core_config: "TransformerConfig"
     impl: TransformerImpl
+    kernels: "Kernels"
     table: ParameterTable
     vocab_size: int
     padded_vocab_size: int
@@ -55,7 +58,15 @@ class ChunkPlan:
 
 
 class ModelKind(Protocol):
-    """A kind of model: what its parameters are, and how a rank's part of it is built."""
+    """A kind of model: what its parameters are, and how a rank's part of it is built.
+
+    Attributes:
+        core_layers_per_layer: How many layers megatron-core counts where the configuration counts one.
+        attended_share: Of all pairs of positions, those that attention computes.
+    """
+
+    core_layers_per_layer: int
+    attended_share: float
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         """Yield every parameter of the whole model in the order of the forward pass. Imports no torch.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from megatron_7b.config.schema import ModelConfig
-from megatron_7b.model.kinds.decoder.parameters import parameters
+from megatron_7b.model.kinds.decoder.parameters import SYMBOLS_PER_LAYER, parameters
 from megatron_7b.model.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 class Decoder:
     """The kind of model that predicts the next token from those before it."""
+
+    core_layers_per_layer = SYMBOLS_PER_LAYER
+    attended_share = 0.5
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         """Yield every parameter in the order of the forward pass."""

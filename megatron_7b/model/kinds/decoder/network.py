@@ -12,13 +12,11 @@ from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, 
 from torch import Tensor
 
 from megatron_7b.config.schema import RopeScalingConfig
-from megatron_7b.model.core_config import hybrid_layer_pattern
 from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.kinds.chunk import ModelChunk
+from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_layer_pattern
 from megatron_7b.model.kinds.decoder.parameters import core_name
 from megatron_7b.model.kinds.kind import ChunkPlan
-from megatron_7b.model.layer_specs import build_stack_spec
-from megatron_7b.model.local_layers import RMSNorm
 from megatron_7b.model.parameters import ParameterTable
 
 
@@ -71,9 +69,12 @@ class LanguageModel(ModelChunk, HybridModel):
             output: Tensor = super().forward(input_ids, position_ids, attention_mask, labels=labels, **kwargs)
             return (output.float() * loss_mask).sum() if self.post_process else output
         embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
-        packed = kwargs.get("packed_seq_params")
-        length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, packed)
-        hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=self.rotary_pos_emb(length), **kwargs)
+        rotation = None
+        if self.position_embedding_type == "rope":
+            packed = kwargs.get("packed_seq_params")
+            length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, packed)
+            rotation = self.rotary_pos_emb(length)
+        hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=rotation, **kwargs)
         return self._fused_loss(hidden, labels, loss_mask) if self.post_process else hidden
 
     def _fused_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
@@ -141,20 +142,20 @@ class LanguageModel(ModelChunk, HybridModel):
 def build_chunk(plan: ChunkPlan) -> LanguageModel:
     """Build one model chunk of this rank; its parameters are undefined. Collective: none."""
     model = plan.config.model
-    with _final_norm(RMSNorm if plan.impl == "local" else None):
+    with _final_norm(plan.kernels.norm):
         chunk = LanguageModel(
             table=plan.table,
             true_vocab_size=plan.vocab_size,
             fuse_loss=plan.impl == "local",
             config=plan.core_config,
-            hybrid_stack_spec=build_stack_spec(plan.impl, qk_layernorm=model.qk_layernorm),
+            hybrid_stack_spec=build_stack_spec(plan.kernels, qk_layernorm=model.qk_layernorm),
             vocab_size=plan.padded_vocab_size,
-            max_sequence_length=plan.config.data.seq_length,
+            max_sequence_length=model.max_position_embeddings,
             hybrid_layer_pattern=hybrid_layer_pattern(model, plan.layout.pp_size * plan.layout.num_chunks),
             pre_process=plan.is_first,
             post_process=plan.is_last,
             share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-            position_embedding_type="rope",
+            position_embedding_type=model.traits.position_embedding_type,
             rotary_base=model.rotary_base,
             pg_collection=plan.groups,
             vp_stage=plan.stage if plan.layout.num_chunks > 1 else None,
@@ -167,11 +168,8 @@ def build_chunk(plan: ChunkPlan) -> LanguageModel:
 
 
 @contextlib.contextmanager
-def _final_norm(norm: type[torch.nn.Module] | None) -> Iterator[None]:
+def _final_norm(norm: type) -> Iterator[None]:
     """Make HybridStack build its final norm from `norm`: megatron-core 0.19 names Transformer Engine's there."""
-    if norm is None:
-        yield
-        return
     original = hybrid_block.TENorm
     hybrid_block.TENorm = norm
     try:

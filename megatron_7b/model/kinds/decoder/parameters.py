@@ -1,7 +1,7 @@
-"""Decoders with pre-normalisation: RMSNorm, gated MLP, rotary positions, grouped-query attention: Llama, Qwen."""
+"""The parameters of a decoder, with the names and shapes that they have at Hugging Face."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.model.parameters import Arrangement, InitKind, Parameter, Shape, expand_braces
@@ -9,10 +9,38 @@ from megatron_7b.model.parameters import Arrangement, InitKind, Parameter, Shape
 SYMBOLS_PER_LAYER = 2
 """megatron-core's hybrid pattern counts attention and MLP of a layer separately: layer i is its 2i and 2i + 1."""
 
+_LLAMA: Mapping[str, str] = {
+    "embedding.word_embeddings": "model.embed_tokens",
+    "layer": "model.layers.{layer}.",
+    "input_layernorm": "input_layernorm",
+    "self_attention.linear_qkv": "self_attn.{q,k,v}_proj",
+    "self_attention.q_layernorm": "self_attn.q_norm",
+    "self_attention.k_layernorm": "self_attn.k_norm",
+    "self_attention.linear_proj": "self_attn.o_proj",
+    "pre_mlp_layernorm": "post_attention_layernorm",
+    "mlp.linear_fc1": "mlp.{gate,up}_proj",
+    "mlp.linear_fc2": "mlp.down_proj",
+    "decoder.final_norm": "model.norm",
+    "output_layer": "lm_head",
+}
+_GPT2: Mapping[str, str] = {
+    "embedding.word_embeddings": "transformer.wte",
+    "embedding.position_embeddings": "transformer.wpe",
+    "layer": "transformer.h.{layer}.",
+    "input_layernorm": "ln_1",
+    "self_attention.linear_qkv": "attn.c_attn",
+    "self_attention.linear_proj": "attn.c_proj",
+    "pre_mlp_layernorm": "ln_2",
+    "mlp.linear_fc1": "mlp.c_fc",
+    "mlp.linear_fc2": "mlp.c_proj",
+    "decoder.final_norm": "transformer.ln_f",
+    "output_layer": "lm_head",
+}
+
 # Transformer Engine fuses a norm into the linear layer that follows it.
 _FUSED_NORMS = (
-    (".self_attention.linear_qkv.layer_norm_weight", ".input_layernorm.weight"),
-    (".mlp.linear_fc1.layer_norm_weight", ".pre_mlp_layernorm.weight"),
+    (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
+    (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
 )
 
 
@@ -23,76 +51,108 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         model: The shape of the model.
         vocab_size: Rows of the embedding: the true or a padded size.
     """
+    table = _Rows(model)
     hidden, is_tied = model.hidden_size, model.share_embeddings_and_output_weights
-    yield Parameter(
-        name="embedding.word_embeddings.weight",
-        core_name="embedding.word_embeddings.weight",
-        hugging_face=("model.embed_tokens.weight",),
-        shape=(vocab_size, hidden),
-        init="normal",
-        tp_dim=0,
-        arrangement="vocabulary",
-        is_multiplied=is_tied,
-        repeated_as=("lm_head.weight",) if is_tied else (),
-    )
+    vocabulary = (vocab_size, hidden)
+    yield table.row(
+        "embedding.word_embeddings", "weight", vocabulary, "normal", 0, "vocabulary",
+        is_multiplied=is_tied, repeated_as=("lm_head.weight",) if is_tied else (),
+    )  # fmt: skip
+    if model.traits.position_embedding_type == "learned_absolute":
+        positions = (model.max_position_embeddings, hidden)
+        yield table.row("embedding.position_embeddings", "weight", positions, "normal", is_multiplied=False)
     for layer in range(model.num_layers):
-        yield from _layer(model, layer)
-    yield Parameter(
-        name="decoder.final_norm.weight",
-        core_name="decoder.final_norm.weight",
-        hugging_face=("model.norm.weight",),
-        shape=(hidden,),
-        init="ones",
-    )
+        yield from table.layer(layer)
+    yield from table.norm("decoder.final_norm", hidden)
     if not is_tied:
-        yield Parameter(
-            name="output_layer.weight",
-            core_name="output_layer.weight",
-            hugging_face=("lm_head.weight",),
-            shape=(vocab_size, hidden),
-            init="normal",
-            tp_dim=0,
-            arrangement="vocabulary",
-            is_multiplied=True,
-        )
+        yield table.row("output_layer", "weight", vocabulary, "normal", 0, "vocabulary")
 
 
-def _layer(model: ModelConfig, layer: int) -> Iterator[Parameter]:
-    h, f, d = model.hidden_size, model.ffn_hidden_size, model.head_width
-    q, kv = model.num_attention_heads * d, model.query_groups * d
+class _Rows:
+    """Makes the rows of one model's table."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._names = _GPT2 if model.architecture == "gpt2" else _LLAMA
+
+    def layer(self, layer: int) -> Iterator[Parameter]:
+        """Yield the parameters of one layer: attention, then MLP."""
+        model, attention, mlp = self._model, SYMBOLS_PER_LAYER * layer, SYMBOLS_PER_LAYER * layer + 1
+        h, f, d = model.hidden_size, model.ffn_hidden_size, model.head_width
+        q, kv = model.num_attention_heads * d, model.query_groups * d
+        qkv: Arrangement = "query_key_value"
+        yield from self.norm("input_layernorm", h, layer, attention)
+        bias = model.add_qkv_bias or model.traits.add_bias_linear
+        yield from self.linear("self_attention.linear_qkv", (q + 2 * kv, h), layer, attention, qkv, bias=bias)
+        if model.qk_layernorm:
+            yield from self.norm("self_attention.q_layernorm", d, layer, attention)
+            yield from self.norm("self_attention.k_layernorm", d, layer, attention)
+        yield from self.linear("self_attention.linear_proj", (h, q), layer, attention)
+        yield from self.norm("pre_mlp_layernorm", h, layer, mlp)
+        if model.traits.gated_linear_unit:
+            yield from self.linear("mlp.linear_fc1", (2 * f, h), layer, mlp, "gate_up")
+        else:
+            yield from self.linear("mlp.linear_fc1", (f, h), layer, mlp)
+        yield from self.linear("mlp.linear_fc2", (h, f), layer, mlp)
+
+    def norm(self, name: str, width: int, layer: int | None = None, symbol: int | None = None) -> Iterator[Parameter]:
+        """Yield the weight of a norm, and its bias if it has one."""
+        yield self.row(name, "weight", (width,), "ones", layer=layer, symbol=symbol)
+        if self._model.traits.normalization == "LayerNorm":
+            yield self.row(name, "bias", (width,), "zeros", layer=layer, symbol=symbol)
+
+    def linear(
+        self,
+        name: str,
+        shape: Shape,
+        layer: int,
+        symbol: int,
+        arrangement: Arrangement = "plain",
+        *,
+        bias: bool | None = None,
+    ) -> Iterator[Parameter]:
+        """Yield the weight of a linear layer, sharded along its outputs unless it writes into the residual stream."""
+        writes = name.endswith(("linear_proj", "linear_fc2"))
+        init: InitKind = "scaled_normal" if writes else "normal"
+        yield self.row(name, "weight", shape, init, 1 if writes else 0, arrangement, layer=layer, symbol=symbol)
+        if self._model.traits.add_bias_linear if bias is None else bias:
+            tp_dim = None if writes else 0
+            yield self.row(name, "bias", shape[:1], "zeros", tp_dim, arrangement, layer=layer, symbol=symbol)
 
     def row(
+        self,
         name: str,
-        hugging_face: str,
+        suffix: str,
         shape: Shape,
         init: InitKind,
         tp_dim: int | None = None,
         arrangement: Arrangement = "plain",
+        *,
+        layer: int | None = None,
+        symbol: int | None = None,
+        is_multiplied: bool | None = None,
+        repeated_as: tuple[str, ...] = (),
     ) -> Parameter:
-        is_mlp = name.startswith(("mlp.", "pre_mlp_"))
+        """Return one row, of a layer if that is given."""
+        theirs = f"{self._names[name]}.{suffix}"
+        within = f"{name}.{suffix}"
+        if layer is not None:
+            theirs = self._names["layer"].format(layer=layer) + theirs
+        is_matrix = len(shape) == 2
         return Parameter(
-            name=f"decoder.layers.{layer}.{name}",
-            core_name=f"decoder.layers.{SYMBOLS_PER_LAYER * layer + is_mlp}.{name}",
-            hugging_face=expand_braces(f"model.layers.{layer}.{hugging_face}"),
+            name=within if layer is None else f"decoder.layers.{layer}.{within}",
+            core_name=within if layer is None else f"decoder.layers.{symbol}.{within}",
+            hugging_face=expand_braces(theirs),
             shape=shape,
             init=init,
             tp_dim=tp_dim,
             arrangement=arrangement,
-            is_multiplied=len(shape) == 2,
+            # GPT-2 stores the weights of its layers the other way round, [in, out].
+            is_transposed=self._names is _GPT2 and is_matrix and layer is not None,
+            is_multiplied=is_matrix if is_multiplied is None else is_multiplied,
+            is_head=layer is None,
+            repeated_as=repeated_as,
         )
-
-    qkv: Arrangement = "query_key_value"
-    yield row("input_layernorm.weight", "input_layernorm.weight", (h,), "ones")
-    yield row("self_attention.linear_qkv.weight", "self_attn.{q,k,v}_proj.weight", (q + 2 * kv, h), "normal", 0, qkv)
-    if model.add_qkv_bias:
-        yield row("self_attention.linear_qkv.bias", "self_attn.{q,k,v}_proj.bias", (q + 2 * kv,), "zeros", 0, qkv)
-    if model.qk_layernorm:
-        yield row("self_attention.q_layernorm.weight", "self_attn.q_norm.weight", (d,), "ones")
-        yield row("self_attention.k_layernorm.weight", "self_attn.k_norm.weight", (d,), "ones")
-    yield row("self_attention.linear_proj.weight", "self_attn.o_proj.weight", (h, q), "scaled_normal", 1)
-    yield row("pre_mlp_layernorm.weight", "post_attention_layernorm.weight", (h,), "ones")
-    yield row("mlp.linear_fc1.weight", "mlp.{gate,up}_proj.weight", (2 * f, h), "normal", 0, "gate_up")
-    yield row("mlp.linear_fc2.weight", "mlp.down_proj.weight", (h, f), "scaled_normal", 1)
 
 
 def core_name(local_name: str, *, layer_offset: int) -> str:

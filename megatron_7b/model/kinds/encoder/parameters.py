@@ -1,0 +1,116 @@
+"""The parameters of an encoder, with BERT's names and shapes at Hugging Face."""
+
+from collections.abc import Iterator
+
+from megatron_7b.config.schema import ModelConfig
+from megatron_7b.model.parameters import Arrangement, InitKind, Parameter, Shape, expand_braces
+
+_HEAD = "cls.predictions."
+
+
+def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
+    """Yield every parameter in the order of the forward pass.
+
+    Args:
+        model: The shape of the model.
+        vocab_size: Rows of the embedding: the true or a padded size.
+    """
+    h, is_post, is_tied = model.hidden_size, _is_post(model), model.share_embeddings_and_output_weights
+    yield _row(
+        "embedding.word_embeddings.weight", "bert.embeddings.word_embeddings.weight", (vocab_size, h), "normal", 0,
+        "vocabulary", is_multiplied=is_tied, is_head=True, repeated_as=(f"{_HEAD}decoder.weight",) if is_tied else (),
+    )  # fmt: skip
+    positions = (model.max_position_embeddings, h)
+    yield _embedding("position_embeddings", "position_embeddings", positions)
+    if model.num_tokentypes:
+        yield _embedding("tokentype_embeddings", "token_type_embeddings", (model.num_tokentypes, h))
+    if is_post:
+        yield from _norm("embedding.embedding_dropout.0", "bert.embeddings.LayerNorm", h)
+    for layer in range(model.num_layers):
+        yield from _layer(model, layer)
+    if not is_post:
+        yield from _norm("encoder.final_layernorm", "bert.encoder.ln", h)
+    if model.add_binary_head:
+        yield from _linear("pooler", "bert.pooler.dense", (h, h))
+        yield from _linear("binary_head", "cls.seq_relationship", (2, h))
+    yield from _linear("lm_head", f"{_HEAD}transform.dense", (h, h))
+    yield from _norm("lm_norm", f"{_HEAD}transform.LayerNorm", h)
+    if not is_tied:
+        output = f"{_HEAD}decoder.weight"
+        yield _row("output_layer.weight", output, (vocab_size, h), "normal", 0, "vocabulary", True, is_head=True)
+    # transformers computes with the decoder's bias, which it ties to the other where it ties the weights.
+    used, other = (f"{_HEAD}bias", f"{_HEAD}decoder.bias") if is_tied else (f"{_HEAD}decoder.bias", f"{_HEAD}bias")
+    yield _row("output_layer.bias", used, (vocab_size,), "zeros", 0, "vocabulary", repeated_as=(other,))
+
+
+def _layer(model: ModelConfig, layer: int) -> Iterator[Parameter]:
+    h, f, q = model.hidden_size, model.ffn_hidden_size, model.num_attention_heads * model.head_width
+    ours, theirs = f"encoder.layers.{layer}.", f"bert.encoder.layer.{layer}."
+    is_post = _is_post(model)
+    if not is_post:
+        yield from _norm(f"{ours}input_layernorm", f"{theirs}attention.ln", h)
+    qkv: Arrangement = "query_key_value"
+    names = theirs + "attention.self.{query,key,value}."
+    yield _row(f"{ours}self_attention.linear_qkv.weight", f"{names}weight", (3 * q, h), "normal", 0, qkv, True)
+    yield _row(f"{ours}self_attention.linear_qkv.bias", f"{names}bias", (3 * q,), "zeros", 0, qkv)
+    yield from _row_linear(f"{ours}self_attention.linear_proj", f"{theirs}attention.output.dense", (h, q))
+    if is_post:
+        yield from _norm(f"{ours}post_attention_layernorm", f"{theirs}attention.output.LayerNorm", h)
+    else:
+        yield from _norm(f"{ours}pre_mlp_layernorm", f"{theirs}ln", h)
+    yield _row(f"{ours}mlp.linear_fc1.weight", f"{theirs}intermediate.dense.weight", (f, h), "normal", 0, "plain", True)
+    yield _row(f"{ours}mlp.linear_fc1.bias", f"{theirs}intermediate.dense.bias", (f,), "zeros", 0)
+    yield from _row_linear(f"{ours}mlp.linear_fc2", f"{theirs}output.dense", (h, f))
+    if is_post:
+        yield from _norm(f"{ours}post_mlp_layernorm", f"{theirs}output.LayerNorm", h)
+
+
+def _is_post(model: ModelConfig) -> bool:
+    return model.traits.norm_placement == "post"
+
+
+def _row(
+    name: str,
+    hugging_face: str,
+    shape: Shape,
+    init: InitKind,
+    tp_dim: int | None = None,
+    arrangement: Arrangement = "plain",
+    is_multiplied: bool = False,
+    is_head: bool = False,
+    repeated_as: tuple[str, ...] = (),
+) -> Parameter:
+    return Parameter(
+        name=name,
+        core_name=name,
+        hugging_face=expand_braces(hugging_face),
+        shape=shape,
+        init=init,
+        tp_dim=tp_dim,
+        arrangement=arrangement,
+        is_multiplied=is_multiplied,
+        is_head=is_head,
+        repeated_as=repeated_as,
+    )
+
+
+def _embedding(name: str, hugging_face: str, shape: Shape) -> Parameter:
+    return _row(f"embedding.{name}.weight", f"bert.embeddings.{hugging_face}.weight", shape, "normal")
+
+
+def _norm(name: str, hugging_face: str, width: int) -> Iterator[Parameter]:
+    yield _row(f"{name}.weight", f"{hugging_face}.weight", (width,), "ones")
+    yield _row(f"{name}.bias", f"{hugging_face}.bias", (width,), "zeros")
+
+
+def _linear(name: str, hugging_face: str, shape: Shape) -> Iterator[Parameter]:
+    """A layer that every tensor rank holds whole, as it works on few tokens."""
+    yield _row(
+        f"{name}.weight", f"{hugging_face}.weight", shape, "normal", is_multiplied=name == "lm_head", is_head=True
+    )
+    yield _row(f"{name}.bias", f"{hugging_face}.bias", shape[:1], "zeros")
+
+
+def _row_linear(name: str, hugging_face: str, shape: Shape) -> Iterator[Parameter]:
+    yield _row(f"{name}.weight", f"{hugging_face}.weight", shape, "scaled_normal", 1, is_multiplied=True)
+    yield _row(f"{name}.bias", f"{hugging_face}.bias", shape[:1], "zeros")

@@ -1,0 +1,111 @@
+"""What the rest of the package asks of an objective: what a model is trained, validated and evaluated to do."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.data import Batch
+from megatron_7b.data.dataset import DatasetPart
+from megatron_7b.data.sample_order import Reached, SampleOrder
+from megatron_7b.data.split import Split
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Samples(Protocol):
+    """The samples of one split by global number, as `data.Dataset` has them."""
+
+    @property
+    def parts(self) -> tuple[DatasetPart, ...]:
+        """The sets of the blend."""
+
+    @property
+    def order(self) -> SampleOrder:
+        """What a checkpoint records of the order."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about how they continue what a run has read."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Sets with too little text for one sample."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of one epoch."""
+
+    def check_end(self, num_samples: int) -> None:
+        """Refuse a run of more samples than there are."""
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return the samples of these numbers; any thread may call it."""
+
+
+class Sums(NamedTuple):
+    """What one microbatch adds up to, on the last pipeline stage."""
+
+    loss: "Tensor"
+    """Differentiable FP32 sum of losses; the step divides it by `num_tokens` of the whole global batch."""
+    num_tokens: "Tensor"
+    """int32."""
+    reported: "Tensor"
+    """FP64 [1 + reported, 2]: sum and number, of the loss and of what else the objective reports."""
+
+
+class Objective(Protocol):
+    """Between data, model and training: it has no state; all of it follows from the configuration.
+
+    Attributes:
+        reported: Names of further means that it reports beside the loss.
+    """
+
+    reported: tuple[str, ...]
+
+    def predicted_share(self, config: RunConfig) -> float:
+        """Return which share of the tokens is predicted, and so passes the output layer."""
+
+    def open_split(
+        self,
+        config: RunConfig,
+        split: Split,
+        tokenizer: Tokenizer | None,
+        *,
+        contents: Mapping[str, str],
+        reached: Reached | None,
+    ) -> Samples:
+        """Open the samples of a split of the run's corpora.
+
+        Args:
+            config: The run; `model.vocab_size` is set.
+            split: Which one.
+            tokenizer: Of the corpora; None if it is not known.
+            contents: `corpus_fingerprint` of each set by its prefix, for the record of the order.
+            reached: What a resumed run has read of `train`; None for a fresh one.
+
+        Raises:
+            ConfigError: An option does not fit, a token is missing, or the samples would not continue those of
+                `reached`.
+            DataFormatError: A file is damaged, or smaller than one sample.
+        """
+
+    def open_corpus(self, prefix: str, config: RunConfig, tokenizer: Tokenizer | None) -> Samples:
+        """Open a corpus from its first to its last token, as validation would see it.
+
+        Raises:
+            ConfigError: A token that the objective needs is missing.
+            DataFormatError: A file is damaged, or smaller than one sample.
+        """
+
+    def model_inputs(self, batch: Batch, device: "torch.device", layout: ParallelLayout) -> dict[str, Any]:
+        """Return what the model's forward takes of one microbatch, on the device; `input_ids` is [rows, s/cp]."""
+
+    def sums(self, output: "Tensor", inputs: Mapping[str, Any]) -> Sums:
+        """Return what the output of the last stage adds up to."""
