@@ -8,7 +8,7 @@ are those of the run where no `--config` is given.
 
 import json
 from bisect import bisect_left
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,18 +125,18 @@ def _config_of(run_dir: Path | None) -> list[str]:
 
 def _open(config: RunConfig, progress: "Progress") -> "tuple[Dataset, dict[str, object] | None]":
     """The training samples, and what validation reads; None where there is none."""
-    from megatron_7b.data import has_split, open_split
+    from megatron_7b.data import has_split
     from megatron_7b.data.quick_check import check_corpora, find_prefixes, refuse_damaged
+    from megatron_7b.objective import build_objective
 
     checked = check_corpora(find_prefixes(config.data), full=config.data.verify == "full")
     refuse_damaged(checked)
-    # Neither has an influence on what is read, and both would ask for the tokenizer.
-    data, seed = replace(config.data, eod_mask_loss=False, fim_rate=0.0), config.training.seed
+    objective = build_objective(config)
     contents = {one.prefix: one.content for one in checked}
-    train = open_split(data, "train", seed=seed, contents=contents, reached=progress.reached)
-    if not has_split(data, "valid"):
+    train = objective.open_windows(config, "train", contents=contents, reached=progress.reached)
+    if not has_split(config.data, "valid"):
         return train, None
-    valid = open_split(data, "valid", seed=seed)
+    valid = objective.open_windows(config, "valid")
     rows = [
         {"prefix": part.prefix, "documents": part.end_document - part.first_document, "tokens": part.num_tokens}
         for part in valid.parts

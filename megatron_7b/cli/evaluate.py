@@ -5,7 +5,8 @@
 Every token of the corpus but the first is predicted exactly once, in windows of `data.seq_length` tokens; the figure is
 the same at every layout, microbatch size and number of ranks, up to FP32 rounding. A model that was trained with
 documents kept apart (`data.reset_attention_mask`) or without the prediction after their ends (`data.eod_mask_loss`) is
-measured in the same way. `megatron_7b.evaluation.corpus_loss` says which tokens each window holds.
+measured in the same way. An encoder is measured on the tokens that its training would hide, which follow from the seed.
+`megatron_7b.evaluation.corpus_loss` says which tokens each window holds.
 """
 
 import json
@@ -23,7 +24,7 @@ from megatron_7b.data import resolve_prefix
 from megatron_7b.data.corpus_tokenizer import read_corpus_tokenizer
 from megatron_7b.data.quick_check import check_corpora, refuse_damaged
 from megatron_7b.errors import ConfigError
-from megatron_7b.evaluation.corpus import open_corpus
+from megatron_7b.evaluation.corpus import check_tokenizer, open_corpus
 from megatron_7b.runtime.logs import configure_logging
 from megatron_7b.tokenizer import load_tokenizer
 
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> int:
     if flags.max_samples is not None and flags.max_samples < 1:
         raise ConfigError(f"--max-samples is {flags.max_samples}, expected at least 1")
     _check_tokenizer(flags.data, command.folder)
+    check_tokenizer(command.folder, command.config)
     refuse_damaged(check_corpora([resolve_prefix(flags.data)], full=False))
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
 

@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     """
     command = CheckpointCommand.read(parse_arguments(_parser(), argv), _REQUIREMENTS)
     flags = command.command_line.flags
+    _check_kind(command)
     tokenizer = _load_tokenizer(flags, command.folder)
     settings = read_generation_settings(Companions.of(command.folder).hugging_face)
     prompts = _read_chat(flags, tokenizer) if _is_chat(flags) else _read_prompts(flags, tokenizer)
@@ -99,6 +100,17 @@ def _parser() -> Parser:
     sampling.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text")
     sampling.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts per prompt")
     return parser
+
+
+def _check_kind(command: CheckpointCommand) -> None:
+    """Refuse a model that does not predict what comes next."""
+    model = command.config.model
+    if model.traits.kind != "decoder":
+        raise ConfigError(
+            f"{command.folder} holds a model of kind {model.traits.kind} ({model.architecture}), which cannot continue "
+            "a text",
+            hint="`megatron-7b evaluate` measures it; generation takes a decoder such as gpt2 or llama",
+        )
 
 
 def _load_tokenizer(flags: argparse.Namespace, folder: Path) -> Tokenizer:

@@ -18,6 +18,8 @@ class Architecture:
         gated_linear_unit: The first linear layer has a second half that is multiplied with the activation.
         add_bias_linear: All linear layers of attention and MLP have biases.
         position_embedding_type: Rotary, or a learned vector per position.
+        has_query_groups: Several query heads may share a key and value head, and heads may be of any width.
+        has_tokentypes: The sentences of a pair may have embeddings that tell them apart.
     """
 
     kind: str
@@ -28,6 +30,8 @@ class Architecture:
     gated_linear_unit: bool = True
     add_bias_linear: bool = False
     position_embedding_type: Literal["rope", "learned_absolute"] = "rope"
+    has_query_groups: bool = True
+    has_tokentypes: bool = False
 
 
 def _decoder(*, add_qkv_bias: bool = False, qk_layernorm: bool = False) -> Architecture:
@@ -44,6 +48,8 @@ def _encoder(norm_placement: Literal["pre", "post"]) -> Architecture:
         gated_linear_unit=False,
         add_bias_linear=True,
         position_embedding_type="learned_absolute",
+        has_query_groups=False,
+        has_tokentypes=True,
     )
 
 
@@ -56,6 +62,7 @@ def _gpt2() -> Architecture:
         gated_linear_unit=False,
         add_bias_linear=True,
         position_embedding_type="learned_absolute",
+        has_query_groups=False,
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from megatron_7b.config.architectures import ARCHITECTURES, others_with
 from megatron_7b.config.options import get_value, options
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
@@ -24,11 +23,11 @@ def _heads_share_the_hidden_size(case: Case) -> Iterator[Problem]:
         )
 
 
-@rule("model.hidden_size", "model.num_attention_heads", "model.kv_channels")
+@rule("model.architecture", "model.hidden_size", "model.num_attention_heads", "model.kv_channels")
 def _rotary_needs_even_heads(case: Case) -> Iterator[Problem]:
     model = case.config.model
     width = model.head_width
-    if width % 2:
+    if width % 2 and model.traits.position_embedding_type == "rope":
         path = "model.kv_channels" if model.kv_channels else "model.num_attention_heads"
         yield case.problem(path, f"heads are {width} wide; rotary embeddings turn pairs, so the width must be even")
 
@@ -43,20 +42,6 @@ def _groups_divide_heads(case: Case) -> Iterator[Problem]:
             f"must divide model.num_attention_heads = {model.num_attention_heads}; nearest: "
             f"{nearest_divisors(model.num_attention_heads, groups)}",
         )
-
-
-@rule("model.architecture", "model.add_qkv_bias", "model.qk_layernorm")
-def _architecture_fixes_options(case: Case) -> Iterator[Problem]:
-    model = case.config.model
-    for name, needed in ARCHITECTURES[model.architecture].fixed.items():
-        given = getattr(model, name)
-        if given != needed:
-            others = others_with(model.architecture, name, given)
-            yield case.problem(
-                f"model.{name}",
-                f"must be {needed} for Hugging Face's {model.architecture}"
-                + (f"; it is {given} in {', '.join(others)}" if others else ""),
-            )
 
 
 @rule("model.rope_scaling")

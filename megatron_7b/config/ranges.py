@@ -15,6 +15,7 @@ AT_LEAST_ONE = (
     "model.num_query_groups",
     "model.kv_channels",
     "model.vocab_size",
+    "objective.max_ngram",
     "model.make_vocab_size_divisible_by",
     "model.max_position_embeddings",
     "model.rope_scaling.original_max_position_embeddings",
@@ -34,6 +35,7 @@ AT_LEAST_ONE = (
 )
 NOT_NEGATIVE = (
     "model.init_method_std",
+    "model.num_tokentypes",
     "optimizer.min_lr",
     "optimizer.weight_decay",
     "optimizer.clip_grad",
@@ -58,6 +60,7 @@ POSITIVE = (
     "runtime.distributed_timeout_minutes",
 )
 FRACTIONS = ("model.hidden_dropout", "model.attention_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2")
+OPEN_FRACTIONS = ("objective.masked_share",)
 SHARES = ("data.fim_rate", "data.fim_spm_rate")
 MAX_SEED = 2**32 - 1
 """NumPy's limit, the tightest of the generators that are seeded."""
@@ -70,6 +73,7 @@ def find_out_of_range(case: Case) -> Iterator[Problem]:
         (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
         (POSITIVE, lambda value: value > 0, "must be above 0"),
         (FRACTIONS, lambda value: 0 <= value < 1, "must be at least 0 and below 1"),
+        (OPEN_FRACTIONS, lambda value: 0 < value < 1, "must be above 0 and below 1"),
         (SHARES, lambda value: 0 <= value <= 1, "must be at least 0 and at most 1"),
         (("training.seed",), lambda value: value <= MAX_SEED, f"must be at most {MAX_SEED}"),
     ]

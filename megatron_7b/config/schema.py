@@ -73,8 +73,6 @@ class ModelConfig:
     """RMSNorm on queries and keys, per head (Qwen3)."""
     num_tokentypes: int = 0
     """Embeddings that tell the sentences of a pair apart (BERT: 2); 0: there are none."""
-    add_binary_head: bool = False
-    """A classifier of sentence pairs on the first token's last hidden state (BERT's next-sentence head)."""
     hidden_dropout: float = 0.0
     """Dropout on the outputs of attention and MLP."""
     attention_dropout: float = 0.0
@@ -311,3 +309,9 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    @property
+    def objective_name(self) -> str:
+        """The objective that is named, or the usual one of the kind of model."""
+        usual = (name for name, kinds in OBJECTIVES.items() if self.model.traits.kind in kinds)
+        return self.objective.name or next(usual, "causal")

@@ -165,7 +165,12 @@ def check_exportable(model: ModelConfig) -> None:
     Raises:
         ConversionError: It does not; every difference is listed.
     """
-    family = FAMILIES[model.architecture]
+    family = FAMILIES.get(model.architecture)
+    if family is None:
+        raise ConversionError(
+            f"model.architecture is {model.architecture}, which cannot be written as a Hugging Face folder yet; these "
+            f"can: {', '.join(FAMILIES)}"
+        )
     problems = []
     for feature, wanted in ARCHITECTURES[model.architecture].fixed.items():
         given = getattr(model, feature)

@@ -178,11 +178,20 @@ def open_masked_split(
         ConfigError: As for `open_split`; or the masking is impossible.
         DataFormatError: A file is damaged, too small, or holds ids outside of the vocabulary.
     """
-    if config.seq_length <= NUM_FRAME_TOKENS:
-        raise ConfigError(f"data.seq_length is {config.seq_length}, expected room for [CLS], [SEP] and text")
-    inner = replace(config, seq_length=config.seq_length - NUM_FRAME_TOKENS, eod_mask_loss=False, fim_rate=0.0)
+    inner = windows_of_samples(config)
     dataset = open_split(inner, split, seed=seed, vocab_size=masking.vocab_size, contents=contents, reached=reached)
     return MaskedLanguageModelDataset(dataset, masking, seed=seed)
+
+
+def windows_of_samples(config: DataConfig) -> DataConfig:
+    """Return how the text within the frames of samples is read.
+
+    Raises:
+        ConfigError: There is no room for text.
+    """
+    if config.seq_length <= NUM_FRAME_TOKENS:
+        raise ConfigError(f"data.seq_length is {config.seq_length}, expected room for [CLS], [SEP] and text")
+    return replace(config, seq_length=config.seq_length - NUM_FRAME_TOKENS, eod_mask_loss=False, fim_rate=0.0)
 
 
 def find_words(

@@ -6,7 +6,7 @@ from megatron_7b.checkpoint import tokenizer_path
 from megatron_7b.config import RunConfig
 from megatron_7b.objective import build_objective
 from megatron_7b.objective.objective import Samples
-from megatron_7b.tokenizer import load_tokenizer
+from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 
 
 def open_corpus(prefix: str, checkpoint: Path, config: RunConfig) -> Samples:
@@ -26,6 +26,24 @@ def open_corpus(prefix: str, checkpoint: Path, config: RunConfig) -> Samples:
 
     **Collective:** none.
     """
+    return build_objective(config).open_corpus(prefix, config, _tokenizer(checkpoint))
+
+
+def check_tokenizer(checkpoint: Path, config: RunConfig) -> None:
+    """Refuse a checkpoint whose tokenizer lacks a token that the objective needs.
+
+    Args:
+        checkpoint: The step folder.
+        config: From `inference_config`.
+
+    Raises:
+        ConfigError: It lacks one, or there is no tokenizer.
+    """
+    objective = build_objective(config)
+    if objective.needs_tokenizer:
+        objective.check_tokenizer(_tokenizer(checkpoint))
+
+
+def _tokenizer(checkpoint: Path) -> Tokenizer | None:
     carried = tokenizer_path(checkpoint)
-    tokenizer = load_tokenizer(carried) if carried is not None else None
-    return build_objective(config).open_corpus(prefix, config, tokenizer)
+    return load_tokenizer(carried) if carried is not None else None

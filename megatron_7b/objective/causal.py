@@ -1,10 +1,12 @@
 """The next token, from all before it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import Dataset, open_sequential, open_split
 from megatron_7b.data.fill_in_the_middle import find_fim_ids
+from megatron_7b.data.opening import UNKNOWN_CONTENTS
 from megatron_7b.data.sample_order import Reached
 from megatron_7b.data.split import Split
 from megatron_7b.errors import ConfigError
@@ -14,6 +16,23 @@ from megatron_7b.tokenizer import Tokenizer
 
 class CausalLanguageModeling(TokenLosses):
     """Every token of a window but the first is predicted; documents and their ends are treated as `data.*` says."""
+
+    needs_tokenizer = False
+
+    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """Any will do; options that need more of it say so."""
+
+    def open_windows(
+        self,
+        config: RunConfig,
+        split: Split,
+        *,
+        contents: Mapping[str, str] = UNKNOWN_CONTENTS,
+        reached: Reached | None = None,
+    ) -> Dataset:
+        """Open the windows, without what needs the tokenizer and has no influence on what is read."""
+        data = replace(config.data, eod_mask_loss=False, fim_rate=0.0)
+        return open_split(data, split, seed=config.training.seed, contents=contents, reached=reached)
 
     def open_split(
         self,

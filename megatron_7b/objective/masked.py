@@ -3,27 +3,49 @@
 from collections.abc import Mapping
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data import open_sequential
+from megatron_7b.data import Dataset, open_sequential, open_split
 from megatron_7b.data.masked_language_model import (
     NUM_FRAME_TOKENS,
     MaskedLanguageModelDataset,
     Masking,
     find_word_beginnings,
     open_masked_split,
+    windows_of_samples,
 )
+from megatron_7b.data.opening import UNKNOWN_CONTENTS
 from megatron_7b.data.sample_order import Reached
 from megatron_7b.data.split import Split
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective.token_losses import TokenLosses
-from megatron_7b.tokenizer import Tokenizer
+from megatron_7b.tokenizer import SpecialRole, Tokenizer
+
+_ROLES: tuple[SpecialRole, ...] = ("cls", "sep", "mask")
 
 
 class MaskedLanguageModeling(TokenLosses):
     """Samples are windows between [CLS] and [SEP], of which some words are hidden."""
 
+    needs_tokenizer = True
+
+    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """It must have [CLS], [SEP] and [MASK], whatever it calls them."""
+        find_special_tokens(tokenizer)
+
     def predicted_share(self, config: RunConfig) -> float:
         """Only hidden tokens are predicted."""
         return config.objective.masked_share
+
+    def open_windows(
+        self,
+        config: RunConfig,
+        split: Split,
+        *,
+        contents: Mapping[str, str] = UNKNOWN_CONTENTS,
+        reached: Reached | None = None,
+    ) -> Dataset:
+        """Open the windows as they are before anything is hidden, without their frame."""
+        data = windows_of_samples(config.data)
+        return open_split(data, split, seed=config.training.seed, contents=contents, reached=reached)
 
     def open_split(
         self,
@@ -49,34 +71,45 @@ class MaskedLanguageModeling(TokenLosses):
         return MaskedLanguageModelDataset(windows, masking, seed=config.training.seed)
 
 
-def build_masking(config: RunConfig, tokenizer: Tokenizer | None) -> Masking:
-    """Return how tokens are hidden, with the special tokens of the tokenizer.
+def find_special_tokens(tokenizer: Tokenizer | None) -> tuple[int, int, int]:
+    """Return the ids of [CLS], [SEP] and [MASK].
 
     Raises:
         ConfigError: The tokenizer is not known, or lacks one of them.
     """
     if tokenizer is None:
         raise ConfigError(
-            "objective.name is masked, but no tokenizer is known that has [CLS], [SEP] and [MASK]",
+            "masked language modeling needs [CLS], [SEP] and [MASK], but the tokenizer of the corpora is not known",
             hint="name it as data.tokenizer",
         )
-    assert config.model.vocab_size is not None
-    ids = {role: tokenizer.special_id(role) for role in ("cls", "sep", "mask")}
-    missing = [f"[{role.upper()}]" for role, found in ids.items() if found is None]
-    if missing:
+    cls, sep, mask = (tokenizer.special_id(role) for role in _ROLES)
+    if cls is None or sep is None or mask is None:
+        missing = [name for name, found in (("[CLS]", cls), ("[SEP]", sep), ("[MASK]", mask)) if found is None]
+        place = f" ({tokenizer.path})" if tokenizer.path is not None else ""
         raise ConfigError(
-            f"objective.name is masked, but the tokenizer ({tokenizer.path}) has no {', '.join(missing)}",
-            hint="use a tokenizer of BERT's kind, or train one with "
-            "`megatron-7b tokenizer train --special-tokens '[PAD]' '[CLS]' '[SEP]' '[MASK]'`",
+            f"masked language modeling hides tokens, but the tokenizer{place} has no {', '.join(missing)}",
+            hint="preprocess the text with a tokenizer of BERT's kind, such as one from `megatron-7b tokenizer train "
+            "--special-tokens '<|endoftext|>' '[PAD]' '[CLS]' '[SEP]' '[MASK]'`",
         )
-    objective = config.objective
-    begins_word = None
+    return cls, sep, mask
+
+
+def build_masking(config: RunConfig, tokenizer: Tokenizer | None) -> Masking:
+    """Return how tokens are hidden, with the special tokens of the tokenizer.
+
+    Raises:
+        ConfigError: The tokenizer is not known, or lacks one of them.
+    """
+    cls, sep, mask = find_special_tokens(tokenizer)
+    assert tokenizer is not None
+    assert config.model.vocab_size is not None
+    objective, begins_word = config.objective, None
     if objective.whole_words:
         begins_word = find_word_beginnings(tokenizer.spell(token) or "" for token in range(config.model.vocab_size))
     return Masking(
-        mask_id=ids["mask"] or 0,
-        cls_id=ids["cls"] or 0,
-        sep_id=ids["sep"] or 0,
+        mask_id=mask,
+        cls_id=cls,
+        sep_id=sep,
         vocab_size=config.model.vocab_size,
         special_ids=tokenizer.special_ids,
         begins_word=begins_word,

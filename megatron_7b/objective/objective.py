@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data import Batch
+from megatron_7b.data import Batch, Dataset
 from megatron_7b.data.dataset import DatasetPart
+from megatron_7b.data.opening import UNKNOWN_CONTENTS
 from megatron_7b.data.sample_order import Reached, SampleOrder
 from megatron_7b.data.split import Split
 from megatron_7b.parallel import ParallelLayout
@@ -65,12 +66,36 @@ class Objective(Protocol):
 
     Attributes:
         reported: Names of further means that it reports beside the loss.
+        needs_tokenizer: It takes special tokens from the tokenizer of the corpora, which must be known.
     """
 
     reported: tuple[str, ...]
+    needs_tokenizer: bool
+
+    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+        """Refuse a tokenizer that lacks a token that every run with this objective needs.
+
+        Raises:
+            ConfigError: It lacks one, or is not known.
+        """
 
     def predicted_share(self, config: RunConfig) -> float:
         """Return which share of the tokens is predicted, and so passes the output layer."""
+
+    def open_windows(
+        self,
+        config: RunConfig,
+        split: Split,
+        *,
+        contents: Mapping[str, str] = UNKNOWN_CONTENTS,
+        reached: Reached | None = None,
+    ) -> Dataset:
+        """Open the text that the samples of a split are made of, to count and check it without a tokenizer.
+
+        Raises:
+            ConfigError: The samples would not continue those of `reached`.
+            DataFormatError: A file is damaged, or smaller than one sample.
+        """
 
     def open_split(
         self,

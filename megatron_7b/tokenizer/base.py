@@ -1,9 +1,19 @@
 """The protocol that every kind of tokenizer implements."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+type SpecialRole = Literal["mask", "cls", "sep", "pad"]
+"""What a token is for in the input of an encoder: to hide another, to begin a sample, to end one, to fill up."""
+
+_USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
+    "mask": ("[MASK]", "<mask>"),
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "pad": ("[PAD]", "<pad>", "<|pad|>"),
+}
 
 
 class Tokenizer(Protocol):
@@ -45,6 +55,9 @@ class Tokenizer(Protocol):
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens, which stand for no text."""
 
+    def special_id(self, role: SpecialRole) -> int | None:
+        """Special token of a role, as the files declare it, else by its usual name; None if there is none."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; nothing is added at its ends."""
 
@@ -59,6 +72,16 @@ class Tokenizer(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the files that make it up, so that `load_tokenizer(folder)` has the same identity."""
+
+
+def find_usual_name(role: SpecialRole, special_tokens: Mapping[str, int]) -> int | None:
+    """Return the special token that has a usual name of a role.
+
+    Args:
+        role: What it is for.
+        special_tokens: Ids by name.
+    """
+    return next((special_tokens[name] for name in _USUAL_NAMES[role] if name in special_tokens), None)
 
 
 def hash_identity(kind: str, *parts: bytes) -> str:

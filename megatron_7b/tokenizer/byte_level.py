@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_7b.tokenizer.base import hash_identity
+from megatron_7b.tokenizer.base import SpecialRole, hash_identity
 
 MARKER_FILE = "byte_tokenizer.json"
 _LAYOUT = {"kind": "bytes", "eod_id": 256, "bos_id": 257, "pad_id": 258}
@@ -34,6 +34,10 @@ class ByteTokenizer:
     bos_id: int | None = 257
     pad_id: int | None = 258
     special_ids = frozenset({256, 257, 258})
+
+    def special_id(self, role: SpecialRole) -> int | None:
+        """Only the one that fills up."""
+        return self.pad_id if role == "pad" else None
 
     def encode(self, text: str) -> list[int]:
         """The text's UTF-8 bytes."""

@@ -1,7 +1,7 @@
 """What makes a Hugging Face tokenizer, wherever it was read or built, and the reading of its JSON files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Definition:
     """The tokenizer_config.json to save; None if the companions have one."""
     companions: tuple[Path, ...] = ()
     """Other files to save as they are, under the names that they have in their folder."""
+    named_tokens: Mapping[str, str] = field(default_factory=dict)
+    """Tokens that the settings name, by the setting: `mask_token`, `cls_token`, …."""
     origin: str = TOKENIZER_FILE
     """What decided the ids, in words."""
 
@@ -100,6 +102,12 @@ def token_content(value: object) -> str | None:
     """Text of a token as settings give it, a string or an object with `content`; None for anything else."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
+
+
+def named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Texts of the tokens that settings name, by the setting: `mask_token`, `cls_token`, …."""
+    tokens = {name: token_content(value) for name, value in settings.items() if name.endswith("_token")}
+    return {name: token for name, token in tokens.items() if token is not None}
 
 
 def _are_ids_followed(vocabulary: Mapping[str, int] | Sequence[Any], added: Sequence[Mapping[str, Any]]) -> bool:

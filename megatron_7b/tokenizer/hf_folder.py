@@ -19,6 +19,7 @@ from megatron_7b.tokenizer.definition import (
     TOKENIZER_FILE,
     Definition,
     find_token,
+    named_tokens,
     read_definition,
     token_content,
 )
@@ -76,6 +77,7 @@ def open_tokenizer_json(path: Path) -> Definition:
             original=file,
             settings=_settled_config(declared.settings, answer),
             companions=_templates(file.parent),
+            named_tokens=named_tokens(declared.settings),
             origin=f"tokenizer.json, as transformers' {answer.class_name} has it",
             **_roles_of(answer),
         )
@@ -111,6 +113,7 @@ def _settled(
         original=file,
         settings=_settings_without_model(declared, name, tokens, byte_level=byte_level),
         companions=(*companions, *_templates(file.parent)),
+        named_tokens=named_tokens(declared.settings),
     )
 
 
@@ -156,6 +159,7 @@ def _from_answer(path: Path, answer: Answer, declared: Declarations, reason: str
         content=answer.definition,
         settings=_settled_config(declared.settings, answer),
         companions=(*_templates(folder), *((model,) if model.is_file() else ())),
+        named_tokens=named_tokens(declared.settings),
         origin=f"transformers' {answer.class_name}, because {reason}",
         **_roles_of(answer),
     )

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from megatron_7b.errors import DataFormatError
-from megatron_7b.tokenizer.base import hash_identity
-from megatron_7b.tokenizer.definition import CONFIG_FILE, TOKENIZER_FILE, Definition
+from megatron_7b.tokenizer.base import SpecialRole, find_usual_name, hash_identity
+from megatron_7b.tokenizer.definition import CONFIG_FILE, TOKENIZER_FILE, Definition, find_token
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -81,6 +81,16 @@ class HuggingFaceTokenizer:
         added = {token["id"] for token in self._added_tokens if token.get("special")}
         roles = {role for role in (self.eod_id, self.bos_id, self.pad_id) if role is not None}
         return frozenset(added | roles)
+
+    def special_id(self, role: SpecialRole) -> int | None:
+        """The token that the settings name, else the special token with a usual name."""
+        named = self._definition.named_tokens.get(f"{role}_token")
+        if named is not None and (token := find_token(self._content, named)) is not None:
+            return token
+        if role == "pad" and self.pad_id is not None:
+            return self.pad_id
+        special = {token["content"]: int(token["id"]) for token in self._added_tokens if token.get("special")}
+        return find_usual_name(role, special)
 
     def encode(self, text: str) -> list[int]:
         """`tokenizers`' own ids, without special tokens at the ends."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from megatron_7b.errors import DataFormatError
-from megatron_7b.tokenizer.base import hash_identity
+from megatron_7b.tokenizer.base import SpecialRole, find_usual_name, hash_identity
 
 MODEL_FILE = "tokenizer.model"
 
@@ -47,6 +47,12 @@ class SentencePieceTokenizer:
     def byte_ids(self) -> frozenset[int]:
         """Ids of the pieces that are one byte of a character that the vocabulary lacks."""
         return frozenset(token for token in range(self.vocab_size) if self._processor.is_byte(token))
+
+    def special_id(self, role: SpecialRole) -> int | None:
+        """The control token with a usual name."""
+        if role == "pad" and self.pad_id is not None:
+            return self.pad_id
+        return find_usual_name(role, {self._processor.id_to_piece(token): token for token in self.special_ids})
 
     def encode(self, text: str) -> list[int]:
         """SentencePiece's ids, nothing added at the ends."""

@@ -17,7 +17,7 @@ from typing import Any
 import tiktoken
 
 from megatron_7b.errors import DataFormatError
-from megatron_7b.tokenizer.base import hash_identity
+from megatron_7b.tokenizer.base import SpecialRole, find_usual_name, hash_identity
 
 RANKS_FILE = "tokenizer.tiktoken"
 _SIDECAR_KEYS = {"pattern", "special_tokens", "eod_token", "bos_token", "pad_token"}
@@ -71,6 +71,12 @@ class TiktokenTokenizer:
     def identity(self) -> str:
         """Hash of the ranks and the settings, wherever the settings came from."""
         return hash_identity(self.kind, self._content, json.dumps(asdict(self.settings), sort_keys=True).encode())
+
+    def special_id(self, role: SpecialRole) -> int | None:
+        """The special token with a usual name."""
+        if role == "pad" and self.pad_id is not None:
+            return self.pad_id
+        return find_usual_name(role, self.settings.special_tokens)
 
     def encode(self, text: str) -> list[int]:
         """The library's ids of the text taken as ordinary text."""

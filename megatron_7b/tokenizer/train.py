@@ -14,6 +14,7 @@ from megatron_7b.files import replace_text
 DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
 _BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<bos>")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
+_ENCODER_ROLES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _NUM_BYTES = 256
 # GPT-2's, as tokenizers' ByteLevel has it inside.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -27,7 +28,7 @@ class BpeOptions:
     """All of it: bytes, merges and special tokens."""
     special_tokens: tuple[str, ...] = DEFAULT_SPECIAL_TOKENS
     """They get the first ids. The first one ends documents; bos and pad are found by their usual names, else they are
-    the first one too."""
+    the first one too. [CLS], [SEP] and [MASK] get the roles that an encoder needs."""
     split_digits: bool = False
     """Each digit is a token of its own, which helps arithmetic."""
     byte_fallback: bool = False
@@ -129,6 +130,7 @@ def save_hugging_face_folder(tokenizer: Tokenizer, options: BpeOptions, folder: 
         "eos_token": special[0],
         "bos_token": next((token for token in special if token in _BOS_NAMES), special[0]),
         "pad_token": next((token for token in special if token in _PAD_NAMES), special[0]),
+        **{role: token for role, token in _ENCODER_ROLES.items() if token in special},
     }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -142,6 +142,7 @@ def _define(backend: "Backend", path: Path, roles: Mapping[str, str], model: str
         bos_id=ids["bos_token"],
         pad_id=ids.get("pad_token"),
         settings={**_AS_IT_STANDS, **roles},
+        named_tokens=roles,
         origin=f"{model}'s rules for vocabulary files",
     )
 

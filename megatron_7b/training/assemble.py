@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 
-from megatron_7b.checkpoint import Companions, resolve_checkpoint
+from megatron_7b.checkpoint import Companions
 from megatron_7b.checkpoint.companions import forget_other_ids
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import BatchLoader
@@ -32,6 +32,7 @@ from megatron_7b.runtime.distributed import initialize_process
 from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.history import find_start
+from megatron_7b.training.prerequisites import companions_of_weights
 from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_data import open_run_data
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
@@ -100,7 +101,7 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
         DataFormatError: a corpus or tokenizer is damaged.
     """
     folder = RunFolder(run_dir)
-    companions = _companions_of_weights(config, folder)
+    companions = companions_of_weights(config, folder)
     tokenizer = find_tokenizer(config.data, of_model=companions.tokenizer)
     config = with_vocab_size(config, tokenizer)
     check_run_folder(folder, config)  # again: the vocabulary was not known before
@@ -121,14 +122,6 @@ def build_trainer(config: RunConfig, run_dir: Path) -> Trainer:
         companions=companions,
         tokenizer=tokenizer,
     )
-
-
-def _companions_of_weights(config: RunConfig, folder: RunFolder) -> Companions:
-    """Return the companions of the weights that the run continues with, or starts from; there may be none yet."""
-    if folder.has_history:
-        return Companions.of(folder.root)
-    start = config.checkpoint.initialize_from
-    return Companions() if start is None else Companions.of_checkpoint(resolve_checkpoint(Path(start)))
 
 
 def with_vocab_size(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:

@@ -62,12 +62,17 @@ class ValidationMetrics:
     validation_seconds: float
 
 
+def named_values(metrics: StepMetrics | ValidationMetrics) -> dict[str, float | None]:
+    """Return all values by name, those that the objective adds included."""
+    values: dict[str, float | None] = {name: value for name, value in vars(metrics).items() if name != "extra"}
+    return values | dict(metrics.extra) if isinstance(metrics, StepMetrics) else values
+
+
 def to_json(metrics: StepMetrics | ValidationMetrics) -> str:
     """Return the line of metrics.jsonl, without its newline. JSON knows no NaN and no infinity: they become null."""
-    fields = dict(vars(metrics))
-    fields |= fields.pop("extra", {})
     values = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in named_values(metrics).items()
     }
     return json.dumps(values, allow_nan=False)
 

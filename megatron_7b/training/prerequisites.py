@@ -1,12 +1,14 @@
 """What a run needs and can be looked at without torch: a mistake is answered at once, before any rank is started."""
 
-import dataclasses
 from importlib.util import find_spec
 from pathlib import Path
 
+from megatron_7b.checkpoint import Companions, resolve_checkpoint
 from megatron_7b.config.schema import RunConfig, TelemetryConfig
-from megatron_7b.data import IndexedDataset, open_split, parse_blend
+from megatron_7b.data import IndexedDataset, parse_blend
+from megatron_7b.data.corpus_tokenizer import find_tokenizer
 from megatron_7b.errors import ConfigError
+from megatron_7b.objective import build_objective
 from megatron_7b.runtime.launch import is_rank
 from megatron_7b.training.history import find_start
 from megatron_7b.training.progress import Progress, read_progress
@@ -22,8 +24,8 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
 
     Raises:
         CheckpointError: The newest checkpoint is damaged, or checkpoints that were saved are gone.
-        ConfigError: The run folder cannot be made or holds another model, a package is missing, or the data does not
-            suffice or does not continue what was read.
+        ConfigError: The run folder cannot be made or holds another model, a package is missing, the data does not
+            suffice or does not continue what was read, or its tokenizer lacks a token that the objective needs.
         DataFormatError: A corpus is truncated, foreign, or smaller than one sample.
     """
     folder = RunFolder(run_dir)
@@ -35,6 +37,10 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
         find_start(folder)
         progress = read_progress(folder.checkpoints, config)
     check_data(config, progress)
+    objective = build_objective(config)
+    if objective.needs_tokenizer:
+        companions = companions_of_weights(config, folder)
+        objective.check_tokenizer(find_tokenizer(config.data, of_model=companions.tokenizer))
 
 
 def check_telemetry(telemetry: TelemetryConfig) -> None:
@@ -63,10 +69,16 @@ def check_data(config: RunConfig, progress: Progress | None) -> None:
         ConfigError: The data does not suffice, or does not continue what was read.
         DataFormatError: A corpus is truncated, foreign or inconsistent, or smaller than one sample.
     """
-    # Neither has an influence on what is read, and both would ask for the tokenizer.
-    data = dataclasses.replace(config.data, eod_mask_loss=False, fim_rate=0.0)
-    train = open_split(data, "train", seed=config.training.seed, reached=progress.reached if progress else None)
+    train = build_objective(config).open_windows(config, "train", reached=progress.reached if progress else None)
     if progress is not None:
         train.check_end(progress.samples_at_end(config))
-    for part in parse_blend(data.valid) if data.valid else ():
+    for part in parse_blend(config.data.valid) if config.data.valid else ():
         IndexedDataset(part.prefix)
+
+
+def companions_of_weights(config: RunConfig, folder: RunFolder) -> Companions:
+    """Return the companions of the weights that the run continues with, or starts from; there may be none yet."""
+    if folder.has_history:
+        return Companions.of(folder.root)
+    start = config.checkpoint.initialize_from
+    return Companions() if start is None else Companions.of_checkpoint(resolve_checkpoint(Path(start)))

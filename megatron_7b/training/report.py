@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from megatron_7b.config import config_to_dict
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.logs import console
-from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, format_count, to_json
+from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, format_count, named_values, to_json
 from megatron_7b.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class MetricsFile(Sink):
 
 def _scalars(metrics: StepMetrics | ValidationMetrics) -> Iterator[tuple[str, float]]:
     """Yield (tag, value) of every known figure, for the services that plot curves over steps."""
-    for name, value in vars(metrics).items():
+    for name, value in named_values(metrics).items():
         if name == "step" or value is None:
             continue
         if isinstance(metrics, ValidationMetrics):

@@ -11,11 +11,21 @@ SIZES = {
     "mistral_7b": 7_241_732_096,
     "qwen2_5_7b": 7_615_616_512,
 }
+PUBLISHED = {"gpt2": 124_439_808, "bert_base": 109_514_298, "bert_large": 335_174_458}
+"""As transformers counts them, BERT with the head for masked tokens."""
 LAYOUTS = ("8xh100_bf16", "8xh100_fp8", "64xh100_bf16")
 
 
 def test_the_promised_presets_are_there():
-    promised = {"tiny_cpu", "mini_cpu", *SIZES, *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS)}
+    promised = {
+        "tiny_cpu",
+        "mini_cpu",
+        "gpt2_tiny_cpu",
+        "bert_tiny_cpu",
+        *PUBLISHED,
+        *SIZES,
+        *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS),
+    }
     assert set(preset_names()) == promised
 
 
@@ -30,6 +40,11 @@ def test_preset_is_possible(name):
 def test_parameter_count_is_exact(name):
     base = next(base for base in SIZES if name.startswith(base))
     assert count_parameters(load_config(name).model) == SIZES[base]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_older_models_have_their_published_size(name):
+    assert count_parameters(load_config(name).model) == PUBLISHED[name]
 
 
 def test_mini_cpu_has_about_fifty_million_parameters():
@@ -51,11 +66,12 @@ def test_layouts_use_the_machine_that_they_are_named_for(base):
     ("tensor", "pipeline", "sequence_parallel", "ranks"),
     [(2, 1, False, 2), (2, 1, True, 2), (1, 2, False, 2), (2, 2, False, 4), (2, 2, False, 8), (1, 1, False, 2)],
 )
-def test_tiny_cpu_can_be_laid_out_in_every_promised_way(tensor, pipeline, sequence_parallel, ranks):
+@pytest.mark.parametrize("preset", ["tiny_cpu", "bert_tiny_cpu", "gpt2_tiny_cpu"])
+def test_tiny_cpu_can_be_laid_out_in_every_promised_way(preset, tensor, pipeline, sequence_parallel, ranks):
     overrides = {
         "parallel.tensor_model_parallel_size": tensor,
         "parallel.pipeline_model_parallel_size": pipeline,
         "parallel.sequence_parallel": sequence_parallel,
         "training.train_steps": 10,
     }
-    check_config(load_config("tiny_cpu", overrides), world_size=ranks)
+    check_config(load_config(preset, overrides), world_size=ranks)

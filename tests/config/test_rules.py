@@ -5,6 +5,7 @@ import re
 import pytest
 
 from megatron_7b.config import check_config, load_config
+from megatron_7b.config.architecture_rules import RULES as ARCHITECTURE_RULES
 from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.model_rules import RULES as MODEL_RULES
 from megatron_7b.config.options import options
@@ -17,6 +18,8 @@ from megatron_7b.errors import ConfigError
 TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context"))
 VP = "parallel.virtual_pipeline_model_parallel_size"
 SHARDED = "parallel.use_distributed_optimizer"
+
+BERT, GPT2 = {"model.architecture": "bert"}, {"model.architecture": "gpt2"}
 
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
 # global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
@@ -33,6 +36,22 @@ CASES = [
     ),
     ({"model.architecture": "qwen2"}, 1, "model.add_qkv_bias", "must be True for Hugging Face's qwen2"),
     ({"model.architecture": "qwen3"}, 1, "model.qk_layernorm", "must be True for Hugging Face's qwen3"),
+    ({**BERT, "model.add_qkv_bias": True}, 1, "model.add_qkv_bias", "must be False for Hugging Face's bert"),
+    ({**BERT, "model.num_query_groups": 4}, 1, "model.num_query_groups", "must be none in bert"),
+    ({**GPT2, "model.num_query_groups": 4}, 1, "model.num_query_groups", "must be none in gpt2"),
+    ({**GPT2, "model.kv_channels": 64}, 1, "model.kv_channels", "must be none in gpt2"),
+    ({**GPT2, "model.rotary_base": 500.0}, 1, "model.rotary_base", "only applies to rotary embeddings"),
+    ({**BERT, "model.rope_scaling": "{}"}, 1, "model.rope_scaling", "only applies to rotary embeddings"),
+    ({"model.num_tokentypes": 2}, 1, "model.num_tokentypes", "must be 0 in llama; only bert, megatron-bert have them"),
+    ({**BERT, "objective.name": "causal"}, 1, "objective.name", "bert is of kind encoder, which is trained by masked"),
+    ({"objective.name": "masked"}, 1, "objective.name", "llama is of kind decoder, which is trained by causal"),
+    ({"objective.masked_share": 0.3}, 1, "objective.masked_share", "only applies with the objective masked"),
+    ({**BERT, "objective.masked_share": 1.0}, 1, "objective.masked_share", "above 0 and below 1"),
+    ({**BERT, "data.reset_attention_mask": True}, 1, "data.reset_attention_mask", "every sample is a text of its own"),
+    ({**BERT, "data.eod_mask_loss": True}, 1, "data.eod_mask_loss", "does not apply to masked language modeling"),
+    ({**BERT, "data.fim_rate": 0.5}, 1, "data.fim_rate", "does not apply to masked language modeling"),
+    ({**BERT, "data.seq_length": 2}, 1, "data.seq_length", "must be above 2"),
+    ({**BERT, CP: 2}, 2, CP, "must be 1 for encoders such as bert"),
     ({"model.rope_scaling.low_freq_factor": 4}, 1, "model.rope_scaling.low_freq_factor", "must be below"),
     ({"data.seq_length": 4096}, 1, "data.seq_length", "at most model.max_position_embeddings = 2048"),
     ({TP: 2}, 3, "number of ranks", "2 * 1 * 1 = 2; nearest: 2 or 4"),
@@ -149,6 +168,9 @@ def test_impossible(overrides, world_size, path, words):
         ({"model.kv_channels": 64, "model.hidden_size": 250, "model.num_attention_heads": 4}, 1),
         ({"model.architecture": "qwen3", "model.qk_layernorm": True}, 1),
         ({TP: 4}, None),
+        ({**BERT, "model.num_tokentypes": 2, "objective.name": "masked", "objective.max_ngram": 1}, 1),
+        ({**BERT, "model.num_query_groups": 8, TP: 2, PP: 2, "parallel.sequence_parallel": True}, 4),
+        ({**GPT2, "model.hidden_size": 264, "data.reset_attention_mask": True}, 1),
     ],
 )
 def test_possible(overrides, world_size):
@@ -160,12 +182,14 @@ def test_every_rule_is_tried():
     answering = set()
     for overrides, world_size, _, _ in CASES:
         case = Case(load_config(None, overrides), world_size)
-        answering |= {rule.check.__name__ for rule in [*MODEL_RULES, *RUN_RULES] if list(rule.check(case))}
-    assert {rule.check.__name__ for rule in [*MODEL_RULES, *RUN_RULES]} - answering == set()
+        answering |= {
+            rule.check.__name__ for rule in [*MODEL_RULES, *ARCHITECTURE_RULES, *RUN_RULES] if list(rule.check(case))
+        }
+    assert {rule.check.__name__ for rule in [*MODEL_RULES, *ARCHITECTURE_RULES, *RUN_RULES]} - answering == set()
 
 
 def test_rules_and_ranges_read_options_that_exist():
-    rules = [*MODEL_RULES, *RUN_RULES, *FILE_RULES]
+    rules = [*MODEL_RULES, *ARCHITECTURE_RULES, *RUN_RULES, *FILE_RULES]
     paths = [path for rule in rules for path in rule.reads] + [
         *AT_LEAST_ONE,
         *FRACTIONS,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import DataConfig
-from megatron_7b.data import open_split
+from megatron_7b.data import open_sequential, open_split
 from megatron_7b.data.masked_language_model import (
     MaskedLanguageModelDataset,
     Masking,
@@ -107,11 +107,25 @@ def test_a_number_is_all_the_state(config: DataConfig) -> None:
 
 def test_shapes_are_those_of_the_model(config: DataConfig) -> None:
     batch = open_masked_split(config, "valid", masking(), seed=3).batch([0, 1, 2])
-    arrays = (batch.tokens, batch.labels, batch.loss_mask, batch.padding_mask, batch.tokentype_ids)
+    arrays = (batch.tokens, batch.labels, batch.loss_mask, batch.position_ids)
     assert {array.shape for array in arrays} == {(3, 64)}
-    assert [str(array.dtype) for array in arrays] == ["int64", "int64", "float32", "int64", "int64"]
-    assert batch.padding_mask.all()
-    assert not batch.tokentype_ids.any()
+    assert [str(array.dtype) for array in arrays] == ["int64", "int64", "float32", "int64"]
+    assert batch.position_ids.tolist() == [list(range(64))] * 3
+    assert batch.cu_seqlens is not None
+    assert batch.cu_seqlens.tolist() == [0, 64, 128, 192]
+
+
+def test_what_fills_up_the_last_window_is_never_hidden(config: DataConfig) -> None:
+    """A corpus in the order of the file: token 0 stands behind its end, and is no text."""
+    windows = open_sequential(config.train[0], seq_length=62)
+    samples = MaskedLanguageModelDataset(windows, masking(masked_share=0.9), seed=3)
+    last = samples.num_samples - 1
+    batch = samples.batch([last, last + 1])
+    num_text = int(windows.batch([last]).loss_mask.sum())
+    assert 0 < num_text < 62
+    assert batch.loss_mask[0, : 1 + num_text].any()
+    assert not batch.loss_mask[0, 1 + num_text :].any()
+    assert not batch.loss_mask[1].any()
 
 
 @given(ids=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40), whole=st.booleans())

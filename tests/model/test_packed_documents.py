@@ -33,7 +33,7 @@ def packed_batch(*, changed: int | None = None) -> ArrayBatch:
 
 def logits_of(trainer, batch: ArrayBatch) -> torch.Tensor:
     """The true vocabulary's logits [b × s, v] on one rank."""
-    from megatron_7b.objective.token_losses import model_inputs
+    from megatron_7b.objective.inputs import model_inputs
 
     inputs = model_inputs(batch, trainer.device, trainer.layout)
     del inputs["labels"], inputs["loss_mask"]
@@ -97,7 +97,7 @@ def test_documents_notice_where_attention_crosses_them() -> None:
 def gradient_of_each_token() -> list[list[int]]:
     """The documents that the loss of one document sends gradients to."""
     trainer = build(tiny_config(data=PACKED))
-    from megatron_7b.objective.token_losses import model_inputs
+    from megatron_7b.objective.inputs import model_inputs
 
     batch = packed_batch()
     bounds, reached = batch.cu_seqlens.tolist(), []

@@ -81,6 +81,8 @@ def batches(config: RunConfig, step: int, *, dp_rank: int, dp_size: int, masked:
     if config.data.reset_attention_mask:
         begins = random.random(begins.shape) < 0.15
         begins[:, 0] = True
+    if config.model.traits.kind == "encoder":
+        begins[:, 0] = True  # every sample is a text of its own
     return [
         ArrayBatch(ids[r, :-1].copy(), ids[r, 1:].copy(), mask[r].copy(), positions, cumulative_lengths(begins[r]))
         for r in rows

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import tokenizers
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from megatron_7b.errors import DataFormatError, PathError
-from megatron_7b.tokenizer import load_tokenizer
+from megatron_7b.tokenizer import SpecialRole, load_tokenizer
 from tests.support.assets import asset
 
 TEXT = "Fellow-citizens, it's 1790:\n\tnaïve 東京 \U0001f600 <|endoftext|>  \x00end "
@@ -54,6 +55,54 @@ def test_roles_come_from_the_settings_beside_it() -> None:
     assert (gpt2.eod_id, gpt2.bos_id, gpt2.pad_id) == (50256, 50256, None)
     assert smollm2.eod_id == smollm2.pad_id == smollm2.encode("<|im_end|>")[0]
     assert gpt2.decode(gpt2.encode(TEXT)) == TEXT
+
+
+ENCODER_ROLES: tuple[SpecialRole, ...] = ("mask", "cls", "sep", "pad")
+
+
+def test_encoders_find_their_tokens_as_transformers_does(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = asset("minilm")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    expected = [getattr(theirs, f"{role}_token_id") for role in ENCODER_ROLES]
+    tokenizer = load_tokenizer(folder)
+    tokenizer.save(tmp_path / "saved")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "lone.json")
+    (tmp_path / "words").mkdir()
+    shutil.copy(folder / "vocab.txt", tmp_path / "words" / "vocab.txt")
+    for same in (tokenizer, *map(load_tokenizer, (tmp_path / "saved", tmp_path / "lone.json", tmp_path / "words"))):
+        assert [same.special_id(role) for role in ENCODER_ROLES] == expected
+    assert [load_tokenizer(asset("gpt2")).special_id(role) for role in ENCODER_ROLES] == [None] * 4
+
+
+def test_settings_may_call_the_tokens_of_encoders_anything(tmp_path: Path) -> None:
+    names = {"mask_token": "<hidden>", "cls_token": {"content": "<s>"}, "sep_token": "</s>", "pad_token": "<fill>"}
+    vocabulary = {name: index for index, name in enumerate(("a", "b", "<fill>", "</s>", "<s>", "<hidden>", "[MASK]"))}
+    added = [
+        {
+            "id": vocabulary[name], "content": name, "special": True, "single_word": False, "lstrip": False,
+            "rstrip": False, "normalized": False,
+        }
+        for name in list(vocabulary)[2:]
+    ]  # fmt: skip
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": added}))
+    assert [load_tokenizer(tmp_path).special_id(role) for role in ENCODER_ROLES] == [6, 4, 3, None]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    assert [load_tokenizer(tmp_path).special_id(role) for role in ENCODER_ROLES] == [5, 4, 3, 2]
+    load_tokenizer(tmp_path).save(tmp_path / "saved")
+    assert [load_tokenizer(tmp_path / "saved").special_id(role) for role in ENCODER_ROLES] == [5, 4, 3, 2]
+
+
+def test_tokens_of_encoders_in_other_kinds(tmp_path: Path, sentencepiece_file: Path) -> None:
+    sentencepiece = load_tokenizer(sentencepiece_file)
+    assert [sentencepiece.special_id(role) for role in ENCODER_ROLES] == [None, 1, 2, None]
+    file = write_ranks(tmp_path / "x.tiktoken")
+    special = {"<mask>": 300, "[CLS]": 301, "[SEP]": 302, "<end>": 303}
+    Path(f"{file}.json").write_text(json.dumps({"pattern": "x", "special_tokens": special, "pad_token": "<end>"}))
+    assert [load_tokenizer(file).special_id(role) for role in ENCODER_ROLES] == [300, 301, 302, 303]
+    assert [load_tokenizer("bytes").special_id(role) for role in ENCODER_ROLES] == [None, None, None, 258]
 
 
 def test_a_lone_tokenizer_json_ends_documents_with_its_usual_token(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
+from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer.module import MegatronModule
 
 from megatron_7b.model.parameters import ParameterTable
@@ -21,3 +22,14 @@ class ModelChunk(MegatronModule):
     @abstractmethod
     def named_core_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield this chunk's parameters, each under the `core_name` of its row of the table."""
+
+
+def cast_learned_vectors(embedding: LanguageModelEmbedding) -> None:
+    """Give the vectors of positions and token types the number format of all other parameters.
+
+    megatron-core makes them in FP32, and leaves it to a wrapper around the whole model to cast them.
+    """
+    for name in ("position_embeddings", "tokentype_embeddings"):
+        vectors = getattr(embedding, name, None)
+        if vectors is not None:
+            vectors.to(embedding.config.params_dtype)

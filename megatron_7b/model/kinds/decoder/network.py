@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megatron_7b.config.schema import RopeScalingConfig
 from megatron_7b.model.fused_loss import linear_cross_entropy
-from megatron_7b.model.kinds.chunk import ModelChunk
+from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_layer_pattern
 from megatron_7b.model.kinds.decoder.parameters import core_name
 from megatron_7b.model.kinds.kind import ChunkPlan
@@ -160,6 +160,8 @@ def build_chunk(plan: ChunkPlan) -> LanguageModel:
             pg_collection=plan.groups,
             vp_stage=plan.stage if plan.layout.num_chunks > 1 else None,
         )
+    if chunk.pre_process:
+        cast_learned_vectors(chunk.embedding)
     if model.rope_scaling is not None:
         _stretch_rotary_embedding(chunk.rotary_pos_emb, model.rope_scaling)
     if plan.impl == "transformer_engine":

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_7b.model.fused_loss import linear_cross_entropy
-from megatron_7b.model.kinds.chunk import ModelChunk
+from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.encoder.layers import build_block_spec
 from megatron_7b.model.kinds.kind import ChunkPlan
 
@@ -66,6 +66,7 @@ class EncoderModel(ModelChunk, LanguageModule):
                 num_tokentypes=model.num_tokentypes,
                 tp_group=plan.groups.tp,
             )
+            cast_learned_vectors(self.embedding)
             if is_post_norm:
                 dropout = self.embedding.embedding_dropout
                 self.embedding.embedding_dropout = torch.nn.Sequential(build_norm(), dropout)
@@ -99,9 +100,6 @@ class EncoderModel(ModelChunk, LanguageModule):
             skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
             tp_group=plan.groups.tp,
         )
-        if plan.config.model.add_binary_head:
-            self.pooler = torch.nn.Linear(hidden, hidden, dtype=dtype)
-            self.binary_head = torch.nn.Linear(hidden, 2, dtype=dtype)
 
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
         """Take the hidden states of the stage before; called by megatron-core's schedules."""

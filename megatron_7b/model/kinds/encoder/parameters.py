@@ -30,9 +30,6 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         yield from _layer(model, layer)
     if not is_post:
         yield from _norm("encoder.final_layernorm", "bert.encoder.ln", h)
-    if model.add_binary_head:
-        yield from _linear("pooler", "bert.pooler.dense", (h, h))
-        yield from _linear("binary_head", "cls.seq_relationship", (2, h))
     yield from _linear("lm_head", f"{_HEAD}transform.dense", (h, h))
     yield from _norm("lm_norm", f"{_HEAD}transform.LayerNorm", h)
     if not is_tied:
@@ -105,9 +102,7 @@ def _norm(name: str, hugging_face: str, width: int) -> Iterator[Parameter]:
 
 def _linear(name: str, hugging_face: str, shape: Shape) -> Iterator[Parameter]:
     """A layer that every tensor rank holds whole, as it works on few tokens."""
-    yield _row(
-        f"{name}.weight", f"{hugging_face}.weight", shape, "normal", is_multiplied=name == "lm_head", is_head=True
-    )
+    yield _row(f"{name}.weight", f"{hugging_face}.weight", shape, "normal", is_multiplied=True, is_head=True)
     yield _row(f"{name}.bias", f"{hugging_face}.bias", shape[:1], "zeros")
 
 

@@ -1,0 +1,127 @@
+"""Rules for what an architecture has, and what its kind of model can be trained to do."""
+
+from collections.abc import Iterator
+
+from megatron_7b.config.architectures import ARCHITECTURES, others_with
+from megatron_7b.config.objectives import OBJECTIVES
+from megatron_7b.config.options import get_value, options
+from megatron_7b.config.problems import Problem
+from megatron_7b.config.rule import Case, Rule, adder_to
+
+RULES: list[Rule] = []
+rule = adder_to(RULES)
+
+_ROTARY_OPTIONS = ("model.rotary_base", "model.rope_scaling")
+_MASKED_OPTIONS = ("objective.masked_share", "objective.max_ngram", "objective.whole_words")
+_CAUSAL_OPTIONS = ("data.reset_attention_mask", "data.reset_position_ids", "data.eod_mask_loss", "data.fim_rate")
+_FRAME_TOKENS = 2
+"""[CLS] and [SEP], around the text of a masked sample."""
+
+
+def _is_default(case: Case, path: str) -> bool:
+    return bool(get_value(case.config, path) == options()[path].default)
+
+
+@rule("model.architecture", "model.add_qkv_bias", "model.qk_layernorm")
+def _architecture_fixes_options(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    for name, needed in ARCHITECTURES[model.architecture].fixed.items():
+        given = getattr(model, name)
+        if given != needed:
+            others = others_with(model.architecture, name, given)
+            yield case.problem(
+                f"model.{name}",
+                f"must be {needed} for Hugging Face's {model.architecture}"
+                + (f"; it is {given} in {', '.join(others)}" if others else ""),
+            )
+
+
+@rule("model.architecture", "model.num_query_groups", "model.num_attention_heads")
+def _architecture_has_query_groups(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    if not model.traits.has_query_groups and model.query_groups != model.num_attention_heads:
+        yield case.problem(
+            "model.num_query_groups",
+            f"must be none in {model.architecture}, whose heads all have keys and values of their own",
+        )
+
+
+@rule("model.architecture", "model.kv_channels", "model.num_attention_heads", "model.hidden_size")
+def _architecture_has_wide_heads(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    width = model.head_width * model.num_attention_heads
+    if not model.traits.has_query_groups and model.kv_channels is not None and width != model.hidden_size:
+        yield case.problem(
+            "model.kv_channels",
+            f"must be none in {model.architecture}, whose heads share model.hidden_size = {model.hidden_size}",
+        )
+
+
+@rule("model.architecture", *_ROTARY_OPTIONS)
+def _architecture_turns_positions(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    if model.traits.position_embedding_type == "rope":
+        return
+    for path in _ROTARY_OPTIONS:
+        if not _is_default(case, path):
+            yield case.problem(path, f"only applies to rotary embeddings; {model.architecture} learns its positions")
+
+
+@rule("model.architecture", "model.num_tokentypes")
+def _architecture_has_tokentypes(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    if model.num_tokentypes and not model.traits.has_tokentypes:
+        having = [name for name, traits in ARCHITECTURES.items() if traits.has_tokentypes]
+        yield case.problem(
+            "model.num_tokentypes", f"must be 0 in {model.architecture}; only {', '.join(having)} have them"
+        )
+
+
+@rule("model.architecture", "objective.name")
+def _objective_fits_the_kind(case: Case) -> Iterator[Problem]:
+    kind, name = case.config.model.traits.kind, case.config.objective.name
+    if name is not None and kind not in OBJECTIVES[name]:
+        fitting = [other for other, kinds in OBJECTIVES.items() if kind in kinds]
+        yield case.problem(
+            "objective.name",
+            f"trains a model of kind {' or '.join(OBJECTIVES[name])}; model.architecture = "
+            f"{case.config.model.architecture} is of kind {kind}, which is trained by {' or '.join(fitting)}",
+        )
+
+
+@rule("model.architecture", "objective.name", *_MASKED_OPTIONS)
+def _masking_options_are_used(case: Case) -> Iterator[Problem]:
+    if case.config.objective_name == "masked":
+        return
+    for path in _MASKED_OPTIONS:
+        if not _is_default(case, path):
+            yield case.problem(path, "only applies with the objective masked, which trains encoders such as bert")
+
+
+@rule("model.architecture", "objective.name", *_CAUSAL_OPTIONS)
+def _samples_of_masked_text_are_whole(case: Case) -> Iterator[Problem]:
+    if case.config.objective_name != "masked":
+        return
+    for path in _CAUSAL_OPTIONS:
+        if not _is_default(case, path):
+            yield case.problem(
+                path,
+                "does not apply to masked language modeling, where every sample is a text of its own: leave it out",
+            )
+
+
+@rule("model.architecture", "objective.name", "data.seq_length")
+def _frame_leaves_room_for_text(case: Case) -> Iterator[Problem]:
+    if case.config.objective_name == "masked" and case.config.data.seq_length <= _FRAME_TOKENS:
+        yield case.problem("data.seq_length", f"must be above {_FRAME_TOKENS}: [CLS] and [SEP] stand around the text")
+
+
+@rule("model.architecture", "parallel.context_parallel_size")
+def _encoders_see_whole_sequences(case: Case) -> Iterator[Problem]:
+    size, model = case.config.parallel.context_parallel_size, case.config.model
+    if size > 1 and model.traits.kind == "encoder":
+        yield case.problem(
+            "parallel.context_parallel_size",
+            f"must be 1 for encoders such as {model.architecture}, whose samples are short: use tensor or data "
+            "parallelism",
+        )

@@ -1,0 +1,55 @@
+"""What a language model takes of a microbatch: its arrays on the device, and where its documents begin."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megatron_7b.parallel import ParallelLayout
+
+if TYPE_CHECKING:
+    from megatron_7b.data import Batch
+
+_INPUTS = {"input_ids": "tokens", "labels": "labels", "loss_mask": "loss_mask", "position_ids": "position_ids"}
+
+
+def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -> dict[str, Any]:
+    """Return what the model's forward takes of one microbatch, on the device.
+
+    Where the batch knows its documents, its rows become a single one of b × s tokens, whose documents megatron-core's
+    packed attention keeps apart; positions are counted from each document's beginning.
+    """
+    names = _INPUTS if batch.tokentype_ids is None else {**_INPUTS, "tokentype_ids": "tokentype_ids"}
+    inputs: dict[str, Any] = {
+        name: torch.from_numpy(getattr(batch, array)).to(device, non_blocking=True) for name, array in names.items()
+    }
+    if batch.cu_seqlens is None:
+        return {name: _context_parallel_share(rows, layout) for name, rows in inputs.items()}
+    inputs = {name: rows.reshape(1, -1) for name, rows in inputs.items()}
+    return {**inputs, "packed_seq_params": _packed_documents(batch.cu_seqlens, device)}
+
+
+def _packed_documents(cu_seqlens: NDArray[np.int32], device: torch.device) -> PackedSeqParams:
+    cumulative = torch.from_numpy(cu_seqlens).to(device, non_blocking=True)
+    longest = int(np.diff(cu_seqlens).max())
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cumulative,
+        cu_seqlens_kv=cumulative,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+
+
+def _context_parallel_share(rows: Tensor, layout: ParallelLayout) -> Tensor:
+    """Return this context-parallel rank's positions of [b, s]: one early and one late piece, [b, s/cp].
+
+    Source: Transformer Engine's causal load balance: of 2 × cp pieces, rank r holds piece r and piece 2 × cp - 1 - r.
+    """
+    if layout.cp_size == 1:
+        return rows
+    pieces = rows.chunk(2 * layout.cp_size, dim=1)
+    return torch.cat((pieces[layout.cp_rank], pieces[-1 - layout.cp_rank]), dim=1)

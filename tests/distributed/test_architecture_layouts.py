@@ -1,0 +1,72 @@
+"""The older architectures at every layout: losses and gradient norms against one rank, in FP32; and runs in BF16."""
+
+from typing import Any
+
+import pytest
+
+from megatron_7b.config.schema import RunConfig
+from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import tiny_config, train
+
+NUM_STEPS = 6
+TOLERANCE = 1e-5
+TP2, PP2 = {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}
+SHARDED = {"use_distributed_optimizer": True}
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "TP2": (2, TP2),
+    "TP2+SP": (2, {**TP2, "sequence_parallel": True}),
+    "PP2": (2, PP2),
+    "PP2xVPP2": (2, {**PP2, "virtual_pipeline_model_parallel_size": 2}),
+    "DP2+distributed optimizer+overlap": (
+        2, {**SHARDED, "overlap_grad_reduce": True, "overlap_param_gather": True}
+    ),
+    "TP2xPP2xDP2+SP": (8, {**TP2, **PP2, **SHARDED, "sequence_parallel": True}),
+    "full recompute": (1, {"recompute_granularity": "full"}),
+    "selective recompute, TP2": (2, {**TP2, "recompute_granularity": "selective"}),
+}  # fmt: skip
+
+
+def config(architecture: str, *, is_tied: bool = True, **sections: dict[str, Any]) -> RunConfig:
+    model = {
+        "architecture": architecture,
+        "num_query_groups": None,
+        "num_tokentypes": 2 if "bert" in architecture else 0,
+        "max_position_embeddings": 32,
+        "share_embeddings_and_output_weights": is_tied,
+    }
+    return tiny_config(model=model, **sections)
+
+
+@pytest.fixture(scope="module")
+def one_rank() -> dict[str, list[tuple[float, float]]]:
+    return {name: run_ranks(1, train, config(name), NUM_STEPS)[0] for name in ("bert", "megatron-bert", "gpt2")}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("architecture", ["bert", "megatron-bert", "gpt2"])
+def test_layout_gives_the_same_losses(
+    architecture: str, name: str, one_rank: dict[str, list[tuple[float, float]]]
+) -> None:
+    world_size, parallel = LAYOUTS[name]
+    expected = one_rank[architecture]
+    assert expected[-1][0] < 0.9 * expected[0][0], "it learns nothing"
+    for steps in run_ranks(world_size, train, config(architecture, parallel=parallel), NUM_STEPS):
+        assert [loss for loss, _ in steps] == pytest.approx([loss for loss, _ in expected], rel=TOLERANCE)
+        assert [norm for _, norm in steps] == pytest.approx([norm for _, norm in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_an_output_layer_of_its_own(architecture: str) -> None:
+    (expected,) = run_ranks(1, train, config(architecture, is_tied=False), 4)
+    for steps in run_ranks(4, train, config(architecture, is_tied=False, parallel={**TP2, **PP2}), 4):
+        assert [loss for loss, _ in steps] == pytest.approx([loss for loss, _ in expected], rel=TOLERANCE)
+        assert [norm for _, norm in steps] == pytest.approx([norm for _, norm in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "megatron-bert", "gpt2"])
+def test_bf16_stays_near(architecture: str, one_rank: dict[str, list[tuple[float, float]]]) -> None:
+    layout = {**TP2, **PP2, "sequence_parallel": True}
+    run = config(architecture, precision={"params_dtype": "bf16"}, parallel=layout)
+    for steps in run_ranks(4, train, run, NUM_STEPS):
+        assert [loss for loss, _ in steps] == pytest.approx([loss for loss, _ in one_rank[architecture]], rel=0.02)

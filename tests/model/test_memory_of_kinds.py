@@ -1,0 +1,33 @@
+"""What is counted before a model is built is what its ranks then hold, for every kind and layout."""
+
+from typing import Any
+
+import pytest
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.model.memory import count_held_parameters
+from megatron_7b.parallel import build_layout
+from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import build, tiny_config
+
+
+def held(config: RunConfig) -> int:
+    """Entry point of a rank: elements of the parameters that it holds."""
+    return sum(parameter.numel() for chunk in build(config).model for parameter in chunk.parameters())
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "megatron-bert"])
+def test_counted_is_held(architecture: str, is_tied: bool) -> None:
+    parallel: dict[str, Any] = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    model = {
+        "architecture": architecture,
+        "num_query_groups": None,
+        "num_tokentypes": 2 if "bert" in architecture else 0,
+        "share_embeddings_and_output_weights": is_tied,
+    }
+    config = tiny_config(model=model, parallel=parallel)
+    expected = [
+        count_held_parameters(config.model, build_layout(config.parallel, world_size=4, rank=rank)) for rank in range(4)
+    ]
+    assert run_ranks(4, held, config) == expected
