@@ -142,10 +142,10 @@ def save_before_failing(run: Run) -> None:
 
 def advice_after_skipped_steps(run: Run) -> str:
     """Say how to continue when loss or gradient stays out of range; the hint of an error."""
-    remedy = "with a lower optimizer.lr or a longer optimizer.lr_warmup_steps"
+    remedy = "a lower optimizer.lr or a longer optimizer.lr_warmup_steps"
     if run.saved is None:
-        return f"nothing has been saved in this run folder: start again {remedy}"
-    return f"nothing was saved since step {run.saved.step}; the same command continues from there: give it {remedy}"
+        return f"nothing has been saved in this run folder: start again with {remedy}"
+    return f"the run continues from the checkpoint of step {run.saved.step}: start it again with {remedy}"
 
 
 def _has_new_weights(run: Run) -> bool:

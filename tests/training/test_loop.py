@@ -164,6 +164,9 @@ def test_a_run_of_skipped_steps_ends_it_and_saves_nothing_bad(corpus: str, tmp_p
     )
     outcomes = run_ranks(2, runs.pretrain, config, tmp_path / "run")
     assert all(code is None and "were all skipped" in message for code, message in outcomes)
+    assert all(
+        "nothing has been saved in this run folder: start again with a lower" in message for _, message in outcomes
+    )
     lines = runs.steps(tmp_path / "run")
     skipped = [line for line in lines if line["skipped"]]
     assert len(skipped) == 4

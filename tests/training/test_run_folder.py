@@ -25,6 +25,8 @@ from megatron_7b.training.run_folder import (
     read_metrics,
     write_status,
 )
+from tests.support.ranks import run_ranks
+from tests.training import runs
 
 
 @pytest.fixture
@@ -140,6 +142,31 @@ def test_two_runs_cannot_share_a_folder(folder: RunFolder) -> None:
     process.communicate()
     with opened(folder, RunConfig()):
         pass
+
+
+def test_a_start_in_a_folder_in_use_writes_nothing(folder: RunFolder, tmp_path: Path) -> None:
+    config = runs.config(runs.write_corpus(tmp_path))
+    process = hold(folder, job=None)
+    before = {path: path.read_bytes() for path in folder.root.rglob("*")}
+    ((code, message),) = run_ranks(1, runs.pretrain, config, folder.root)
+    assert code is None
+    assert f"another run is writing to {folder.root}: process {process.pid} on " in message
+    assert {path: path.read_bytes() for path in folder.root.rglob("*")} == before
+    process.communicate()
+
+
+def test_of_starts_at_once_one_gets_the_folder(folder: RunFolder) -> None:
+    command = [sys.executable, "-c", HOLDER, str(folder.root)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(4)]
+    lines = [process.stdout.readline() for process in processes if process.stdout is not None]
+    assert sorted(lines) == ["", "", "", "holding\n"]
+    (winner,) = (process for process, line in zip(processes, lines, strict=True) if line)
+    for process in processes:
+        if process is not winner:
+            assert f"another run is writing to {folder.root}: process {winner.pid} on " in process.communicate()[1]
+    winner.communicate()
+    assert winner.returncode == 0
 
 
 def test_an_earlier_life_of_the_same_job_is_no_other_run(
