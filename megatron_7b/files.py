@@ -33,29 +33,6 @@ def replacing(path: Path) -> Iterator[Path]:
     flush_to_disk(path.parent)
 
 
-@contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to write into, which takes the place of `path` at the end of a with block.
-
-    A folder with content cannot be replaced at once: killed at the wrong moment, this leaves none. It is for what can
-    be written again.
-
-    Raises:
-        OSError: Something could not be written.
-    """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        beside.mkdir()
-        yield beside
-        flush_tree_to_disk(beside)
-        remove_any(path)
-        os.replace(beside, path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    flush_to_disk(path.parent)
-
-
 def replace_text(path: Path, text: str) -> None:
     """Write a text file as `replacing` does."""
     with replacing(path) as beside:
