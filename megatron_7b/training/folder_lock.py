@@ -34,16 +34,17 @@ class FolderLock:
             OSError: The folder cannot be written to.
             TrainingError: Another run is writing to it.
         """
-        self._root = root
+        self._place = root.resolve()
+        self.root = root if root.absolute() == self._place else self._place
+        """The folder without links, which may lead elsewhere later."""
         self._path = root / ".lock"
         self._file = self._path.open("a+", encoding="utf-8")
         try:
-            _claim(self._root, self._file)
+            _claim(root, self._file)
             self._folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         except BaseException:
             self._file.close()
             raise
-        self._place = root.resolve()
 
     def close(self) -> None:
         """Let others write to the folder."""
@@ -55,11 +56,11 @@ class FolderLock:
 
         A file system that cannot be asked at the moment, or whose file numbers are not stable, counts as unmoved.
         """
-        if self._holds(self._root):
-            return self._root
+        if self._holds(self.root):
+            return self.root
         now = self._path_of_folder()
-        if now == self._place and self._root.resolve() == self._place:
-            return self._root
+        if now == self._place:
+            return self.root
         return now if now is not None and self._holds(now) else None
 
     def _holds(self, root: Path) -> bool:

@@ -102,6 +102,7 @@ def _folder_opened(run: Run) -> Iterator[None]:
         with run.ranks.together("opening the run folder"):
             if run.ranks.is_main:
                 run.opened = held.enter_context(opened(run.folder, run.config))
+                run.folder = RunFolder(run.opened.lock.root)
                 held.callback(_close_log_file, add_log_file(run.folder.log))
                 keep_companions(run.trainer, run.folder)
         yield

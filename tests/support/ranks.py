@@ -39,6 +39,7 @@ def _serve(
             world_size=world_size,
             timeout=dt.timedelta(seconds=120),
         )
+        dist.barrier()  # a function that is done at once must not leave while another rank still connects to this one
         pipe.send((True, function(*args)))
     except BaseException:
         pipe.send((False, traceback.format_exc()))
