@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Figures are drawn without a screen, and their caches belong to no test.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import signal
 import subprocess
 import sys
 
@@ -17,6 +18,9 @@ import hypothesis
 import pytest
 
 from tests.support.assets import FETCHER, assets_folder
+
+# Under nohup it would be ignored here, and in every process that a test starts: none could test what it does.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Times vary with what else runs on the machine; the same examples each time, so that a failure can be repeated.
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_7b.data import IndexedDataset, IndexWriter, token_bytes_for
-from megatron_7b.errors import DataFormatError
+from megatron_7b.errors import DataFormatError, PathError
 from tests.data.corpora import random_documents, write_corpus
 
 DOCUMENTS = [[1, 2, 3], [4], [], [5, 6], [7, 8, 9, 10]]
@@ -183,7 +183,7 @@ def test_a_missing_corpus_names_what_is_near(tmp_path: Path) -> None:
     write_corpus(tmp_path / "speeches_text_document", DOCUMENTS)
     assert len(IndexedDataset(tmp_path / "speeches")) == len(DOCUMENTS)
     assert len(IndexedDataset(tmp_path / "speeches_text_document.idx")) == len(DOCUMENTS)
-    with pytest.raises(DataFormatError, match="speeches_text_document"):
+    with pytest.raises(PathError, match="speeches_text_document"):
         IndexedDataset(tmp_path / "speech")
 
 

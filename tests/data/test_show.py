@@ -96,7 +96,7 @@ def test_mistakes(corpus: str, tmp_path: Path) -> None:
     with pytest.raises(PathError, match="absent"):
         data.main(["show", str(tmp_path / "absent")])
     Path(f"{corpus}_text_document.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(DataFormatError, match="not a manifest"):
+    with pytest.raises(DataFormatError, match=r"_text_document\.json cannot be read: it is \[1\], expected an object"):
         data.main(["show", corpus])
 
 

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from megatron_7b.checkpoint.inference_config import inference_config
-from megatron_7b.checkpoint.manifest import CONFIG
-from megatron_7b.config import save_config
 from megatron_7b.data import IndexedDataset
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.corpus import open_corpus
@@ -145,9 +143,8 @@ def test_context_parallelism_is_forgotten_and_refused(tmp_path: Path) -> None:
     """A run that used it is evaluated without; asking for it is a mistake: evaluation does not split sequences."""
     trained = tiny_config(model={"transformer_impl": "auto"}, parallel={"context_parallel_size": 2})
     (folder,) = run_ranks(1, write_tiny_checkpoint, tmp_path)
-    save_config(
-        dataclasses.replace(trained, model=dataclasses.replace(tiny_model(), vocab_size=VOCAB_SIZE)), folder / CONFIG
-    )
+    model = dataclasses.replace(tiny_model(), vocab_size=VOCAB_SIZE)
+    write_manifest(folder, read_manifest(folder), dataclasses.replace(trained, model=model))
     assert inference_config(folder).parallel.context_parallel_size == 1
     with pytest.raises(ConfigError, match="only training splits sequences over ranks"):
         inference_config(folder, {"parallel.context_parallel_size": 2})
