@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from megatron_7b.checkpoint.inference_config import inference_config
+from megatron_7b.checkpoint.manifest import read_manifest, write_manifest
 from megatron_7b.data import IndexedDataset
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.corpus import open_corpus
