@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and that survive a power cut.
+"""Files and folders that appear complete or not at all, and that survive a power cut; files that were never fetched.
 
 Whoever writes a file that others read writes beside it, waits for the disk, and renames. The name beside is new every
 time: two processes that write the same file never share it, and a process that was killed leaves nothing in the way.
@@ -10,6 +10,9 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+_LFS = b"version https://git-lfs"
+LFS_HINT = "the folder was cloned without its large files: `git lfs pull` in there fetches them"
 
 
 @contextlib.contextmanager
@@ -44,6 +47,16 @@ def remove_interrupted(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             remove_any(path)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is the note that a git clone without Git LFS leaves in place of a large file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_LFS)) == _LFS
 
 
 def remove_any(path: Path) -> None:

@@ -75,7 +75,7 @@ def _parser(action: str) -> Parser:
         default="fp32",
         help="arithmetic of the comparison; bf16 halves its memory, and cannot see small faults",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output of this command")
     return parser
 
 

@@ -11,6 +11,7 @@ from megatron_7b.conversion.companions import give_back_companions, imported_con
 from megatron_7b.conversion.hf_config import check_exportable
 from megatron_7b.conversion.hf_tokenizer import give_back_tokenizer
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
+from megatron_7b.conversion.replacing import check_replaces_export
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import to_hugging_face
 from megatron_7b.errors import ConversionError
@@ -31,7 +32,7 @@ class ExportOptions:
         parity_dtype: Arithmetic of the comparison.
         max_shard_bytes: Largest weight file, and about the memory that writing takes.
         allow_other_token_ids: Publish even if transformers gives text other ids than the checkpoint's tokenizer.
-        overwrite: Replace an existing output.
+        overwrite: Replace an earlier output of this command.
     """
 
     dtype: DtypeName = "auto"
@@ -60,6 +61,7 @@ def export_to_hugging_face(checkpoint: Path, output: Path, options: ExportOption
     started = time.perf_counter()
     checkpoint = resolve_checkpoint(checkpoint)
     check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
+    check_replaces_export(output)
     manifest, model = read_manifest(checkpoint), read_config(checkpoint).model
     companions = Companions.of_checkpoint(checkpoint)
     check_exportable(model)

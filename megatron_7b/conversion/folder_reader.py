@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from megatron_7b.conversion.json_files import read_json
 from megatron_7b.errors import ConversionError, PathError
+from megatron_7b.files import LFS_HINT, is_lfs_pointer
 from megatron_7b.model.parameters import Shape
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class HuggingFaceFolder(Mapping[str, "Tensor"]):
         try:
             opened: Any = safe_open(file, framework="np")  # which reads the header without importing torch
         except (OSError, SafetensorError) as error:
+            if file.is_file() and is_lfs_pointer(file):
+                raise ConversionError(f"{file} is a pointer of Git LFS, not the file itself", hint=LFS_HINT) from error
             raise ConversionError(
                 f"{file} cannot be read: {error}", hint="the file is missing or was not copied completely"
             ) from error

@@ -137,7 +137,8 @@ def to_hugging_face_config(
 
 def _with_foreign_keys(config: Mapping[str, object], imported: Mapping[str, object]) -> dict[str, object]:
     """Add the keys of an imported config.json that this module neither reads nor writes, and take its token ids."""
-    written_if_absent = {"use_cache", *_TOKEN_IDS}
+    # max_window_layers says nothing where use_sliding_window is false, which it is in every export.
+    written_if_absent = {"use_cache", "max_window_layers", *_TOKEN_IDS}
     owned = (config.keys() - written_if_absent) | _READ_ONLY_KEYS | _all_refused_flags()
     # transformers' notes on how it made the object in memory begin with an underscore.
     foreign = {key: value for key, value in imported.items() if key not in owned and not key.startswith("_")}

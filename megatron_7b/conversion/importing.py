@@ -12,6 +12,7 @@ from megatron_7b.conversion.companions import gather_companions
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
+from megatron_7b.conversion.replacing import check_replaces_import
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
 from megatron_7b.model.fitting import check_conversion
@@ -28,7 +29,7 @@ class ImportOptions:
         dtype: Stored number format; auto is BF16 if all of the input is, else FP32.
         parity_dtype: Arithmetic of the comparison.
         max_position_embeddings: Shortens the context, to within a model's sliding window; None keeps it.
-        overwrite: Replace an existing output.
+        overwrite: Replace an earlier output of this command.
     """
 
     dtype: DtypeName = "auto"
@@ -56,6 +57,7 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
     started = time.perf_counter()
     folder = HuggingFaceFolder(source)
     check_new_folder(output, overwrite=options.overwrite, inputs=(folder.path,))
+    check_replaces_import(output)
     model = from_hugging_face_config(folder.config, max_position_embeddings=options.max_position_embeddings)
     assert model.vocab_size is not None
     check_hugging_face_shapes(folder.shapes, model, model.vocab_size)

@@ -18,10 +18,10 @@ def staged_folder(output: Path) -> Iterator[Path]:
     left behind is removed by the next one.
 
     Yields:
-        The empty folder `OUTPUT.tmp`.
+        The empty folder, hidden beside `output` under a name that nobody else uses.
     """
     output = output.resolve()
-    staging = output.with_name(output.name + ".tmp")
+    staging = output.with_name(f".{output.name}.megatron_7b-convert.tmp")
     if staging.exists():
         shutil.rmtree(staging)
     staging.mkdir(parents=True)

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from megatron_7b.errors import DataFormatError
+from megatron_7b.files import LFS_HINT, is_lfs_pointer
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -44,6 +45,19 @@ class Definition:
         return self.path if self.path.is_dir() else self.path.parent
 
 
+def check_was_fetched(file: Path) -> None:
+    """Refuse a file that is empty, or a note of Git LFS in place of the file.
+
+    Raises:
+        DataFormatError: It is.
+        OSError: It cannot be read.
+    """
+    if not file.stat().st_size:
+        raise DataFormatError(f"{file} is empty", hint="it was not fetched or copied completely")
+    if is_lfs_pointer(file):
+        raise DataFormatError(f"{file} is a pointer of Git LFS, not the file itself", hint=LFS_HINT)
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -55,6 +69,7 @@ def read_object(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataFormatError(f"{file} cannot be read: {error.strerror}") from error
     except orjson.JSONDecodeError as error:
+        check_was_fetched(file)
         raise DataFormatError(f"{file} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataFormatError(f"{file} holds a {type(content).__name__}, expected a JSON object")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class HuggingFaceTokenizer:
     """Runs a definition.
 
+    Raises:
+        DataFormatError: It splits words at random (BPE dropout), so that a text has no ids of its own.
+
     Text of a special token inside a document becomes that token, as with `tokenizers` itself. Padding and truncation
     that the file may ask for (sentence encoders ship with 128 tokens) are switched off: a corpus is never cut.
     """
@@ -33,6 +36,12 @@ class HuggingFaceTokenizer:
         """What decided the ids, in words."""
         self._definition = definition
         self._content = definition.content
+        if dropout := self._content["model"].get("dropout"):
+            raise DataFormatError(
+                f"{definition.original or definition.path} splits words at random (model.dropout is {dropout}): "
+                "every reading gives other ids",
+                hint='set "dropout" to null in its tokenizer.json',
+            )
         self._added_tokens: list[dict[str, Any]] = self._content["added_tokens"]
         self._json = orjson.dumps(self._content, option=orjson.OPT_SORT_KEYS)
 

@@ -6,6 +6,7 @@ from typing import Literal
 from megatron_7b.errors import DataFormatError, PathError
 from megatron_7b.tokenizer.base import Tokenizer
 from megatron_7b.tokenizer.byte_level import MARKER_FILE, ByteTokenizer
+from megatron_7b.tokenizer.definition import check_was_fetched
 
 type TokenizerKind = Literal["hugging_face", "sentencepiece", "tiktoken", "bytes"]
 
@@ -53,6 +54,8 @@ def _load_folder(folder: Path, kind: TokenizerKind | None) -> Tokenizer:
 
         if (folder / "tokenizer.json").is_file():
             return HuggingFaceTokenizer(open_tokenizer_json(folder))
+        for model in folder.glob("*.model"):  # an empty one is a vocabulary of three for transformers
+            check_was_fetched(model)
         if _has_vocabulary(folder) and is_hugging_face_folder(folder):
             return HuggingFaceTokenizer(open_other_files(folder))
         if (definition := open_vocabulary_folder(folder)) is not None:
@@ -84,6 +87,7 @@ def _detect_kind(file: Path) -> TokenizerKind:
         return "bytes"
     if file.suffix == ".json":
         return "hugging_face"
+    check_was_fetched(file)
     with file.open("rb") as stream:
         first_line = stream.readline(4096)
     # Llama 3 ships tiktoken ranks under SentencePiece's usual name, tokenizer.model.

@@ -85,6 +85,10 @@ def cut(path: Path) -> None:
     os.truncate(file, file.stat().st_size - 5)
 
 
+def never_fetched(path: Path) -> None:
+    (path / "model-00002-of-00002.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+
+
 def lose_a_file(path: Path) -> None:
     next(path.glob("model-00002*")).unlink()
 
@@ -150,6 +154,7 @@ def adapter(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (never_fetched, "model-00002.* is a pointer of Git LFS.*\n.*git lfs pull"),
         (cut, "model-00002.*cannot be read.*\n.*not copied completely"),
         (lose_a_file, "lacks 1 of the 2 files that .*index.json names, such as model-00002-of-00002.safetensors"),
         (
@@ -188,6 +193,9 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path):
         HuggingFaceFolder(tmp_path / "nothing")
 
 
+STAGING = ".out.megatron_7b-convert.tmp"
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -196,7 +204,7 @@ def test_a_folder_appears_only_when_complete(tmp_path: Path):
     output = tmp_path / "deep" / "out"
     with staged_folder(output) as staging:
         (staging / "a").write_text("new")
-        assert staging.name == "out.tmp"
+        assert staging.name == STAGING
         assert not output.exists()
     assert (output / "a").read_text() == "new"
     assert names(output.parent) == ["out"]
@@ -206,8 +214,9 @@ def test_after_a_failure_everything_is_as_before(tmp_path: Path):
     output = tmp_path / "out"
     output.mkdir()
     (output / "a").write_text("old")
-    (tmp_path / "out.tmp").mkdir()
-    (tmp_path / "out.tmp" / "left over").touch()
+    (tmp_path / STAGING).mkdir()
+    (tmp_path / STAGING / "left over").touch()
+    (tmp_path / "out.tmp").mkdir()  # somebody's own
 
     def interrupted() -> None:
         with staged_folder(output) as staging:
@@ -218,7 +227,7 @@ def test_after_a_failure_everything_is_as_before(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (output / "a").read_text() == "old"
-    assert names(tmp_path) == ["out"]
+    assert names(tmp_path) == ["out", "out.tmp"]
 
 
 def test_an_existing_folder_is_replaced_as_a_whole(tmp_path: Path):

@@ -116,11 +116,12 @@ def test_what_an_import_brought_goes_out_again_and_the_shape_is_ours():
         "transformers_version": "4.1.0",
         "id2label": {"0": "LABEL_0"},
         "custom": {"a": [1]},
+        "max_window_layers": 28,
     }
     model = ModelConfig(architecture="qwen2", add_qkv_bias=True)
     ours = to_hugging_face_config(model, vocab_size=9, dtype="bfloat16")
     written = to_hugging_face_config(model, vocab_size=9, dtype="bfloat16", imported=imported)
-    kept = {"eos_token_id", "pad_token_id", "use_cache", "pretraining_tp", "id2label", "custom"}
+    kept = {"eos_token_id", "pad_token_id", "use_cache", "pretraining_tp", "id2label", "custom", "max_window_layers"}
     assert {key: written[key] for key in kept} == {key: imported[key] for key in kept}
     ids = {"bos_token_id", "eos_token_id", "pad_token_id"}
     assert written.keys() - kept == ours.keys() - ids - kept

@@ -214,6 +214,9 @@ def test_saving_keeps_the_identity(tmp_path: Path, sentencepiece_file: Path) -> 
         ("a.tiktoken", b"IQ== 0\nnonsense\n", r"a.tiktoken:2"),
         ("a.tiktoken", b"IQ== 0\n", "single bytes"),
         ("tokenizer.model", b"", "tokenizer.model is empty"),
+        ("tokenizer.json", b"", "tokenizer.json is empty"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        ("tokenizer.model", b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
         ("README.md", b"", "no tokenizer in"),
         ("vocab.txt", b"[PAD]\n", r"vocab.txt lacks \[UNK\]"),
         ("vocab.txt", b"\xff\n", "vocab.txt is not UTF-8"),
@@ -224,6 +227,26 @@ def test_what_is_no_tokenizer(tmp_path: Path, name: str, content: bytes, problem
     (tmp_path / name).write_bytes(content)
     with pytest.raises((DataFormatError, PathError), match=problem):
         load_tokenizer(tmp_path).encode("x")
+
+
+def test_an_empty_model_beside_settings(tmp_path: Path) -> None:
+    """transformers takes an empty SentencePiece model for a vocabulary of three, in which every text is unknown."""
+    (tmp_path / "tokenizer.model").touch()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    with pytest.raises(DataFormatError, match=r"tokenizer\.model is empty"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0, None])
+def test_words_are_not_split_at_random(tmp_path: Path, dropout: float | None) -> None:
+    vocabulary = {character: index for index, character in enumerate("abc")} | {"ab": 3}
+    model = {"type": "BPE", "dropout": dropout, "vocab": vocabulary, "merges": [["a", "b"]]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    if not dropout:
+        assert load_tokenizer(tmp_path).encode("abc") == [3, 2]
+        return
+    with pytest.raises(DataFormatError, match="at random"):
+        load_tokenizer(tmp_path)
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
