@@ -45,9 +45,12 @@ def main(argv: list[str]) -> int:
     command = CheckpointCommand.read(parse_arguments(_parser(), argv), _REQUIREMENTS)
     flags = command.command_line.flags
     _check_kind(command)
+    if flags.num_samples < 1:
+        raise ConfigError(f"--num-samples is {flags.num_samples}, expected at least 1")
+    texts = _read_texts(flags)  # once: a pipe gives its text once
     tokenizer = _load_tokenizer(flags, command.folder)
     settings = read_generation_settings(Companions.of(command.folder).hugging_face)
-    prompts = _read_chat(flags, tokenizer) if _is_chat(flags) else _read_prompts(flags, tokenizer)
+    prompts = (_read_chat if _is_chat(flags) else _read_prompts)(texts, flags, tokenizer)
     if command.layout.dp_size > 1:
         raise ConfigError(
             f"{command.world_size} ranks hold more than one copy of the model",
@@ -124,14 +127,11 @@ def _is_chat(flags: argparse.Namespace) -> bool:
     return bool(flags.chat or flags.system is not None or flags.messages is not None)
 
 
-def _read_prompts(flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
-    texts = _read_texts(flags)
-    if not texts:
-        raise ConfigError("there is nothing to continue", hint='give --prompt "TEXT" or --prompt-file FILE')
+def _read_prompts(texts: Sequence[str], flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
     return [encode_prompt(text, tokenizer, add_bos=flags.add_bos) for text in texts]
 
 
-def _read_chat(flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
+def _read_chat(texts: Sequence[str], flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
     """Return one conversation per text that was given, or the one of --messages."""
     from megatron_7b.generation.chat import ChatTemplate, Conversation, read_conversation
 
@@ -144,21 +144,24 @@ def _read_chat(flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
         if messages and messages[0].get("role") == "system":
             raise ConfigError("--system is set, but --messages begins with a system message already")
         messages.insert(0, {"role": "system", "content": flags.system})
-    questions = [[{"role": "user", "content": text}] for text in _read_texts(flags)]
-    if not questions and flags.messages is None:
-        raise ConfigError("there is nothing to answer", hint='give --prompt "TEXT" or --messages FILE')
+    questions = [[{"role": "user", "content": text}] for text in texts]
     return [
         template.encode(dataclasses.replace(start, messages=[*messages, *question])) for question in questions or [[]]
     ]
 
 
 def _read_texts(flags: argparse.Namespace) -> list[str]:
+    """Return the prompts, found wanting before the tokenizer is loaded, which may take seconds."""
     texts: list[str] = list(flags.prompt)
     if flags.prompt_file is not None:
         try:
             texts.append(flags.prompt_file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompt-file {flags.prompt_file} cannot be read: {error}") from error
+    if not texts and not _is_chat(flags):
+        raise ConfigError("there is nothing to continue", hint='give --prompt "TEXT" or --prompt-file FILE')
+    if not texts and flags.messages is None:
+        raise ConfigError("there is nothing to answer", hint='give --prompt "TEXT" or --messages FILE')
     return texts
 
 
@@ -216,8 +219,6 @@ def _requests(
     """Return the samples of the first prompt, then those of the second, and so on, all within the context."""
     from megatron_7b.generation.requests import GenerationRequest
 
-    if flags.num_samples < 1:
-        raise ConfigError(f"--num-samples is {flags.num_samples}, expected at least 1")
     wanted = int(settings.defaults.get("max_new_tokens", _MAX_NEW_TOKENS))
     requests = []
     for prompt in prompts:
