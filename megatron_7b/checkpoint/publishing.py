@@ -111,8 +111,13 @@ def keep_newest(checkpoints: Path, keep_last: int, published: Path) -> list[Path
     return [steps[step] for step in unwanted if _retire(steps[step])]
 
 
-def check_free_space(folder: Path, needed_bytes: int) -> None:
+def check_free_space(folder: Path, needed_bytes: int, *, step: int) -> None:
     """Refuse a save that cannot fit.
+
+    Args:
+        folder: Where it is to be written.
+        needed_bytes: What it takes.
+        step: Which checkpoint it is.
 
     Raises:
         CheckpointError: the disk has too little room.
@@ -120,8 +125,9 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise CheckpointError(
-            f"a checkpoint needs about {needed_bytes / 1e6:,.0f} MB, but {folder} has {free / 1e6:,.0f} MB left",
-            hint="free some space, or lower checkpoint.keep_last",
+            f"the checkpoint of step {step} takes about {needed_bytes / 1e6:,.1f} MB, but {folder} has "
+            f"{free / 1e6:,.1f} MB left",
+            hint="free some room, or lower checkpoint.keep_last",
         )
 
 

@@ -5,7 +5,7 @@ import logging
 import queue
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def save_checkpoint(
         has_optimizer=optimizer is not None,
         sample_order=sample_order,
     )
-    try:
+    with removed_if_it_fails(staging, counters.step, num_bytes, is_main=layout.is_main):
         dist_checkpointing.save(tensors, str(staging), save_strategy(replicas if replicas.size() > 1 else None))
         if share is not None:
             share.write(staging)
@@ -94,11 +94,6 @@ def save_checkpoint(
         published = _broadcast_result(
             _try_to_publish(staging, manifest, config, companions, hashes) if layout.is_main else None
         )
-    except (Exception, CheckpointException) as error:  # torch's own one is no Exception
-        problem = describe_failure(error, staging.parent, counters.step, num_bytes)
-        if layout.is_main:
-            discard(staging)
-        raise problem from error
     if layout.is_main:
         logger.info("saved %s: %.1f MB in %.1f s", published, num_bytes / 1e6, time.perf_counter() - started)
         if replace_older:
@@ -137,7 +132,29 @@ def _hash_own_files(staging: Path, layout: ParallelLayout) -> list[dict[str, Fil
     return gathered
 
 
-def describe_failure(error: BaseException, checkpoints: Path, step: int, num_bytes: int) -> CheckpointError:
+@contextlib.contextmanager
+def removed_if_it_fails(staging: Path, step: int, num_bytes: int, *, is_main: bool = True) -> Iterator[None]:
+    """Leave nothing of a checkpoint that could not be written, and say so in one error, whatever a with block raises.
+
+    Args:
+        staging: Where it is written.
+        step: Of the checkpoint.
+        num_bytes: Size of its tensors.
+        is_main: Whether this rank removes it.
+
+    Raises:
+        CheckpointError: The block failed.
+    """
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # torch's own one is no Exception
+        problem = _describe_failure(error, staging.parent, step, num_bytes)
+        if is_main:
+            discard(staging)
+        raise problem from error
+
+
+def _describe_failure(error: BaseException, checkpoints: Path, step: int, num_bytes: int) -> CheckpointError:
     """Say which checkpoint could not be written, where, why, and how much room it needs.
 
     Args:
@@ -151,7 +168,7 @@ def describe_failure(error: BaseException, checkpoints: Path, step: int, num_byt
         room += f", and {shutil.disk_usage(checkpoints).free / 1e6:,.1f} MB are free there"
     return CheckpointError(
         f"the checkpoint of step {step} could not be written to {checkpoints}: {_reason(error)}; {room}",
-        hint="free some room or quota if that is the reason; the same command continues from the newest checkpoint",
+        hint="free some room or quota, if that is the reason, and give the same command again",
     )
 
 
@@ -191,12 +208,12 @@ def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layou
         try:
             find_steps(checkpoints)
             checkpoints.mkdir(exist_ok=True)
-            check_free_space(checkpoints, int(total.item()))
+            check_free_space(checkpoints, int(total.item()), step=step)
             outcome = new_staging_folder(checkpoints, step)
         except CheckpointError as error:
             outcome = error
         except OSError as error:
-            outcome = describe_failure(error, checkpoints, step, int(total.item()))
+            outcome = _describe_failure(error, checkpoints, step, int(total.item()))
     return _broadcast_result(outcome), int(total.item())
 
 

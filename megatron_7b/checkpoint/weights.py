@@ -23,7 +23,7 @@ from megatron_7b.checkpoint.manifest import (
 from megatron_7b.checkpoint.pieces import Block, Piece
 from megatron_7b.checkpoint.publishing import check_free_space, new_staging_folder
 from megatron_7b.checkpoint.records import check_nothing_foreign, verify_files
-from megatron_7b.checkpoint.save import publish_staged, save_strategy
+from megatron_7b.checkpoint.save import publish_staged, removed_if_it_fails, save_strategy
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
@@ -91,7 +91,8 @@ def write_weights(
     Collective: none (a process group of one is made where there is none).
 
     Raises:
-        CheckpointError: a parameter is missing, unknown or of another shape; nothing was published.
+        CheckpointError: a parameter is missing, unknown or of another shape, or it could not be written; nothing was
+            published, and nothing is left on the disk.
     """
     assert config.model.vocab_size is not None
     expected = parameter_table(config.model, config.model.vocab_size)
@@ -104,7 +105,8 @@ def write_weights(
     if expected.keys() - sharded.keys():
         raise CheckpointError(f"parameters are missing: {', '.join(sorted(expected.keys() - sharded.keys()))}")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    check_free_space(checkpoints, sum(entry.data.numel() * entry.data.element_size() for entry in sharded.values()))
+    num_bytes = sum(entry.data.numel() * entry.data.element_size() for entry in sharded.values())
+    check_free_space(checkpoints, num_bytes, step=step)
     manifest = Manifest(
         counters=Counters(step=step),
         vocab_size=config.model.vocab_size,
@@ -114,9 +116,10 @@ def write_weights(
         has_optimizer=False,
     )
     staging = new_staging_folder(checkpoints, step)
-    with _process_group_of_one(), cpu_backend.installed_if_needed():
-        dist_checkpointing.save(sharded, str(staging), save_strategy())
-    return publish_staged(staging, manifest, config, companions)
+    with removed_if_it_fails(staging, step, num_bytes):
+        with _process_group_of_one(), cpu_backend.installed_if_needed():
+            dist_checkpointing.save(sharded, str(staging), save_strategy())
+        return publish_staged(staging, manifest, config, companions)
 
 
 @contextlib.contextmanager

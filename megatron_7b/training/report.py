@@ -113,8 +113,11 @@ class MetricsFile(Sink):
 
     def _append(self, metrics: StepMetrics | ValidationMetrics) -> None:
         # Flushed line by line, so that the lines survive a killed process.
-        self._file.write(to_json(metrics) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(to_json(metrics) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error
 
 
 def _scalars(metrics: StepMetrics | ValidationMetrics) -> Iterator[tuple[str, float]]:

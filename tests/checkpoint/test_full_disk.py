@@ -73,7 +73,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path: Pat
         checkpoints = disk / "checkpoints"
         assert run_ranks(2, save_or_say, checkpoints, 1) == ["", ""]
         for message in run_ranks(2, save_or_say, checkpoints, 2):
-            assert message.startswith(f"a checkpoint needs about 2 MB, but {checkpoints} has ")
+            assert message.startswith(f"the checkpoint of step 2 takes about 2.3 MB, but {checkpoints} has ")
         assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_00000001"]
 
 
@@ -81,3 +81,27 @@ def test_a_folder_that_has_gone_is_not_brought_back(tmp_path: Path) -> None:
     for message in run_ranks(2, save_or_say, tmp_path / "gone" / "checkpoints", 1):
         assert "No such file or directory" in message
     assert not (tmp_path / "gone").exists()
+
+
+def test_whole_weights_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    """As in an import: one process, in which torch's own errors are no ordinary exceptions."""
+    (message,) = run_ranks(1, write_whole, tmp_path / "checkpoints")
+    assert message.startswith(f"the checkpoint of step 0 could not be written to {tmp_path / 'checkpoints'}: ")
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def write_whole(checkpoints: Path) -> str:
+    import torch
+
+    from megatron_7b.checkpoint.weights import write_weights
+    from megatron_7b.model.kinds import parameter_table
+
+    config = tiny_config()
+    assert config.model.vocab_size is not None
+    rows = parameter_table(config.model, config.model.vocab_size)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    try:
+        write_weights(checkpoints, ((name, torch.zeros(row.shape)) for name, row in rows.items()), config)
+    except CheckpointError as error:
+        return str(error)
+    return ""

@@ -15,7 +15,7 @@ from megatron_7b.checkpoint import read_manifest
 from megatron_7b.config.schema import RunConfig
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.ranks import run_ranks
-from tests.support.small_disk import small_disk
+from tests.support.small_disk import remount, small_disk
 from tests.training import runs
 
 ENDLESS = {"train_steps": 100_000, "eval_interval_steps": 0}
@@ -275,7 +275,7 @@ def test_metrics_for_which_there_is_no_room_end_the_run_saved(corpus: str, tmp_p
         config = runs.config(corpus, training=ENDLESS, checkpoint={"save_interval_steps": 0, "save_optimizer": False})
         (code, message), (_, other) = run_ranks(2, pretrain_while_open, config, run_dir, 2, fill, disk)
         assert code is None
-        assert "[Errno 28] No space left on device" in message
+        assert f"[Errno 28] No space left on device: '{run_dir / 'metrics.jsonl'}'" in message
         assert "rank 0 failed in reporting step" in other
         saved = read_manifest(tmp_path / "checkpoints" / "latest")
         assert saved.counters.step >= runs.steps(run_dir)[-1]["step"] >= 2
@@ -306,6 +306,22 @@ def test_a_checkpoint_for_which_there_is_no_room_is_named_and_leaves_nothing(cor
         # With room the same command continues.
         shutil.move(run_dir, tmp_path / "run")
     assert run_ranks(2, runs.pretrain, config, tmp_path / "run") == [(0, ""), (0, "")]
+
+
+@pytest.mark.parametrize("part", ["run", "checkpoints"])
+def test_a_disk_that_may_only_be_read_is_refused_before_anything_is_built(
+    part: str, corpus: str, run_dir: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 4000) as disk:
+        if part == "run":
+            run_dir = Path(shutil.move(run_dir, disk / "run"))
+        else:
+            shutil.move(run_dir / "checkpoints", disk / "checkpoints")
+            (run_dir / "checkpoints").symlink_to(disk / "checkpoints")
+        remount(disk, "ro")
+        for code, message in run_ranks(2, runs.pretrain, runs.config(corpus), run_dir):
+            assert code is None
+            assert f"{run_dir if part == 'run' else run_dir / 'checkpoints'} cannot be written to" in message
 
 
 UNSTABLE = {"lr": 1e36, "min_lr": 1e36, "lr_warmup_steps": 0, "clip_grad": 0.0}
