@@ -4,6 +4,11 @@ Every message names the offending value, says what was expected, and where possi
 prints these without a traceback; any other exception is a bug of ours and keeps its traceback.
 """
 
+import errno
+
+_OF_PERMISSION = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+"""Errors of the file system that mean: another path."""
+
 
 class MegatronError(Exception):
     """Base of all errors that the user can fix.
@@ -47,3 +52,13 @@ class CollectiveError(MegatronError):
 
 class TrainingError(MegatronError):
     """Training cannot go on: the loss is not finite, or the environment lacks what the run needs."""
+
+
+def is_path_error(error: BaseException) -> bool:
+    """Whether an error of the file system is a mistake of the user's, who gave a path that may not be used."""
+    return isinstance(error, OSError) and error.errno in _OF_PERMISSION
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that an error ends: 2 for a mistake in the command line or configuration, or 1."""
+    return 2 if isinstance(error, ConfigError) or is_path_error(error) else 1

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_7b import __version__
-from megatron_7b.errors import ConfigError, MegatronError, PathError
+from megatron_7b.errors import ConfigError, MegatronError, PathError, exit_code, is_path_error
 from megatron_7b.runtime.launched import join_launcher, record_failure
 from megatron_7b.runtime.terminal import finish_output, say
 
@@ -29,13 +29,9 @@ COMMANDS = {
 }
 """Commands by stage of the road, in its order; each is the module of that name in megatron_7b.cli."""
 
-_PERMISSION = "give a path that you may read and write"
-_MENDABLE = {
+_ROOM = {
     errno.ENOSPC: "free some room, and give the same command again",
     errno.EDQUOT: "free some of your quota, and give the same command again",
-    errno.EACCES: _PERMISSION,
-    errno.EPERM: _PERMISSION,
-    errno.EROFS: _PERMISSION,
 }
 """Errors of the file system that are no defect of ours, wherever they come up, and what to do."""
 
@@ -71,10 +67,10 @@ def _exit_code(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _MENDABLE:
-            hint = _MENDABLE[error.errno]
-            kind = PathError if hint is _PERMISSION else MegatronError
-            return _tell(kind(str(error), hint=hint))
+        if is_path_error(error):
+            return _tell(PathError(str(error), hint="give a path that you may read and write"))
+        if isinstance(error, OSError) and error.errno in _ROOM:
+            return _tell(MegatronError(str(error), hint=_ROOM[error.errno]))
         if record_failure(error, 1):
             return 1
         if isinstance(error, OSError) and error.filename is not None:  # the machine's fault, and it says which file's
@@ -85,7 +81,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 def _tell(error: MegatronError) -> int:
     """Print what a user can mend, or leave it to the launcher, and return the exit code."""
-    code = 2 if isinstance(error, ConfigError) else 1
+    code = exit_code(error)
     if not record_failure(error, code):
         say(f"error: {error}")
     return code

@@ -94,9 +94,14 @@ class SampleOrder:
         Raises:
             TypeError: There are other fields than those.
             KeyError: The sets are missing.
+            ValueError: No run reads samples in this order.
         """
         sets = {name: tuple(SetOrder(**one) for one in values[name]) for name in ("sets", "dropped")}
-        return cls(**{**values, **sets})
+        order = cls(**{**values, **sets})
+        counts = [count for one in (*order.sets, *order.dropped) for count in (one.consumed, one.max_samples or 0)]
+        if not order.sets or min(counts) < 0 or not 0 <= order.pass_begin <= order.first_sample:
+            raise ValueError("it has no set, a negative number, or a pass that begins after its first sample")
+        return order
 
 
 @dataclass(frozen=True)

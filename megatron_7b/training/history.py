@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_7b.checkpoint.folders import LATEST, latest_checkpoint
+from megatron_7b.checkpoint.folders import LATEST, latest_checkpoint, step_of
 from megatron_7b.errors import CheckpointError
 from megatron_7b.files import replace_text
 from megatron_7b.training.run_folder import RunFolder
@@ -45,6 +45,16 @@ def find_start(folder: RunFolder) -> Path | None:
             f"this one, move {folder.root} away first",
         )
     return None
+
+
+def warn_of_lost_steps(folder: RunFolder, newest: Path) -> None:
+    """Say so if a later step than that of the newest checkpoint was saved: the run will do it again."""
+    saved, found = _read_json(folder.saved).get("step"), step_of(newest)
+    if isinstance(saved, int) and found is not None and saved > found:
+        logger.warning(
+            "%s says that step %d was saved, but the newest checkpoint in %s is of step %d: the rest is done again",
+            folder.saved.name, saved, folder.checkpoints, found,
+        )  # fmt: skip
 
 
 def _traces_of_saves(folder: RunFolder) -> Iterator[str]:

@@ -12,7 +12,7 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.files import remove_interrupted
 from megatron_7b.training.folder_lock import FolderLock
-from megatron_7b.training.history import find_start
+from megatron_7b.training.history import find_start, warn_of_lost_steps
 from megatron_7b.training.run_folder import RunFolder, differences, read_saved_config
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def opened(folder: RunFolder, config: RunConfig) -> Iterator[OpenFolder]:
         if folder.checkpoints.is_dir():
             recover(folder.checkpoints)
         newest = find_start(folder)
+        if newest is not None:
+            warn_of_lost_steps(folder, newest)
         remove_interrupted(folder.root)
         before = read_saved_config(folder)
         if before is not None:

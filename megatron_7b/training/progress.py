@@ -55,7 +55,9 @@ def read_progress(checkpoints: Path, config: RunConfig) -> Progress:
         return Progress(manifest.counters, Reached(consumed, None, differences))
     try:
         order = SampleOrder.from_dict(manifest.sample_order)
-    except (TypeError, KeyError, AttributeError) as error:
+        if not order.first_sample <= consumed <= (consumed if order.end is None else order.end):
+            raise ValueError(f"samples {order.first_sample} to {order.end}, of which {consumed} were consumed")
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{newest} does not say in which order samples were read: {error!r}",
             hint="use the version of megatron_7b that wrote it, or move this checkpoint away",

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterator
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.errors import ConfigError, TrainingError
+from megatron_7b.errors import TrainingError, exit_code
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel.groups import leaving_process_groups
 from megatron_7b.runtime.hardware import device_name
@@ -115,11 +115,11 @@ def _close_log_file(handler: logging.Handler) -> None:
 
 @contextlib.contextmanager
 def _status_recorded(run: Run) -> Iterator[None]:
-    def record(state: RunState, exit_code: int | None, step: int) -> None:
+    def record(state: RunState, code: int | None, step: int) -> None:
         if not run.ranks.is_main:
             return
         try:
-            record_status(run.folder, state, exit_code=exit_code, step=step)
+            record_status(run.folder, state, exit_code=code, step=step)
         except OSError as error:  # a full disk must not hide why the run ends, nor that it was saved
             logger.error("%s could not be written: %s", run.folder.status, error.strerror)
 
@@ -129,11 +129,7 @@ def _status_recorded(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            exit_code = EXIT_INTERRUPTED
-        else:
-            exit_code = 2 if isinstance(error, ConfigError) else 1
-        record("failed", exit_code, run.step)
+        record("failed", EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else exit_code(error), run.step)
         # For the log file; the caller reports it on the screen.
         logger.debug("the run failed after step %d", run.step, exc_info=True)
         raise

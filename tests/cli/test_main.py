@@ -9,7 +9,7 @@ import pytest
 
 from megatron_7b.cli import main as cli
 from megatron_7b.cli.main import main
-from megatron_7b.errors import CheckpointError, ConfigError
+from megatron_7b.errors import CheckpointError, ConfigError, exit_code
 from tests.support.assets import REPOSITORY
 
 COMMANDS = [
@@ -48,6 +48,11 @@ def test_unknown_commands_get_a_suggestion(capsys):
             2,
             "[Errno 13] Permission denied: 'R/x'\nhint: give",
         ),
+        (
+            OSError(errno.EROFS, "Read-only file system", "R/x"),
+            2,
+            "[Errno 30] Read-only file system: 'R/x'\nhint: give",
+        ),
     ],
 )
 def test_what_a_user_can_mend_has_no_traceback(capsys, monkeypatch, error, code, said):
@@ -55,7 +60,7 @@ def test_what_a_user_can_mend_has_no_traceback(capsys, monkeypatch, error, code,
         raise error
 
     monkeypatch.setattr("megatron_7b.cli.config.main", fail)
-    assert main(["config"]) == code
+    assert main(["config"]) == code == exit_code(error)  # status.json tells the same
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 

@@ -11,7 +11,7 @@ from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, w
 from megatron_7b.cli import data
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import open_split
-from megatron_7b.errors import ConfigError
+from megatron_7b.errors import CheckpointError, ConfigError
 from megatron_7b.training.prerequisites import check_prerequisites
 from megatron_7b.training.progress import read_progress
 from tests.support.ranks import run_ranks
@@ -198,15 +198,52 @@ def test_a_corpus_that_is_not_what_its_manifest_says_is_refused(corpus: str, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_without_a_record_of_the_order_compares_the_settings(corpus: str, tmp_path: Path) -> None:
-    run = config(corpus, 6, 8)
-    folder = tmp_path / "checkpoints" / "step_00000004"
+SET_ORDER: dict[str, Any] = {
+    "prefix": "/c", "number": 0, "weight": 1, "first_document": 0, "end_document": 9, "num_tokens": 999, "content": "",
+    "max_samples": None, "consumed": 0,
+}  # fmt: skip
+
+
+def write_progress(checkpoints: Path, run: RunConfig, order: dict[str, Any] | None = None) -> Counters:
+    """Write what `read_progress` reads of a checkpoint, and return its counters."""
+    folder = checkpoints / "step_00000004"
     folder.mkdir(parents=True)
     counters = Counters(step=4, consumed_samples=32, consumed_tokens=640, optimizer_steps=4)
     manifest = Manifest(
-        counters=counters, vocab_size=97, params_dtype="float32", layout="TP1×PP1×DP1", world_size=1, has_optimizer=True
-    )
+        counters=counters, vocab_size=97, params_dtype="float32", layout="TP1×PP1×DP1", world_size=1,
+        has_optimizer=True, sample_order=order,
+    )  # fmt: skip
     write_manifest(folder, manifest, run)
+    return counters
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sets": []},
+        {"first_sample": 33},
+        {"first_sample": 4, "pass_begin": 8},
+        {"pass_begin": -1},
+        {"sets": [SET_ORDER | {"max_samples": -3}]},
+        {"sets": [SET_ORDER | {"max_samples": 31}]},
+        {"sets": [SET_ORDER | {"consumed": -1}]},
+        {"dropped": [1]},
+        {"sets": [SET_ORDER | {"kind": "other"}]},
+    ],
+)
+def test_an_order_in_which_no_run_reads_is_refused(corpus: str, tmp_path: Path, fields: dict[str, Any]) -> None:
+    run = config(corpus, 6, 8)
+    possible = {"seq_length": 20, "seed": 7, "sets": [SET_ORDER], "first_sample": 0, "pass_begin": 0, "dropped": []}
+    for folder, order in ((tmp_path / "possible", possible), (tmp_path / "none", possible | fields)):
+        write_progress(folder, run, order)
+    assert read_progress(tmp_path / "possible", run).counters.consumed_samples == 32
+    with pytest.raises(CheckpointError, match="does not say in which order samples were read"):
+        read_progress(tmp_path / "none", run)
+
+
+def test_a_checkpoint_without_a_record_of_the_order_compares_the_settings(corpus: str, tmp_path: Path) -> None:
+    run = config(corpus, 6, 8)
+    counters = write_progress(tmp_path / "checkpoints", run)
     progress = read_progress(tmp_path / "checkpoints", run)
     assert (progress.counters, progress.samples_at_end(run), progress.tokens_left(run)) == (counters, 48, 320)
     assert progress.reached is not None

@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from megatron_7b.config import load_config, save_config
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
 from megatron_7b.errors import ConfigError, TrainingError
+from megatron_7b.training.history import record_save
 from megatron_7b.training.opening import opened
 from megatron_7b.training.run_folder import (
     RunFolder,
@@ -88,6 +90,19 @@ def test_a_folder_in_which_nothing_happened_takes_any_model(folder: RunFolder) -
     with opened(folder, with_model()):
         pass
     check_run_folder(folder, with_model(hidden_size=512))
+
+
+def test_a_newest_checkpoint_that_has_gone_is_missed(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = folder.checkpoints / "step_00000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").touch()
+    lost = "saved.json says that step 8 was saved, but the newest checkpoint in .* is of step 4"
+    for step, is_lost in ((4, False), (8, True)):
+        record_save(folder, step)
+        caplog.clear()
+        with opened(folder, RunConfig()) as found:
+            assert found.newest == checkpoint
+        assert len(re.findall(lost, caplog.text)) == is_lost
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
