@@ -75,6 +75,8 @@ def _architecture_has_tokentypes(case: Case) -> Iterator[Problem]:
         yield case.problem(
             "model.num_tokentypes", f"must be 0 in {model.architecture}; only {', '.join(having)} have them"
         )
+    elif model.traits.has_tokentypes and not model.num_tokentypes:
+        yield case.problem("model.num_tokentypes", f"must be at least 1 in {model.architecture}; BERT has 2")
 
 
 @rule("model.architecture", "objective.name")

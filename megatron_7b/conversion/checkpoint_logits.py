@@ -1,13 +1,17 @@
 """Logits of a checkpoint, computed by this process alone with the model that training uses."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_7b.checkpoint.inference_config import inference_config
-from megatron_7b.checkpoint.open_model import opened_model
+from megatron_7b.checkpoint.open_model import OpenModel, opened_model
 from megatron_7b.conversion.parity import round_parameters
+from megatron_7b.data import Batch
+from megatron_7b.objective import build_objective
 from megatron_7b.runtime import cpu_backend
 
 
@@ -40,10 +44,23 @@ def checkpoint_logits(
     with cpu_backend.installed_if_needed(), opened_model(folder, config, fp32_on_cpu=False) as model:
         if round_to is not None:
             round_parameters(model.only_chunk, round_to)
-        positions = torch.arange(tokens.shape[1], device=model.device)[None]
         with torch.inference_mode():
             # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
-            logits = [
-                model.only_chunk(sample[None].to(model.device), positions, None)[0].float().cpu() for sample in tokens
-            ]
+            logits = [model.only_chunk(**text_inputs(sample, model))[0].float().cpu() for sample in tokens]
     return torch.stack(logits)
+
+
+def text_inputs(sample: Tensor, model: OpenModel) -> dict[str, Any]:
+    """Return what the model takes of one sample [s] that is a text by itself."""
+    tokens = sample[None].numpy()
+    length = tokens.shape[1]
+    is_encoder = model.config.model.traits.kind == "encoder"  # which is told where texts begin
+    batch = Batch(
+        tokens,
+        labels=tokens,
+        loss_mask=np.ones(tokens.shape, np.float32),
+        position_ids=np.arange(length)[None],
+        cu_seqlens=np.array([0, length], np.int32) if is_encoder else None,
+    )
+    inputs = build_objective(model.config).model_inputs(batch, model.device, model.layout)
+    return {name: value for name, value in inputs.items() if name not in ("labels", "loss_mask")}

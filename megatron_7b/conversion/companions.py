@@ -84,7 +84,8 @@ def give_back_companions(
     special_tokens = None
     if imported is None:
         special_tokens = _special_tokens(companions.tokenizer)
-        write_json(folder / GENERATION_CONFIG_FILE, to_generation_config(special_tokens))
+        if model.traits.kind == "decoder":
+            write_json(folder / GENERATION_CONFIG_FILE, to_generation_config(special_tokens))
     config = to_hugging_face_config(
         model, vocab_size=vocab_size, dtype=dtype, special_tokens=special_tokens, imported=imported
     )

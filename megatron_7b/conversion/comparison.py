@@ -1,9 +1,12 @@
 """The proof of a conversion: logits of the Hugging Face folder against those of the checkpoint, on random tokens."""
 
 import functools
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.checkpoint_logits import checkpoint_logits
@@ -26,6 +29,8 @@ class Comparison:
         vocab_size: Its true vocabulary size.
         arithmetic: Number format that both are computed in.
         round_to: Number format that weights are rounded to beforehand; None leaves them as they are.
+        unused: Tensors of the folder that the model does not have.
+        fresh: Tensors that the folder lacks, by name.
 
     Raises:
         ConversionError: transformers cannot load the folder, or compute with it.
@@ -39,6 +44,8 @@ class Comparison:
         arithmetic: torch.dtype,
         *,
         round_to: torch.dtype | None = None,
+        unused: Collection[str] = (),
+        fresh: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         self._arithmetic = arithmetic
         length = min(_LENGTH, model.max_position_embeddings)
@@ -50,6 +57,8 @@ class Comparison:
             round_to=round_to,
             arithmetic=arithmetic,
             device=resolve_device("auto"),
+            unused=unused,
+            fresh=fresh,
         )
         self._reference = self._compute_reference()
 

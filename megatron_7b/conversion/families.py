@@ -1,49 +1,59 @@
-"""The supported Hugging Face architectures: their names and their options.
+"""The supported Hugging Face architectures: how their config.json is read, and which names their tensors have had.
 
-A family is data: adding a decoder of the same kind means adding a row here. The names of its tensors are in the table
-of its kind (`model/kinds`).
+The names that tensors have now are in the table of the kind of model (`model/kinds`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_7b.conversion.bert_config import BertConfig
+from megatron_7b.conversion.config_codec import ConfigCodec
+from megatron_7b.conversion.gpt2_config import Gpt2Config
+from megatron_7b.conversion.llama_config import LlamaConfig
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
+class OtherNames:
+    """How the tensors of a folder may differ from those that an export has.
+
+    Attributes:
+        base: Begins all names but those of heads; a folder of the model without heads leaves it out everywhere.
+        endings: Former endings of names, and what they are called now.
+        buffers: A pattern of names of what every model computes from its configuration.
+        foreign_heads: Beginnings of the names of heads that the model does not have; they stay behind.
+        head: Beginning of the names of the model's own head, which a folder may lack.
+    """
+
+    base: str = ""
+    endings: Mapping[str, str]
+    buffers: str
+    foreign_heads: tuple[str, ...] = ()
+    head: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """One Hugging Face architecture."""
+    """One Hugging Face architecture.
+
+    Attributes:
+        model_type: A key of `config.architectures`.
+        class_name: Entry of config.json's `architectures` in an export.
+        codec: Reads and writes config.json.
+        other_names: How folders that can be imported differ in the names of tensors.
+        other_classes: Further entries of `architectures` whose folders can be imported.
+        auto_class: What transformers loads it with.
+    """
 
     model_type: str
-    """A key of `config.architectures`."""
     class_name: str
-    """Entry of config.json's `architectures`."""
-    defaults: Mapping[str, object]
-    """What transformers assumes for a key that config.json leaves out."""
-    refused_flags: tuple[str, ...] = ()
-    """Keys that switch on what the canonical model lacks."""
-    sliding_window: Literal["none", "all layers", "some layers"] = "none"
-    """Whether the window key is read, and for which layers."""
+    codec: ConfigCodec
+    other_names: OtherNames
+    other_classes: tuple[str, ...] = ()
+    auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"] = "AutoModelForCausalLM"
 
-
-_SHARED_DEFAULTS: Mapping[str, object] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "attention_dropout": 0.0,
-}
 
 _QWEN_DEFAULTS: Mapping[str, object] = {
-    **_SHARED_DEFAULTS,
     "vocab_size": 151936,
     "intermediate_size": 22016,
     "num_key_value_heads": 32,
@@ -52,6 +62,14 @@ _QWEN_DEFAULTS: Mapping[str, object] = {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
+_LLAMA_NAMES = OtherNames(endings={}, buffers=r".*rotary_emb\.inv_freq")
+_BERT_NAMES = OtherNames(
+    base="bert.",
+    endings={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
+    buffers=r".*embeddings\.position_ids",
+    foreign_heads=("bert.pooler.", "cls.seq_relationship."),
+    head="cls.predictions.",
+)
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
@@ -59,33 +77,71 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             model_type="llama",
             class_name="LlamaForCausalLM",
-            defaults=_SHARED_DEFAULTS,
-            refused_flags=("attention_bias", "mlp_bias"),
+            codec=LlamaConfig(
+                changed_defaults={}, refused_flags=("attention_bias", "mlp_bias"), splits_hidden_size=True
+            ),
+            other_names=_LLAMA_NAMES,
         ),
         Family(
             model_type="mistral",
             class_name="MistralForCausalLM",
-            defaults={
-                **_SHARED_DEFAULTS,
-                "intermediate_size": 14336,
-                "num_key_value_heads": 8,
-                "max_position_embeddings": 131072,
-                "sliding_window": 4096,
-            },
-            sliding_window="all layers",
+            codec=LlamaConfig(
+                changed_defaults={
+                    "intermediate_size": 14336,
+                    "num_key_value_heads": 8,
+                    "max_position_embeddings": 131072,
+                    "sliding_window": 4096,
+                },
+                sliding_window="all layers",
+            ),
+            other_names=_LLAMA_NAMES,
         ),
         Family(
             model_type="qwen2",
             class_name="Qwen2ForCausalLM",
-            defaults=_QWEN_DEFAULTS,
-            sliding_window="some layers",
+            codec=LlamaConfig(changed_defaults=_QWEN_DEFAULTS, sliding_window="some layers"),
+            other_names=_LLAMA_NAMES,
         ),
         Family(
             model_type="qwen3",
             class_name="Qwen3ForCausalLM",
-            defaults={**_QWEN_DEFAULTS, "head_dim": 128},
-            refused_flags=("attention_bias",),
-            sliding_window="some layers",
+            codec=LlamaConfig(
+                changed_defaults={**_QWEN_DEFAULTS, "head_dim": 128},
+                refused_flags=("attention_bias",),
+                sliding_window="some layers",
+            ),
+            other_names=_LLAMA_NAMES,
+        ),
+        Family(
+            model_type="gpt2",
+            class_name="GPT2LMHeadModel",
+            codec=Gpt2Config(),
+            other_names=OtherNames(base="transformer.", endings={}, buffers=r".*\.attn\.(masked_)?bias"),
+            other_classes=("GPT2Model",),
+        ),
+        Family(
+            model_type="bert",
+            class_name="BertForMaskedLM",
+            codec=BertConfig(changed_defaults={}),
+            other_names=_BERT_NAMES,
+            other_classes=("BertModel", "BertForPreTraining"),
+            auto_class="AutoModelForMaskedLM",
+        ),
+        Family(
+            model_type="megatron-bert",
+            class_name="MegatronBertForMaskedLM",
+            codec=BertConfig(
+                changed_defaults={
+                    "vocab_size": 29056,
+                    "hidden_size": 1024,
+                    "num_hidden_layers": 24,
+                    "num_attention_heads": 16,
+                    "intermediate_size": 4096,
+                }
+            ),
+            other_names=_BERT_NAMES,
+            other_classes=("MegatronBertModel", "MegatronBertForPreTraining"),
+            auto_class="AutoModelForMaskedLM",
         ),
     )
 }

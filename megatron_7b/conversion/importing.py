@@ -2,23 +2,33 @@
 
 import tempfile
 import time
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from megatron_7b.checkpoint.companions import Companions
 from megatron_7b.config import DataConfig, PrecisionConfig, RunConfig, check_config
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.companions import gather_companions
+from megatron_7b.conversion.current_names import CurrentNames
+from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
+from megatron_7b.conversion.fresh_head import fresh_shapes, fresh_tensors
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
 from megatron_7b.model.fitting import check_conversion
+from megatron_7b.model.parameters import Shape
 from megatron_7b.runtime.logs import loading
 from megatron_7b.runtime.output_paths import check_new_folder
 from megatron_7b.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +70,17 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
     check_replaces_import(output)
     model = from_hugging_face_config(folder.config, max_position_embeddings=options.max_position_embeddings)
     assert model.vocab_size is not None
-    check_hugging_face_shapes(folder.shapes, model, model.vocab_size)
-    stored = _widest_dtype(folder) if options.dtype == "auto" else options.dtype
+    other_names = FAMILIES[model.architecture].other_names
+    weights, fresh = CurrentNames(folder, other_names), dict[str, Shape]()
+    if weights.lacks_head and other_names.head is not None:
+        fresh = fresh_shapes(model, model.vocab_size, other_names.head)
+    check_hugging_face_shapes({**weights.shapes, **fresh}, model, model.vocab_size)
+    stored = _widest_dtype(weights) if options.dtype == "auto" else options.dtype
     config = _run_config(model, stored)
     check_config(config)
     check_conversion(model, model.vocab_size, stored, options.parity_dtype)
     report("reading", f"{folder.path}: {describe_model(model, model.vocab_size)}")
+    _warn_of_heads(weights, fresh, report)
 
     # From here on torch, transformers and megatron-core are needed, which take seconds to import.
     with loading("torch and transformers"):
@@ -73,17 +88,41 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
         from megatron_7b.conversion.comparison import Comparison
 
     dtype = torch_dtype(stored)
-    tensors = ((name, tensor.to(dtype)) for name, tensor in from_hugging_face(folder, model, model.vocab_size))
+    head = fresh_tensors(model, model.vocab_size, other_names.head) if fresh and other_names.head is not None else {}
+    whole = from_hugging_face(ChainMap(head, cast("dict[str, Tensor]", weights)), model, model.vocab_size)
+    tensors = ((name, tensor.to(dtype)) for name, tensor in whole)
     with staged_folder(output) as staging, tempfile.TemporaryDirectory() as temporary:
         companions = _gather(folder.path, Path(temporary), model.vocab_size, report)
-        comparison = Comparison(folder.path, model, model.vocab_size, torch_dtype(options.parity_dtype), round_to=dtype)
+        comparison = Comparison(
+            folder.path,
+            model,
+            model.vocab_size,
+            torch_dtype(options.parity_dtype),
+            round_to=dtype,
+            unused=[*weights.left, *weights.buffers],
+            fresh=head,
+        )
         _replace_by_content(write_weights(staging, tensors, config, companions=companions), staging)
         comparison.check(staging, report)
     num_bytes = sum(file.stat().st_size for file in output.glob("*.distcp"))
     report("wrote", f"{output}: {describe_output(num_bytes, stored, time.perf_counter() - started)}")
 
 
-def _widest_dtype(folder: HuggingFaceFolder) -> DtypeName:
+def _warn_of_heads(weights: CurrentNames, fresh: Mapping[str, Shape], report: Report) -> None:
+    if weights.left:
+        report(
+            "warning",
+            f"these tensors belong to heads that the model does not have, and stay behind: {weights.describe_left()}",
+        )
+    if fresh:
+        report(
+            "warning",
+            "the folder has no head that predicts hidden tokens, so the checkpoint gets a fresh one, to be trained: "
+            f"{', '.join(fresh)}",
+        )
+
+
+def _widest_dtype(folder: CurrentNames) -> DtypeName:
     """BF16 if everything is; else FP32, which holds FP16 and BF16 exactly."""
     return "bf16" if set(folder.dtypes.values()) == {"BF16"} else "fp32"
 

@@ -219,6 +219,33 @@ class Concatenated:
 
 
 @dataclass(frozen=True)
+class Twice:
+    """A tensor that Hugging Face stores under a second name as well, of which nothing is made."""
+
+    first: TensorMapping
+
+    @property
+    def canonical_shape(self) -> Shape:
+        """That of the one tensor."""
+        return self.first.canonical_shape
+
+    @property
+    def hugging_face_shapes(self) -> tuple[Shape, ...]:
+        """The same shape again."""
+        return self.first.hugging_face_shapes * 2
+
+    def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
+        """Copy it."""
+        (part,) = self.first.to_hugging_face(tensor)
+        return part, part.clone()
+
+    def from_hugging_face(self, *parts: "Tensor") -> "Tensor":
+        """Take the first."""
+        _check_shapes(parts, self.hugging_face_shapes)
+        return self.first.from_hugging_face(parts[0])
+
+
+@dataclass(frozen=True)
 class Transposed:
     """Weights that Hugging Face stores as [in, out]."""
 
@@ -249,6 +276,8 @@ def build_mapping(parameter: Parameter, model: ModelConfig) -> TensorMapping:
     mapping = _arranged(parameter, model)
     if len(mapping.hugging_face_shapes) > len(parameter.hugging_face):
         mapping = Concatenated(mapping)
+    elif len(mapping.hugging_face_shapes) < len(parameter.hugging_face):
+        mapping = Twice(mapping)
     return Transposed(mapping) if parameter.is_transposed else mapping
 
 

@@ -4,12 +4,17 @@ The comparison runs on the very weights that were written, so that rounding them
 difference. In FP32 two right implementations differ only by the order of their sums.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from megatron_7b.conversion.families import FAMILIES
+from megatron_7b.conversion.folder_reader import CONFIG_FILE
+from megatron_7b.conversion.json_files import read_json
 from megatron_7b.conversion.reference import reported
 from megatron_7b.errors import ConversionError
 from megatron_7b.runtime.vector_math import settle_vector_functions
@@ -108,6 +113,8 @@ def hugging_face_logits(
     round_to: torch.dtype | None = None,
     arithmetic: torch.dtype = torch.float32,
     device: str = "cpu",
+    unused: Collection[str] = (),
+    fresh: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
     """Compute logits with transformers, which is the reference for what a folder means.
 
@@ -117,6 +124,8 @@ def hugging_face_logits(
         round_to: Number format that weights are rounded to beforehand; None leaves them as they are.
         arithmetic: Number format to compute in.
         device: Where to compute.
+        unused: Tensors of the folder that the model does not have.
+        fresh: Tensors that the folder lacks, by name.
 
     Returns:
         FP32 `[b, s, v]` on the CPU.
@@ -125,23 +134,7 @@ def hugging_face_logits(
         ConversionError: transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
             computes logits that are not finite.
     """
-    # Imported here: it takes seconds and only this function needs it.
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    settle_vector_functions()
-    logging.disable_progress_bar()
-    with reported(f"transformers cannot load {folder}"):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=arithmetic,
-            attn_implementation="eager",
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    problems = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if problems:
-        raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
+    model = _load_reference(folder, arithmetic, unused, fresh)
     with reported(f"transformers cannot compute with the model in {folder}"), torch.inference_mode():
         model = model.to(device).eval()
         if round_to is not None:
@@ -155,6 +148,46 @@ def hugging_face_logits(
             hint="look for NaN and infinity in its weights; there is nothing to compare a conversion with",
         )
     return reference
+
+
+def _load_reference(
+    folder: Path, arithmetic: torch.dtype, unused: Collection[str], fresh: Mapping[str, Tensor]
+) -> torch.nn.Module:
+    """Load the model of a folder with the class that computes what ours computes."""
+    # Imported here: it takes seconds and only this function needs it.
+    import transformers
+    from transformers.utils import logging
+
+    family = FAMILIES.get(str(read_json(folder / CONFIG_FILE).get("model_type")))
+    auto_class = getattr(transformers, family.auto_class if family is not None else "AutoModelForCausalLM")
+    settle_vector_functions()
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    if unused or fresh:
+        logging.set_verbosity_error()  # it would list these, which are known
+    with reported(f"transformers cannot load {folder}"):
+        model, report = auto_class.from_pretrained(
+            folder,
+            dtype=arithmetic,
+            attn_implementation="eager",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    logging.set_verbosity(verbosity)
+    known = {"unexpected_keys": set(unused), "missing_keys": _names_of(model, fresh)}
+    problems = {kind: sorted(set(map(str, names)) - known.get(kind, set())) for kind, names in report.items()}
+    if problems := {kind: names for kind, names in problems.items() if names}:
+        raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
+    loaded: torch.nn.Module = model
+    loaded.load_state_dict(fresh, strict=False)
+    return loaded
+
+
+def _names_of(model: torch.nn.Module, fresh: Mapping[str, Tensor]) -> set[str]:
+    """All names that a model has for some of its tensors; tied ones have several."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    places = {tensors[name].data_ptr() for name in fresh}
+    return {name for name, tensor in tensors.items() if tensor.data_ptr() in places}
 
 
 @torch.no_grad()

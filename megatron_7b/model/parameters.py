@@ -24,7 +24,7 @@ class Parameter:
         name: Layout-independent name, as in checkpoints: `decoder.layers.3.mlp.linear_fc2.weight`.
         core_name: megatron-core's name of it, with the layer numbers of the whole model.
         hugging_face: Names of the Hugging Face tensors that it corresponds to, in the order of its rows; where several
-            are stored as one, that one.
+            are stored as one, that one; where it is stored twice, the one that counts and the other.
         shape: Of the whole parameter.
         init: `scaled_normal` is narrower by sqrt(2 × layers): projections that write into the residual stream.
         tp_dim: Dimension that tensor parallelism shards; None means that every tensor rank holds the whole.

@@ -19,7 +19,8 @@ TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pip
 VP = "parallel.virtual_pipeline_model_parallel_size"
 SHARDED = "parallel.use_distributed_optimizer"
 
-BERT, GPT2 = {"model.architecture": "bert"}, {"model.architecture": "gpt2"}
+BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
+GPT2 = {"model.architecture": "gpt2"}
 
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
 # global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
@@ -43,6 +44,7 @@ CASES = [
     ({**GPT2, "model.rotary_base": 500.0}, 1, "model.rotary_base", "only applies to rotary embeddings"),
     ({**BERT, "model.rope_scaling": "{}"}, 1, "model.rope_scaling", "only applies to rotary embeddings"),
     ({"model.num_tokentypes": 2}, 1, "model.num_tokentypes", "must be 0 in llama; only bert, megatron-bert have them"),
+    ({"model.architecture": "bert"}, 1, "model.num_tokentypes", "must be at least 1 in bert"),
     ({**BERT, "objective.name": "causal"}, 1, "objective.name", "bert is of kind encoder, which is trained by masked"),
     ({"objective.name": "masked"}, 1, "objective.name", "llama is of kind decoder, which is trained by causal"),
     ({"objective.masked_share": 0.3}, 1, "objective.masked_share", "only applies with the objective masked"),

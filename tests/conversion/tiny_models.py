@@ -36,19 +36,42 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name of the case, model_type, and what differs from the common shape."""
 
+_OLDER_SHAPE: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+_BERT_SHAPE: dict[str, Any] = {"intermediate_size": 80}
+
+OLDER: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", {"n_inner": 80, "layer_norm_epsilon": 1e-3}),
+    "gpt2_untied": ("gpt2", {"tie_word_embeddings": False, "activation_function": "gelu_pytorch_tanh"}),
+    "bert": ("bert", {**_BERT_SHAPE, "layer_norm_eps": 1e-3, "type_vocab_size": 3}),
+    "bert_untied": ("bert", {**_BERT_SHAPE, "tie_word_embeddings": False}),
+    "megatron_bert": ("megatron-bert", _BERT_SHAPE),
+    "megatron_bert_untied": ("megatron-bert", {**_BERT_SHAPE, "tie_word_embeddings": False}),
+}
+"""The same for models with learned positions; there is no second forward pass of ours for them."""
+
 
 def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199) -> torch.nn.Module:
     """Make a model whose every parameter, norms and biases included, is random; save it and return it in FP32."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    model_type, changes = TINY[case]
-    config = AutoConfig.for_model(model_type, **{**_SHAPE, **changes, "vocab_size": vocab_size})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model_type, changes = {**TINY, **OLDER}[case]
+    shape = _SHAPE if case in TINY else _OLDER_SHAPE
+    config = AutoConfig.for_model(model_type, **{**shape, **changes, "vocab_size": vocab_size})
+    auto = AutoModelForMaskedLM if "bert" in model_type else AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.2 * noise if "norm" in name else 0.2 * noise)
+            is_norm = "norm" in name.lower() or ".ln" in name
+            parameter.copy_(1 + 0.2 * noise if is_norm and name.endswith("weight") else 0.2 * noise)
     model.save_pretrained(folder)
     return model.eval()
 

@@ -150,7 +150,11 @@ def expected(architecture: str, *, is_tied: bool) -> tuple[float, dict[str, torc
     losses = torch.nn.functional.cross_entropy(all_logits, text["labels"], reduction="none")
     loss = (losses * text["mask"]).sum()
     loss.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    # A bias that transformers keeps and does not compute with has none.
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in model.named_parameters()
+    }
     config = model_config(architecture, is_tied=is_tied).model
     return loss.item(), dict(from_hugging_face(gradients, config, VOCAB_SIZE)), all_logits.detach()
 

@@ -35,9 +35,9 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
     if not is_tied:
         output = f"{_HEAD}decoder.weight"
         yield _row("output_layer.weight", output, (vocab_size, h), "normal", 0, "vocabulary", True, is_head=True)
-    # transformers computes with the decoder's bias, which it ties to the other where it ties the weights.
-    used, other = (f"{_HEAD}bias", f"{_HEAD}decoder.bias") if is_tied else (f"{_HEAD}decoder.bias", f"{_HEAD}bias")
-    yield _row("output_layer.bias", used, (vocab_size,), "zeros", 0, "vocabulary", repeated_as=(other,))
+    # transformers computes with the decoder's bias; it ties the other to it where it ties the weights, else ignores it.
+    bias, repeated = (f"{_HEAD}bias", (f"{_HEAD}decoder.bias",)) if is_tied else (_HEAD + "{decoder.bias,bias}", ())
+    yield _row("output_layer.bias", bias, (vocab_size,), "zeros", 0, "vocabulary", repeated_as=repeated)
 
 
 def _layer(model: ModelConfig, layer: int) -> Iterator[Parameter]:

@@ -1,0 +1,43 @@
+"""The head of an encoder whose folder has none: the initial values that a fresh run would give it."""
+
+from typing import TYPE_CHECKING
+
+from megatron_7b.config import TrainingConfig
+from megatron_7b.config.schema import ModelConfig
+from megatron_7b.conversion.weights import PlannedTensor, plan_weights
+from megatron_7b.model.parameters import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def fresh_shapes(model: ModelConfig, vocab_size: int, head: str) -> dict[str, Shape]:
+    """Return the shape of each tensor of the head, by its Hugging Face name.
+
+    Args:
+        model: Shape of the model.
+        vocab_size: True vocabulary size.
+        head: Beginning of the names of its tensors.
+    """
+    return {
+        name: shape
+        for entry in _of_head(model, vocab_size, head)
+        for name, shape in zip(entry.hugging_face, entry.mapping.hugging_face_shapes, strict=True)
+    }
+
+
+def fresh_tensors(model: ModelConfig, vocab_size: int, head: str) -> "dict[str, Tensor]":
+    """Return each tensor of the head, by its Hugging Face name; the arguments are those of `fresh_shapes`."""
+    from megatron_7b.model.initialization import initial_shard
+
+    tensors: dict[str, Tensor] = {}
+    for entry in _of_head(model, vocab_size, head):
+        values = initial_shard(
+            entry.parameter, model=model, seed=TrainingConfig().seed, tp_rank=0, tp_size=1, vocab_size=vocab_size
+        )
+        tensors |= zip(entry.hugging_face, entry.mapping.to_hugging_face(values), strict=True)
+    return tensors
+
+
+def _of_head(model: ModelConfig, vocab_size: int, head: str) -> list[PlannedTensor]:
+    return [entry for entry in plan_weights(model, vocab_size) if entry.hugging_face[0].startswith(head)]
