@@ -29,8 +29,9 @@ def print_next_commands(exit_code: int, command: Sequence[str], run_dir: Path, c
 def _after_training(run_dir: Path, config: RunConfig) -> list[list[str]]:
     checkpoint = ["--checkpoint", str(run_dir / "checkpoints" / "latest")]
     corpus = parse_blend(config.data.valid or config.data.train)[0].prefix
+    continuing = ["megatron-7b", "generate", *checkpoint, "--prompt", "Once upon a time"]
     return [
         ["megatron-7b", "evaluate", *checkpoint, "--data", corpus],
-        ["megatron-7b", "generate", *checkpoint, "--prompt", "Once upon a time"],
+        *([continuing] if config.model.traits.kind == "decoder" else []),
         ["megatron-7b", "convert", "to-hf", *checkpoint, "--output", str(run_dir / "hf")],
     ]

@@ -85,7 +85,8 @@ def count_held_parameters(model: ModelConfig, layout: ParallelLayout) -> int:
     table = parameter_table(model, vocab_size)
     rows = list(table.values())
     numbers = [number for number, row in enumerate(rows) if _LAYER.match(row.name)]
-    before, layers, after = rows[: numbers[0]], rows[numbers[0] : numbers[-1] + 1], rows[numbers[-1] + 1 :]
+    first, end = (numbers[0], numbers[-1] + 1) if numbers else (len(rows), len(rows))  # a kind may have no layers
+    before, layers, after = rows[:first], rows[first:end], rows[end:]
     if layout.pp_size > 1:  # the last stage has a copy of what it shares with the first
         after += [row for row in before if row.is_multiplied]
     return (
