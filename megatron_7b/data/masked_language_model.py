@@ -132,7 +132,8 @@ class MaskedLanguageModelDataset:
         self, ids: NDArray[np.int64], is_text: NDArray[np.bool_], generator: np.random.Generator
     ) -> NDArray[np.int64]:
         """Places to hide, [hidden], ascending."""
-        words = [word for word in find_words(ids, self.masking.begins_word, self._never) if is_text[word[0]]]
+        text = np.where(is_text, ids, self.masking.sep_id)  # else a word could continue in what follows the text
+        words = find_words(text, self.masking.begins_word, self._never)
         budget = max(1, round(self.masking.masked_share * sum(map(len, words)))) if words else 0
         weights = 1 / np.arange(1, self.masking.max_ngram + 1)
         lengths = generator.choice(len(weights), size=len(words), p=weights / weights.sum()) + 1

@@ -115,17 +115,20 @@ def test_shapes_are_those_of_the_model(config: DataConfig) -> None:
     assert batch.cu_seqlens.tolist() == [0, 64, 128, 192]
 
 
-def test_what_fills_up_the_last_window_is_never_hidden(config: DataConfig) -> None:
-    """A corpus in the order of the file: token 0 stands behind its end, and is no text."""
-    windows = open_sequential(config.train[0], seq_length=62)
-    samples = MaskedLanguageModelDataset(windows, masking(masked_share=0.9), seed=3)
-    last = samples.num_samples - 1
-    batch = samples.batch([last, last + 1])
-    num_text = int(windows.batch([last]).loss_mask.sum())
-    assert 0 < num_text < 62
-    assert batch.loss_mask[0, : 1 + num_text].any()
-    assert not batch.loss_mask[0, 1 + num_text :].any()
-    assert not batch.loss_mask[1].any()
+@pytest.mark.parametrize("continues", [True, False])
+def test_what_fills_up_the_last_window_is_never_hidden(config: DataConfig, continues: bool) -> None:
+    """A corpus in the order of the file: token 0 stands behind its end; it is no text, and continues no word."""
+    begins = np.random.default_rng(9).random(VOCAB_SIZE) < 0.3
+    begins[0] = not continues
+    for seq_length in range(20, 60):
+        windows = open_sequential(config.train[0], seq_length=seq_length)
+        samples = MaskedLanguageModelDataset(windows, masking(masked_share=0.9, begins_word=begins), seed=3)
+        last = samples.num_samples - 1
+        batch = samples.batch([last, last + 1])
+        end_of_text = 1 + int(windows.batch([last]).loss_mask.sum())
+        assert batch.loss_mask[0, :end_of_text].any()
+        assert not batch.loss_mask[0, end_of_text:].any()
+        assert not batch.loss_mask[1].any()
 
 
 @given(ids=st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40), whole=st.booleans())
