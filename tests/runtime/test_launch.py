@@ -434,7 +434,8 @@ def test_nodes_meet_where_they_are_told(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
         RANK + "import torch.distributed as dist\ndist.init_process_group('gloo')\n"
-        "print(rank, dist.get_world_size(), os.environ['LOCAL_RANK'])\ndist.destroy_process_group()\n"
+        "print(rank, dist.get_world_size(), os.environ['LOCAL_RANK'])\n"
+        "dist.barrier()\ndist.destroy_process_group()\n"  # neither leaves while the other still connects
     )
     program = textwrap.dedent("""
         import sys
