@@ -1,12 +1,12 @@
 """Prompts: from text to the tokens that a model is given."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation.settings import read_json_object
 from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer
 
@@ -72,7 +72,7 @@ def read_tokenizer_settings(tokenizer: Tokenizer) -> Mapping[str, Any]:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         file = folder / name if folder is not None else None
         if file is not None and file.is_file():
-            settings |= {key: value for key, value in _read_object(file).items() if value is not None}
+            settings |= {key: value for key, value in read_json_object(file).items() if value is not None}
     return settings
 
 
@@ -80,13 +80,3 @@ def tokenizer_folder(tokenizer: Tokenizer) -> Path | None:
     """Return where a tokenizer's files lie; None for the built-in byte tokenizer."""
     path = tokenizer.path
     return path if path is None or path.is_dir() else path.parent
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds a {type(content).__name__}, expected a JSON object")
-    return content

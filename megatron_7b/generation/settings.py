@@ -62,14 +62,19 @@ def read_generation_settings(hugging_face: Path | None) -> GenerationSettings:
     file = next((hugging_face / name for name in (_FILE, "config.json") if (hugging_face / name).is_file()), None)
     if file is None:
         return GenerationSettings()
-    content = _read(file)
+    content = read_json_object(file)
     stop_ids = _stop_ids(content.get("eos_token_id"), file)
     if file.name != _FILE:
         return GenerationSettings(stop_ids)
     return GenerationSettings(stop_ids, _defaults(content, file), tuple(_not_applied(content)))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        ConfigError: The file is damaged, or holds something else.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

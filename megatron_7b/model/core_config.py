@@ -8,7 +8,7 @@ import torch.nn.functional as functional
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_7b.config.schema import PrecisionConfig, RunConfig
-from megatron_7b.model.kinds.kind import TransformerImpl
+from megatron_7b.model.kernels import TransformerImpl
 from megatron_7b.runtime.device import DeviceType, has_native_bf16
 
 _ACTIVATIONS = {

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
@@ -10,9 +11,10 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron_7b.config.architectures import Architecture
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
-from megatron_7b.model.kinds.kind import TransformerImpl
 from megatron_7b.model.local_layers import LayerNorm, RMSNorm, ScaledDotProductAttention, SwiGLU
 from megatron_7b.runtime.device import DeviceType
+
+type TransformerImpl = Literal["transformer_engine", "local"]
 
 
 @dataclass(frozen=True, kw_only=True)

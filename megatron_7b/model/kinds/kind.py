@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.model.parameters import Parameter, ParameterTable
@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from megatron_7b.model.kernels import Kernels
+    from megatron_7b.model.kernels import Kernels, TransformerImpl
     from megatron_7b.model.kinds.chunk import ModelChunk
-
-type TransformerImpl = Literal["transformer_engine", "local"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,7 @@ class ChunkPlan:
 
     config: RunConfig
     core_config: "TransformerConfig"
-    impl: TransformerImpl
+    impl: "TransformerImpl"
     kernels: "Kernels"
     table: ParameterTable
     vocab_size: int
