@@ -1,4 +1,4 @@
-// Addresses in, nothing out: megatron_7b.runtime.cpu_kernels checks types, shapes and layout before it calls.
+// Addresses in, nothing out: megatron_7b.runtime.cpu.kernels checks types, shapes and layout before it calls.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -18,8 +18,8 @@ from megatron_7b.model.fitting import check_rank
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, leaving_process_groups, process_groups
-from megatron_7b.runtime.device import DeviceType, torch_device
-from megatron_7b.runtime.distributed import initialize_process
+from megatron_7b.runtime.machine.device import DeviceType, torch_device
+from megatron_7b.runtime.process.distributed import initialize_process
 
 logger = logging.getLogger(__name__)
 

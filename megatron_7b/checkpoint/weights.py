@@ -29,7 +29,7 @@ from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.model.kinds import parameter_table
 from megatron_7b.parallel import build_layout
-from megatron_7b.runtime import cpu_backend
+from megatron_7b.runtime.cpu import backend as cpu_backend
 
 
 class CheckpointWeights(Mapping[str, Tensor]):

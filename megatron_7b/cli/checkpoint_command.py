@@ -12,7 +12,7 @@ from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_pla
 from megatron_7b.config import RunConfig
 from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.parallel import ParallelLayout, build_layout
-from megatron_7b.runtime.launch import is_rank, launch, megatron_command
+from megatron_7b.runtime.process.launch import is_rank, launch, megatron_command
 
 
 def checkpoint_parser(command: str, summary: str) -> Parser:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from megatron_7b.data.preprocess.records import BadRecord, parse_block
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading.records import BadRecord, parse_block
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.prepare.document_sections import LanguageSection
 from megatron_7b.prepare.rules.language import LanguageFilter
 from megatron_7b.prepare.rules.words import split_words

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from megatron_7b import __version__
 from megatron_7b.errors import ConfigError, MegatronError, PathError, exit_code, is_path_error
-from megatron_7b.runtime.launched import join_launcher, record_failure
-from megatron_7b.runtime.terminal import finish_output, say
+from megatron_7b.runtime.process.launched import join_launcher, record_failure
+from megatron_7b.runtime.process.terminal import finish_output, say
 
 COMMANDS = {
     "look around": ("doctor", "config"),
@@ -27,7 +27,7 @@ COMMANDS = {
     "tokens to a model": ("pretrain", "evaluate"),
     "model to text": ("convert", "generate"),
 }
-"""Commands by stage of the road, in its order; each is the module of that name in megatron_7b.cli."""
+"""Commands by stage of the road, in its order; each is the module of that name in megatron_7b.cli.commands."""
 
 _ROOM = {
     errno.ENOSPC: "free some room, and give the same command again",
@@ -107,7 +107,7 @@ def _run(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron|torch)\.")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
-    module = importlib.import_module(f"megatron_7b.cli.{command}")
+    module = importlib.import_module(f"megatron_7b.cli.commands.{command}")
     code: int = module.main(rest)
     sys.stdout.flush()  # A broken pipe shows here rather than at the interpreter's end.
     return code
@@ -130,7 +130,7 @@ def _installed_commands() -> list[str]:
 
 
 def _module_file(command: str) -> Path:
-    return Path(__file__).with_name(f"{command}.py")
+    return Path(__file__).parent / "commands" / f"{command}.py"
 
 
 def _summary(command: str) -> str:

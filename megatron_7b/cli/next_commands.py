@@ -6,8 +6,8 @@ from pathlib import Path
 
 from megatron_7b.config import RunConfig
 from megatron_7b.data import parse_blend
-from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED
-from megatron_7b.runtime.terminal import say
+from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_SAVED
+from megatron_7b.runtime.process.terminal import say
 
 
 def print_next_commands(exit_code: int, command: Sequence[str], run_dir: Path, config: RunConfig) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from megatron_7b.runtime.signals import EXIT_INTERRUPTED
+from megatron_7b.runtime.process.signals import EXIT_INTERRUPTED
 
 _SECONDS_BETWEEN_LINES = 10.0
 

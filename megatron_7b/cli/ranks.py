@@ -8,7 +8,7 @@ from megatron_7b.cli.options import Parser
 from megatron_7b.config import ParallelConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.fitting import ranks_of_launcher
-from megatron_7b.runtime.launch import LaunchPlan, is_rank
+from megatron_7b.runtime.process.launch import LaunchPlan, is_rank
 
 
 def add_launch_flags(parser: Parser) -> None:

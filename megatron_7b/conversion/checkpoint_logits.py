@@ -12,7 +12,7 @@ from megatron_7b.checkpoint.open_model import OpenModel, opened_model
 from megatron_7b.conversion.parity import round_parameters
 from megatron_7b.data import Batch
 from megatron_7b.objective import build_objective
-from megatron_7b.runtime import cpu_backend
+from megatron_7b.runtime.cpu import backend as cpu_backend
 
 
 def checkpoint_logits(

@@ -13,7 +13,7 @@ from megatron_7b.conversion.checkpoint_logits import checkpoint_logits
 from megatron_7b.conversion.parity import check_parity, hugging_face_logits, random_tokens
 from megatron_7b.conversion.progress import Report
 from megatron_7b.errors import ConversionError
-from megatron_7b.runtime.device import resolve_device
+from megatron_7b.runtime.machine.device import resolve_device
 
 _NUM_SAMPLES, _LENGTH = 2, 128
 
@@ -80,7 +80,7 @@ class Comparison:
             parity = check_parity(self._reference, compute(), arithmetic=self._arithmetic)
         except ConversionError as error:
             # Seen once: one position off by 2e-4, and by 4e-6 when the same was computed again; see
-            # runtime/vector_math.py for what it may have been. A wrong conversion is wrong every time.
+            # runtime/cpu/vector_math.py for what it may have been. A wrong conversion is wrong every time.
             report("parity", f"{error}\n         computing both once more")
             parity = check_parity(self._compute_reference(), compute(), arithmetic=self._arithmetic)
         report("parity", f"{parity.describe()}; tolerated: {parity.tolerance(self._arithmetic)}")

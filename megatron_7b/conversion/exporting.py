@@ -16,8 +16,8 @@ from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import to_hugging_face
 from megatron_7b.errors import ConversionError
 from megatron_7b.model.fitting import check_conversion
-from megatron_7b.runtime.logs import loading
 from megatron_7b.runtime.output_paths import check_new_folder
+from megatron_7b.runtime.process.logs import loading
 
 if TYPE_CHECKING:
     import torch

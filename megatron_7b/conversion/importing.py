@@ -23,8 +23,8 @@ from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
 from megatron_7b.model.fitting import check_conversion
 from megatron_7b.model.parameters import Shape
-from megatron_7b.runtime.logs import loading
 from megatron_7b.runtime.output_paths import check_new_folder
+from megatron_7b.runtime.process.logs import loading
 from megatron_7b.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from megatron_7b.conversion.folder_reader import CONFIG_FILE
 from megatron_7b.conversion.json_files import read_json
 from megatron_7b.conversion.reference import reported
 from megatron_7b.errors import ConversionError
-from megatron_7b.runtime.vector_math import settle_vector_functions
+from megatron_7b.runtime.cpu.vector_math import settle_vector_functions
 
 FP32_TOLERANCE = 1e-4
 """Largest difference of a logit in FP32 arithmetic: absolute, or in units of the logits' spread where that exceeds 1.

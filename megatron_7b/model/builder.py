@@ -18,7 +18,7 @@ from megatron_7b.model.kinds.kind import ChunkPlan
 from megatron_7b.model.parameters import Parameter
 from megatron_7b.model.sizes import padded_vocab_size
 from megatron_7b.parallel import ParallelLayout
-from megatron_7b.runtime.device import DeviceType
+from megatron_7b.runtime.machine.device import DeviceType
 
 logger = logging.getLogger(__name__)
 

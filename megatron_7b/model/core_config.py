@@ -9,7 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_7b.config.schema import PrecisionConfig, RunConfig
 from megatron_7b.model.kernels import TransformerImpl
-from megatron_7b.runtime.device import DeviceType, has_native_bf16
+from megatron_7b.runtime.machine.device import DeviceType, has_native_bf16
 
 _ACTIVATIONS = {
     "silu": functional.silu,

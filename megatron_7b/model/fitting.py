@@ -14,8 +14,8 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.model.memory import MemoryNeed, bytes_per_parameter, gigabytes, inference_need, training_need
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel import build_layout
-from megatron_7b.runtime.device_facts import may_have_gpu, multiplies_bf16
-from megatron_7b.runtime.host_memory import available_memory
+from megatron_7b.runtime.machine.device_facts import may_have_gpu, multiplies_bf16
+from megatron_7b.runtime.machine.host_memory import available_memory
 
 logger = logging.getLogger(__name__)
 

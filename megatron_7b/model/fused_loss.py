@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_7b.runtime import cpu_kernels
-from megatron_7b.runtime.cpu_kernels import accumulate_weight_gradient
+from megatron_7b.runtime.cpu import kernels as cpu_kernels
+from megatron_7b.runtime.cpu.kernels import accumulate_weight_gradient
 
 _CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, and products still run at full speed
 

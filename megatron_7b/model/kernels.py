@@ -12,7 +12,7 @@ from megatron_7b.config.architectures import Architecture
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.local_layers import LayerNorm, RMSNorm, ScaledDotProductAttention, SwiGLU
-from megatron_7b.runtime.device import DeviceType
+from megatron_7b.runtime.machine.device import DeviceType
 
 type TransformerImpl = Literal["transformer_engine", "local"]
 

@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.runtime import cpu_kernels
+from megatron_7b.runtime.cpu import kernels as cpu_kernels
 
 
 class RMSNorm(torch.nn.RMSNorm):

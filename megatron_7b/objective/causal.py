@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import Dataset, open_sequential, open_split
-from megatron_7b.data.fill_in_the_middle import find_fim_ids
-from megatron_7b.data.opening import UNKNOWN_CONTENTS
-from megatron_7b.data.sample_order import Reached
-from megatron_7b.data.split import Split
+from megatron_7b.data.samples.fill_in_the_middle import find_fim_ids
+from megatron_7b.data.samples.opening import UNKNOWN_CONTENTS
+from megatron_7b.data.samples.sample_order import Reached
+from megatron_7b.data.samples.split import Split
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective.token_losses import TokenLosses
 from megatron_7b.tokenizer import Tokenizer

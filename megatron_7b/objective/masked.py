@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import Dataset, open_sequential, open_split
-from megatron_7b.data.masked_language_model import (
+from megatron_7b.data.samples.masked_language_model import (
     NUM_FRAME_TOKENS,
     MaskedLanguageModelDataset,
     Masking,
@@ -12,9 +12,9 @@ from megatron_7b.data.masked_language_model import (
     open_masked_split,
     windows_of_samples,
 )
-from megatron_7b.data.opening import UNKNOWN_CONTENTS
-from megatron_7b.data.sample_order import Reached
-from megatron_7b.data.split import Split
+from megatron_7b.data.samples.opening import UNKNOWN_CONTENTS
+from megatron_7b.data.samples.sample_order import Reached
+from megatron_7b.data.samples.split import Split
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective.token_losses import TokenLosses
 from megatron_7b.tokenizer import SpecialRole, Tokenizer

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import Batch, Dataset
-from megatron_7b.data.dataset import DatasetPart
-from megatron_7b.data.opening import UNKNOWN_CONTENTS
-from megatron_7b.data.sample_order import Reached, SampleOrder
-from megatron_7b.data.split import Split
+from megatron_7b.data.samples.dataset import DatasetPart
+from megatron_7b.data.samples.opening import UNKNOWN_CONTENTS
+from megatron_7b.data.samples.sample_order import Reached, SampleOrder
+from megatron_7b.data.samples.split import Split
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_7b.config.schema import ParallelConfig, RuntimeConfig
 from megatron_7b.parallel.layout import ParallelLayout, build_layout
-from megatron_7b.runtime.distributed import leave_process_group
+from megatron_7b.runtime.process.distributed import leave_process_group
 
 
 def initialize_model_parallel(

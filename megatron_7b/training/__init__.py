@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.logs import configure_logging, loading
-from megatron_7b.runtime.signals import StopRequest
+from megatron_7b.runtime.process.logs import configure_logging, loading
+from megatron_7b.runtime.process.signals import StopRequest
 from megatron_7b.training.prerequisites import check_prerequisites
 
 

@@ -13,8 +13,8 @@ from megatron_7b.checkpoint import Companions
 from megatron_7b.checkpoint.companions import forget_other_ids
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import BatchLoader
-from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer
-from megatron_7b.data.sample_order import SampleOrder
+from megatron_7b.data.samples.corpus_tokenizer import corpus_vocab_size, find_tokenizer
+from megatron_7b.data.samples.sample_order import SampleOrder
 from megatron_7b.errors import ConfigError
 from megatron_7b.files import flush_tree_to_disk, remove_any
 from megatron_7b.model.builder import build_model
@@ -26,9 +26,9 @@ from megatron_7b.objective.objective import Samples
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
-from megatron_7b.runtime.allocator import keep_freed_memory
-from megatron_7b.runtime.device import DeviceType, torch_device
-from megatron_7b.runtime.distributed import initialize_process
+from megatron_7b.runtime.cpu.allocator import keep_freed_memory
+from megatron_7b.runtime.machine.device import DeviceType, torch_device
+from megatron_7b.runtime.process.distributed import initialize_process
 from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.history import find_start

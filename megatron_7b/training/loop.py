@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.optim.schedules import learning_rate
-from megatron_7b.runtime.signals import StopRequest
+from megatron_7b.runtime.process.signals import StopRequest
 from megatron_7b.training.batch_schedule import global_batch_size
 from megatron_7b.training.hooks import Hook
 from megatron_7b.training.metrics import StepMetrics

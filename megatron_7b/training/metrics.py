@@ -14,8 +14,8 @@ from megatron_7b.config.schema import PrecisionConfig, RunConfig
 from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.sizes import flops_per_token
 from megatron_7b.objective import build_objective
-from megatron_7b.runtime.device import DeviceType
-from megatron_7b.runtime.hardware import MatmulFormat, device_name, peak_tflops
+from megatron_7b.runtime.machine.device import DeviceType
+from megatron_7b.runtime.machine.hardware import MatmulFormat, device_name, peak_tflops
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 from megatron_7b.checkpoint import Companions, resolve_checkpoint
 from megatron_7b.config.schema import RunConfig, TelemetryConfig
 from megatron_7b.data import IndexedDataset, parse_blend
-from megatron_7b.data.corpus_tokenizer import find_tokenizer
+from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
-from megatron_7b.runtime.launch import is_rank
+from megatron_7b.runtime.process.launch import is_rank
 from megatron_7b.training.history import find_start
 from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_folder import RunFolder, check_run_folder

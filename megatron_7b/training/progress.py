@@ -6,8 +6,8 @@ from pathlib import Path
 from megatron_7b.checkpoint import latest_checkpoint, read_config, read_manifest
 from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data.blend import integer_weights, parse_blend
-from megatron_7b.data.sample_order import Reached, SampleOrder
+from megatron_7b.data.samples.blend import integer_weights, parse_blend
+from megatron_7b.data.samples.sample_order import Reached, SampleOrder
 from megatron_7b.errors import CheckpointError
 from megatron_7b.training.batch_schedule import consumed_samples_after
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from megatron_7b.config import config_to_dict
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.logs import console
+from megatron_7b.runtime.process.logs import console
 from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, format_count, named_values, to_json
 from megatron_7b.training.run_folder import RunFolder
 

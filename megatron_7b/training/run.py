@@ -9,8 +9,8 @@ from megatron_7b.checkpoint import Companions
 from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import TrainingError
-from megatron_7b.runtime.hardware import peak_memory_bytes
-from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED, StopReason, StopRequest
+from megatron_7b.runtime.machine.hardware import peak_memory_bytes
+from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_SAVED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import Trainer
 from megatron_7b.training.metrics import Throughput

@@ -5,7 +5,7 @@ import logging
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import has_split
-from megatron_7b.data.quick_check import CheckedCorpus, check_corpora, find_prefixes, refuse_damaged
+from megatron_7b.data.upkeep.quick_check import CheckedCorpus, check_corpora, find_prefixes, refuse_damaged
 from megatron_7b.objective.objective import Objective, Samples
 from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.training.agreement import Ranks

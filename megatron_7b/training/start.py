@@ -8,9 +8,9 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import TrainingError, exit_code
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel.groups import leaving_process_groups
-from megatron_7b.runtime.hardware import device_name
-from megatron_7b.runtime.logs import add_log_file, remove_log_file
-from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
+from megatron_7b.runtime.machine.hardware import device_name
+from megatron_7b.runtime.process.logs import add_log_file, remove_log_file
+from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import build_trainer, keep_companions
 from megatron_7b.training.checkpointing import load_starting_point

@@ -13,7 +13,7 @@ import os
 import socket
 from pathlib import Path
 
-from megatron_7b.runtime.signals import EXIT_FINISHED, EXIT_SAVED, StopReason
+from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_SAVED, StopReason
 from megatron_7b.training.run_folder import RunFolder, RunState, write_status
 
 _BYTES_OF_METRICS = 64 * 1024

@@ -21,7 +21,7 @@ class Border(NamedTuple):
 BORDERS = [
     Border(
         "transformers",
-        frozenset({"conversion", "tokenizer", "evaluation", "serving", "runtime/doctor.py", "cli/doctor.py"}),
+        frozenset({"conversion", "tokenizer", "evaluation", "serving", "cli/commands/doctor.py"}),
         "Hugging Face names stay at the border; nothing that trains depends on them",
     ),
     Border(

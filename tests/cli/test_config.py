@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from megatron_7b.cli.config import main
+from megatron_7b.cli.commands.config import main
 from megatron_7b.config import config_to_dict, load_config, preset_names
 from megatron_7b.errors import ConfigError
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from megatron_7b.cli import doctor
+from megatron_7b.cli.commands import doctor
 from megatron_7b.cli.import_probe import Outcome, probe_imports
 from tests.support.assets import REPOSITORY
 

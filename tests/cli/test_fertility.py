@@ -80,7 +80,7 @@ def test_a_sample_is_spread_over_the_input(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_sample_of_nothing_is_refused(corpus: Path) -> None:
-    from megatron_7b.cli.tokenizer import main as run
+    from megatron_7b.cli.commands.tokenizer import main as run
 
     with pytest.raises(ConfigError, match="--sample-mb is 0"):
         run(["fertility", "bytes", "--input", str(corpus), "--sample-mb", "0"])

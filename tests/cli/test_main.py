@@ -59,7 +59,7 @@ def test_what_a_user_can_mend_has_no_traceback(capsys, monkeypatch, error, code,
     def fail(_):
         raise error
 
-    monkeypatch.setattr("megatron_7b.cli.config.main", fail)
+    monkeypatch.setattr("megatron_7b.cli.commands.config.main", fail)
     assert main(["config"]) == code == exit_code(error)  # status.json tells the same
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
@@ -68,7 +68,7 @@ def test_defects_keep_their_traceback(monkeypatch):
     def fail(_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("megatron_7b.cli.config.main", fail)
+    monkeypatch.setattr("megatron_7b.cli.commands.config.main", fail)
     with pytest.raises(ZeroDivisionError):
         main(["config"])
 
@@ -77,7 +77,7 @@ def test_interruption(capsys, monkeypatch):
     def fail(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("megatron_7b.cli.config.main", fail)
+    monkeypatch.setattr("megatron_7b.cli.commands.config.main", fail)
     assert main(["config"]) == 130
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from megatron_7b.cli import preprocess
+from megatron_7b.cli.commands import preprocess
 from megatron_7b.data.preprocess import job, pipeline
 from tests.support.commands import exit_code_of, redirect
 from tests.support.fork_server import fork_server

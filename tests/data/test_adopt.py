@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_7b.cli import data, preprocess
-from megatron_7b.data.corpus_scan import count_empty_documents
-from megatron_7b.data.indexed_dataset import IndexedDataset
+from megatron_7b.cli.commands import data, preprocess
+from megatron_7b.data.corpus.indexed_dataset import IndexedDataset
+from megatron_7b.data.corpus.scan import count_empty_documents
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import random_documents, write_corpus
@@ -87,6 +87,6 @@ def test_an_empty_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_empty_documents_are_counted_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = random_documents(5, 100, max_length=3)
     dataset = IndexedDataset(write_corpus(tmp_path / "a", documents))
-    monkeypatch.setattr("megatron_7b.data.corpus_scan._DOCUMENTS_AT_ONCE", 7)
+    monkeypatch.setattr("megatron_7b.data.corpus.scan._DOCUMENTS_AT_ONCE", 7)
     assert count_empty_documents(dataset) == sum(not document for document in documents)
     assert count_empty_documents(dataset) == np.count_nonzero(dataset.document_lengths() == 0) > 0

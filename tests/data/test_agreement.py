@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_7b.cli import preprocess
+from megatron_7b.cli.commands import preprocess
 from megatron_7b.data import IndexedDataset
 from tests.data import agreement_corpora as corpora
 from tests.support.assets import asset

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_7b.data import parse_blend
 from megatron_7b.data._index import Blend
-from megatron_7b.data.blend import integer_weights
+from megatron_7b.data.samples.blend import integer_weights
 from megatron_7b.errors import ConfigError
 
 weight_lists = st.lists(st.integers(1, 1000), min_size=1, max_size=12)

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_7b.cli.main import main
 from megatron_7b.config.schema import DataConfig
-from megatron_7b.data.corpus_tokenizer import corpus_vocab_size, find_tokenizer, read_corpus_tokenizer
+from megatron_7b.data.samples.corpus_tokenizer import corpus_vocab_size, find_tokenizer, read_corpus_tokenizer
 from megatron_7b.errors import ConfigError, DataFormatError
 
 

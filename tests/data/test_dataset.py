@@ -10,7 +10,7 @@ import pytest
 
 from megatron_7b.config.schema import DataConfig
 from megatron_7b.data import IndexedDataset, Split, has_split, open_sequential, open_split
-from megatron_7b.data.split import SPLITS
+from megatron_7b.data.samples.split import SPLITS
 from megatron_7b.errors import ConfigError, DataFormatError
 from tests.data.corpora import random_documents, write_corpus
 

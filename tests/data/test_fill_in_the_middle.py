@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from megatron_7b.config.schema import DataConfig
 from megatron_7b.data import open_split
 from megatron_7b.data._index import Batcher, FillInTheMiddle
-from megatron_7b.data.fill_in_the_middle import find_fim_ids
-from megatron_7b.data.indexed_dataset import IndexedDataset
-from megatron_7b.data.sampling import open_stream
+from megatron_7b.data.corpus.indexed_dataset import IndexedDataset
+from megatron_7b.data.samples.fill_in_the_middle import find_fim_ids
+from megatron_7b.data.samples.sampling import open_stream
 from megatron_7b.errors import ConfigError
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import ReferenceStream, mix, random_documents, write_corpus

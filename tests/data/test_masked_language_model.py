@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_7b.config.schema import DataConfig
 from megatron_7b.data import open_sequential, open_split
-from megatron_7b.data.masked_language_model import (
+from megatron_7b.data.samples.masked_language_model import (
     MaskedLanguageModelDataset,
     Masking,
     find_word_beginnings,

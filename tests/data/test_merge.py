@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_7b.cli import data, data_corpora, preprocess
-from megatron_7b.data import IndexWriter, corpus_scan, merge
-from megatron_7b.data.adopt import adopt_corpus
+from megatron_7b.cli.commands import data, data_corpora, preprocess
+from megatron_7b.data import IndexWriter
+from megatron_7b.data.corpus import scan as corpus_scan
+from megatron_7b.data.upkeep import merge
+from megatron_7b.data.upkeep.adopt import adopt_corpus
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import write_corpus

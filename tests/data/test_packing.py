@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_7b.data.loader import BatchLoader
-from megatron_7b.data.packing import PackedDataset, pack_documents
+from megatron_7b.data.samples.loader import BatchLoader
+from megatron_7b.data.samples.packing import PackedDataset, pack_documents
 from megatron_7b.errors import DataFormatError
 from tests.data.corpora import random_documents, write_corpus
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_7b.cli import data
+from megatron_7b.cli.commands import data
 from megatron_7b.config import load_config
 from megatron_7b.data import open_split
-from megatron_7b.data.preprocess.manifest import describe_tokenizer
+from megatron_7b.data.corpus.manifest import describe_tokenizer
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.tokenizer import load_tokenizer
 from megatron_7b.training.batch_schedule import global_batch_size
@@ -180,6 +180,7 @@ def test_one_tokenizer_wrote_all_sets(blend: list[str], tmp_path: Path) -> None:
 
 def test_it_needs_no_torch(blend: list[str]) -> None:
     flags = [word for path, value in SIZES.items() for word in (f"--{path}", value)]
-    script = "import sys; from megatron_7b.cli import data; data.main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    program = "import sys; from megatron_7b.cli.commands import data; data.main(sys.argv[1:])"
+    script = f"{program}; assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", script, "plan", "--data.train", *blend, *flags]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.count("\n") == 6

@@ -23,9 +23,9 @@ import xxhash
 from backports import zstd
 
 from megatron_7b.cli.main import main
-from megatron_7b.data.fingerprint import spot_hash
-from megatron_7b.data.preprocess.blocks import Block
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.corpus.fingerprint import spot_hash
+from megatron_7b.data.reading.blocks import Block
+from megatron_7b.data.reading.sources import Source
 from tests.support.assets import asset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -412,7 +412,7 @@ def test_start_up_is_quick_and_without_torch(tmp_path: Path) -> None:
     ]
     script = (
         "import sys, time; sys.argv[0] = 'x'; start = time.process_time()\n"
-        "from megatron_7b.cli.preprocess import main\n"
+        "from megatron_7b.cli.commands.preprocess import main\n"
         f"assert main({arguments!r}) == 0\n"
         "loaded = {'torch', 'transformers', 'pyarrow', 'awkward', 'nltk', 'rich'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
@@ -440,7 +440,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
                 file.write(line)
         arguments = ["--input", str(corpus), "--output-prefix", str(tmp_path / f"o{size_mb}"), "--tokenizer-model"]
         script = (
-            "import resource\nfrom megatron_7b.cli.preprocess import main\n"
+            "import resource\nfrom megatron_7b.cli.commands.preprocess import main\n"
             f"main({[*arguments, str(asset('gpt2')), '--workers', '2']!r})\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_7b.data import _index
-from megatron_7b.data.preprocess import records
-from megatron_7b.data.preprocess.blocks import Block
-from megatron_7b.data.preprocess.records import parse_block
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading import records
+from megatron_7b.data.reading.blocks import Block
+from megatron_7b.data.reading.records import parse_block
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import DataFormatError
 from megatron_7b.tokenizer.checked import find_unknown_slowly
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from megatron_7b.cli.main import main
 from megatron_7b.data.preprocess.shards import Shard, find_slurm_shard, take_shard
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import ConfigError
 from tests.support.assets import asset
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import xxhash
 
-from megatron_7b.cli import data
-from megatron_7b.data import quick_check
-from megatron_7b.data.corpus_manifest import load_manifest
-from megatron_7b.data.fingerprint import NUM_SPOTS, SPOT_BYTES, corpus_spots, spot_hash, spot_offsets
-from megatron_7b.data.quick_check import check_corpora, refuse_damaged
+from megatron_7b.cli.commands import data
+from megatron_7b.data.corpus.fingerprint import NUM_SPOTS, SPOT_BYTES, corpus_spots, spot_hash, spot_offsets
+from megatron_7b.data.corpus.manifest_reader import load_manifest
+from megatron_7b.data.upkeep import quick_check
+from megatron_7b.data.upkeep.quick_check import check_corpora, refuse_damaged
 from megatron_7b.errors import DataFormatError
 from tests.data.corpora import random_documents, write_corpus
 

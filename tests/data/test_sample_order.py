@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from megatron_7b.config.schema import DataConfig
 from megatron_7b.data import Dataset, IndexedDataset, open_split
-from megatron_7b.data.fingerprint import corpus_spots
-from megatron_7b.data.sample_order import Reached, SampleOrder
+from megatron_7b.data.corpus.fingerprint import corpus_spots
+from megatron_7b.data.samples.sample_order import Reached, SampleOrder
 from megatron_7b.errors import ConfigError
 from tests.data.corpora import write_corpus
 

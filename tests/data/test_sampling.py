@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from megatron_7b.data import Dataset, IndexedDataset
 from megatron_7b.data._index import Batcher, Permutation, TokenStream
-from megatron_7b.data.sample_order import Continuation, SampleOrder
-from megatron_7b.data.sampling import open_stream, stream_key
+from megatron_7b.data.samples.sample_order import Continuation, SampleOrder
+from megatron_7b.data.samples.sampling import open_stream, stream_key
 from megatron_7b.errors import DataFormatError
 from tests.data.corpora import ReferenceStream, permute, random_documents, write_corpus
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_7b.cli import data
+from megatron_7b.cli.commands import data
 from megatron_7b.cli.main import main
 from megatron_7b.data import IndexWriter
-from megatron_7b.data.preprocess.manifest import describe_tokenizer
+from megatron_7b.data.corpus.manifest import describe_tokenizer
 from megatron_7b.errors import ConfigError, DataFormatError, PathError
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import write_corpus

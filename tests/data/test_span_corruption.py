@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from megatron_7b.config.schema import DataConfig
 from megatron_7b.data import open_split
-from megatron_7b.data.sample_random import sample_generator
-from megatron_7b.data.span_corruption import (
+from megatron_7b.data.samples.sample_random import sample_generator
+from megatron_7b.data.samples.span_corruption import (
     Corruption,
     Lengths,
     draw_noise,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_7b.data import document_range, parse_split
-from megatron_7b.data.split import SPLITS
+from megatron_7b.data.samples.split import SPLITS
 from megatron_7b.errors import ConfigError
 
 

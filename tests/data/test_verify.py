@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import xxhash
 
-from megatron_7b.cli import data
-from megatron_7b.data import IndexWriter, corpus_scan
-from megatron_7b.data.adopt import adopt_corpus
+from megatron_7b.cli.commands import data
+from megatron_7b.data import IndexWriter
+from megatron_7b.data.corpus import scan as corpus_scan
+from megatron_7b.data.upkeep.adopt import adopt_corpus
 from megatron_7b.tokenizer import load_tokenizer
 from tests.data.corpora import random_documents, write_corpus
 
@@ -209,7 +210,7 @@ def test_pieces_make_no_difference(tmp_path: Path) -> None:
 
 
 def test_interruption_stops_the_other_files(tmp_path: Path) -> None:
-    from megatron_7b.data.verify import CorpusCheck, verify_corpora
+    from megatron_7b.data.upkeep.verify import CorpusCheck, verify_corpora
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt

@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_7b.data.preprocess import records, sources
-from megatron_7b.data.preprocess.blocks import TextDocuments
-from megatron_7b.data.preprocess.records import parse_block
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading import records, sources
+from megatron_7b.data.reading.blocks import TextDocuments
+from megatron_7b.data.reading.records import parse_block
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import DataFormatError
 
 CORPUS = Path(__file__).with_name("jsonl_corpus")

@@ -10,7 +10,7 @@ import torch
 def process_group() -> Iterator[None]:
     from megatron_7b.config.schema import RuntimeConfig
     from megatron_7b.parallel.groups import leaving_process_groups
-    from megatron_7b.runtime.distributed import initialize_process
+    from megatron_7b.runtime.process.distributed import initialize_process
 
     with leaving_process_groups():
         assert initialize_process(RuntimeConfig(device="cuda", deterministic=True)) == "cuda"

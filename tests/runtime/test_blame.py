@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_7b.errors import CheckpointError, CollectiveError, ConfigError
-from megatron_7b.runtime.blame import End, Kind, Verdict, first_cause, judge
-from megatron_7b.runtime.launched import Record, follows_from_a_lost_peer
+from megatron_7b.runtime.process.blame import End, Kind, Verdict, first_cause, judge
+from megatron_7b.runtime.process.launched import Record, follows_from_a_lost_peer
 
 times = st.floats(0.0, 100.0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.runtime import cpu_backend
+from megatron_7b.runtime.cpu import backend as cpu_backend
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import tiny_config, train
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from megatron_7b.runtime import _kernels, cpu_kernels
+from megatron_7b.runtime import _kernels
+from megatron_7b.runtime.cpu import kernels as cpu_kernels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_7b.runtime.deaths import MemoryWatch, describe_death, signal_name
+from megatron_7b.runtime.process.deaths import MemoryWatch, describe_death, signal_name
 from tests.support.assets import REPOSITORY
 
 
@@ -92,12 +92,12 @@ def small_group() -> Iterator[Path]:
 
 LAUNCHER = """
 import sys
-from megatron_7b.runtime.launch import LaunchPlan, launch
+from megatron_7b.runtime.process.launch import LaunchPlan, launch
 sys.exit(launch([sys.executable, "-c", sys.argv[1]], LaunchPlan(2)))
 """
 HUNGRY = """
 import os, time
-from megatron_7b.runtime import launched
+from megatron_7b.runtime.process import launched
 launched.join_launcher()
 held = [bytearray(b"x") * 2**20 for _ in range(400)] if os.environ["RANK"] == "1" else time.sleep(600)
 """

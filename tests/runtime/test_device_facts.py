@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_7b.runtime import device_facts
+from megatron_7b.runtime.machine import device_facts
 from tests.support.assets import REPOSITORY
 
 
@@ -13,7 +13,7 @@ def test_cores_follow_the_affinity_mask():
     one = min(os.sched_getaffinity(0))
     program = (
         f"import os; os.sched_setaffinity(0, {{{one}}});"
-        "from megatron_7b.runtime.device_facts import available_cores, threads_per_rank;"
+        "from megatron_7b.runtime.machine.device_facts import available_cores, threads_per_rank;"
         "print(available_cores(), threads_per_rank(4))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True, cwd=REPOSITORY).split() == ["1", "1"]

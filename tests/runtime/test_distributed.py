@@ -8,8 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from megatron_7b.config.schema import RuntimeConfig
-from megatron_7b.runtime import distributed
-from megatron_7b.runtime.distributed import initialize_process, process_group_options
+from megatron_7b.runtime.process import distributed
+from megatron_7b.runtime.process.distributed import initialize_process, process_group_options
 from tests.support.ranks import run_ranks
 
 TIMEOUT = dt.timedelta(minutes=3)

@@ -7,7 +7,7 @@ import torch
 from megatron.core.tensor_parallel import random as core_random
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, convert_cuda_rng_state, initialize_rng_tracker
 
-from megatron_7b.runtime import cpu_backend
+from megatron_7b.runtime.cpu import backend as cpu_backend
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import tiny_config, train
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_7b.runtime import host_memory
+from megatron_7b.runtime.machine import host_memory
 
 GIB = 1 << 30
 

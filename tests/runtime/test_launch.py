@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from megatron_7b.runtime import launch, launched
-from megatron_7b.runtime.signals import STOP_SIGNALS
+from megatron_7b.runtime.process import launch, launched
+from megatron_7b.runtime.process.signals import STOP_SIGNALS
 from tests.support.assets import REPOSITORY
 
 RANK = """
 import os, signal, sys, time
 from megatron_7b.errors import CheckpointError, CollectiveError
-from megatron_7b.runtime import launched
-from megatron_7b.runtime.signals import STOP_SIGNALS
+from megatron_7b.runtime.process import launched
+from megatron_7b.runtime.process.signals import STOP_SIGNALS
 launched.join_launcher()
 rank = int(os.environ["RANK"])
 """
@@ -27,7 +27,7 @@ rank = int(os.environ["RANK"])
 LAUNCHER = """
 import os, sys
 from pathlib import Path
-from megatron_7b.runtime import launch
+from megatron_7b.runtime.process import launch
 for name in ("SECONDS_TO_FAIL", "SECONDS_TO_EXPLAIN"):
     setattr(launch, name, float(os.environ.get(name, getattr(launch, name))))
 logs = Path(sys.argv[3]) if sys.argv[3] else None
@@ -439,7 +439,7 @@ def test_nodes_meet_where_they_are_told(tmp_path):
     )
     program = textwrap.dedent("""
         import sys
-        from megatron_7b.runtime.launch import LaunchPlan, launch
+        from megatron_7b.runtime.process.launch import LaunchPlan, launch
         node, port, script = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
         sys.exit(launch([sys.executable, script], LaunchPlan(1, num_nodes=2, node_rank=node, master_port=port)))
     """)

@@ -7,7 +7,7 @@ from pathlib import Path
 PROGRAM = """
 import logging, sys, warnings
 from pathlib import Path
-from megatron_7b.runtime.logs import add_log_file, configure_logging, remove_log_file
+from megatron_7b.runtime.process.logs import add_log_file, configure_logging, remove_log_file
 configure_logging(int(sys.argv[1]))
 configure_logging(int(sys.argv[1]))  # once more: nothing is said twice
 logger = logging.getLogger("megatron_7b.training.loop")

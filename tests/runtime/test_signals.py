@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_7b.runtime.signals import (
+from megatron_7b.runtime.process.signals import (
     EXIT_INTERRUPTED,
     SAME_KEY_PRESS_SECONDS,
     STOP_SIGNALS,
@@ -21,7 +21,7 @@ from megatron_7b.runtime.signals import (
 # Says `ready`, then works until it is asked to stop; `stuck` waits in native code, where no Python handler runs.
 PROGRAM = """
 import ctypes, sys, time
-from megatron_7b.runtime.signals import StopReason, StopRequest
+from megatron_7b.runtime.process.signals import StopReason, StopRequest
 request = StopRequest()
 with request.listening():
     print("ready", flush=True)
@@ -69,7 +69,7 @@ def test_the_signals_of_schedulers_terminals_and_people_are_listened_to() -> Non
 # Building a run: leaves with 75 at a signal, even while it waits in native code; its steps then wait for their end.
 BUILDING = """
 import ctypes, os, sys, time
-from megatron_7b.runtime.signals import StopReason, StopRequest, ignore_late_requests
+from megatron_7b.runtime.process.signals import StopReason, StopRequest, ignore_late_requests
 def leave(reason):
     print(f"left for {reason.name}", flush=True)
     os._exit(75)
@@ -134,7 +134,7 @@ def wait_until_ignored(pid: int, number: signal.Signals) -> None:
 # A child that is forked while building and then ended by its parent, as pools of workers do.
 FORKING = """
 import os, signal, sys, time
-from megatron_7b.runtime.signals import StopRequest
+from megatron_7b.runtime.process.signals import StopRequest
 with StopRequest(leave=lambda reason: os._exit(75)).listening():
     child = os.fork()
     if child == 0:

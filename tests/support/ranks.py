@@ -26,7 +26,7 @@ def _serve(
     import torch
     import torch.distributed as dist
 
-    from megatron_7b.runtime import cpu_backend
+    from megatron_7b.runtime.cpu import backend as cpu_backend
 
     assert PRELOAD in sys.modules, "the fork server did not preload megatron-core: every rank would import it again"
     try:

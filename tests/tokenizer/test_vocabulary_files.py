@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertTokenizer, GPT2Tokenizer
 
-from megatron_7b.data.corpus_manifest import load_tokenizer_facts
-from megatron_7b.data.indexed_dataset import IndexedDataset
+from megatron_7b.data.corpus.indexed_dataset import IndexedDataset
+from megatron_7b.data.corpus.manifest_reader import load_tokenizer_facts
 from megatron_7b.errors import DataFormatError
 from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_7b.cli import data
+from megatron_7b.cli.commands import data
 from megatron_7b.config import load_config, save_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError

@@ -189,7 +189,7 @@ PROGRESS = """
 import dataclasses, sys, time
 from pathlib import Path
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.logs import add_log_file, configure_logging
+from megatron_7b.runtime.process.logs import add_log_file, configure_logging
 from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run_folder import RunFolder
 from tests.training.test_metrics import step_metrics

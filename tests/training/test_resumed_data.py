@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, write_manifest
-from megatron_7b.cli import data
+from megatron_7b.cli.commands import data
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import open_split
 from megatron_7b.errors import CheckpointError, ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.signals import StopReason
+from megatron_7b.runtime.process.signals import StopReason
 from megatron_7b.training.opening import opened
 from megatron_7b.training.run_folder import RunFolder
 from megatron_7b.training.status import (

@@ -30,8 +30,8 @@ from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.checkpoint.save import save_checkpoint
 from megatron_7b.cli.options import split_overrides
 from megatron_7b.config import load_config
-from megatron_7b.runtime.device import torch_device
-from megatron_7b.runtime.distributed import initialize_process
+from megatron_7b.runtime.machine.device import torch_device
+from megatron_7b.runtime.process.distributed import initialize_process
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import build_core, with_vocab_size
 

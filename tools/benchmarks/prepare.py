@@ -130,8 +130,8 @@ def run_planted(arguments: argparse.Namespace, work: Path) -> PlantedResult:
 
 def read_output(folder: Path) -> list[str]:
     """All texts that came out."""
-    from megatron_7b.data.preprocess.records import parse_block
-    from megatron_7b.data.preprocess.sources import find_sources
+    from megatron_7b.data.reading.records import parse_block
+    from megatron_7b.data.reading.sources import find_sources
 
     splits = [str(folder / split) for split in ("train", "validation", "test") if any((folder / split).glob("*"))]
     texts: list[str] = []

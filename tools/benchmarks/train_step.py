@@ -57,7 +57,7 @@ def choose_contenders(asked_for: list[str] | None, *, native_bf16: bool, emulate
 
 def has_native_bf16() -> bool:
     """Return whether the processor multiplies BF16 itself."""
-    from megatron_7b.runtime import device
+    from megatron_7b.runtime.machine import device
 
     return device.has_native_bf16("cpu")
 
@@ -94,7 +94,7 @@ def prepare_ours(dtype: str) -> tuple[Callable[[int], float], int]:
 
     from megatron_7b.config import load_config
     from megatron_7b.data import Batch
-    from megatron_7b.runtime.distributed import initialize_process
+    from megatron_7b.runtime.process.distributed import initialize_process
     from megatron_7b.training.assemble import build_core
     from megatron_7b.training.step import train_step
 

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.data import _index
-from megatron_7b.data.preprocess.blocks import Block
 from megatron_7b.data.preprocess.output import TokenDtype, TokenIds
-from megatron_7b.data.preprocess.records import BadRecord, parse_block
+from megatron_7b.data.reading.blocks import Block
+from megatron_7b.data.reading.records import BadRecord, parse_block
 
 
 class Difference(Protocol):

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_7b import __version__
-from megatron_7b.data.corpus_manifest import load_manifest
-from megatron_7b.data.preprocess.blocks import TextDocuments
+from megatron_7b.data.corpus.manifest import TokenizerFacts
+from megatron_7b.data.corpus.manifest_reader import load_manifest
+from megatron_7b.data.corpus.publish import PUBLISHED, find_existing, get_suffixed, remove_temporary
 from megatron_7b.data.preprocess.journal import Journal, hash_job
-from megatron_7b.data.preprocess.manifest import TokenizerFacts
-from megatron_7b.data.preprocess.publish import PUBLISHED, find_existing, get_suffixed, remove_temporary
-from megatron_7b.data.preprocess.records import BadRecord
 from megatron_7b.data.preprocess.shards import Shard
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading.blocks import TextDocuments
+from megatron_7b.data.reading.records import BadRecord
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.runtime.output_paths import check_folder_to_write
 

@@ -10,9 +10,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from megatron_7b.data._index import IndexWriter
-from megatron_7b.data.fingerprint import spot_hash
-from megatron_7b.data.preprocess.manifest import Counts, FileFacts
-from megatron_7b.data.preprocess.publish import get_suffixed, remove_temporary
+from megatron_7b.data.corpus.fingerprint import spot_hash
+from megatron_7b.data.corpus.manifest import Counts, FileFacts
+from megatron_7b.data.corpus.publish import get_suffixed, remove_temporary
 from megatron_7b.errors import DataFormatError
 
 type TokenIds = NDArray[np.integer[Any]]

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_7b import __version__
-from megatron_7b.data.indexed_dataset import token_dtype_for
-from megatron_7b.data.preprocess.blocks import Block, Cursor
+from megatron_7b.data.corpus.indexed_dataset import token_dtype_for
+from megatron_7b.data.corpus.manifest import EngineFacts, Manifest
+from megatron_7b.data.corpus.publish import get_suffixed, publish
 from megatron_7b.data.preprocess.encoding import BatchEncoder, EncodedBlock, EncodingOptions, encode_block
 from megatron_7b.data.preprocess.job import PreprocessJob, PreprocessReport
 from megatron_7b.data.preprocess.journal import Entry, Journal
-from megatron_7b.data.preprocess.manifest import EngineFacts, Manifest
 from megatron_7b.data.preprocess.output import CorpusOutput, OutputState, examine
-from megatron_7b.data.preprocess.publish import get_suffixed, publish
-from megatron_7b.data.preprocess.records import BadRecord
-from megatron_7b.data.preprocess.sources import Source, SourceRecord
+from megatron_7b.data.reading.blocks import Block, Cursor
+from megatron_7b.data.reading.records import BadRecord
+from megatron_7b.data.reading.sources import Source, SourceRecord
 from megatron_7b.errors import DataFormatError
 
 NUM_BAD_KEPT = 10

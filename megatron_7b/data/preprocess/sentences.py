@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_7b.data.preprocess.blocks import TextDocuments
-from megatron_7b.data.preprocess.records import parse_block
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading.blocks import TextDocuments
+from megatron_7b.data.reading.records import parse_block
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import ConfigError, DataFormatError
 
 _TRAINING_CHARACTERS = 20_000_000

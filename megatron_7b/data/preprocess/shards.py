@@ -13,8 +13,8 @@ from typing import Self
 
 import xxhash
 
-from megatron_7b.data.preprocess.blocks import TextDocuments
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading.blocks import TextDocuments
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from megatron_7b.data.preprocess.sources import walk_folder
+from megatron_7b.data.reading.sources import walk_folder
 from megatron_7b.errors import ConfigError, PathError
 from megatron_7b.prepare.recipe import Recipe, RecipeBook
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_7b.data.preprocess.parquet import get_column
+from megatron_7b.data.reading.parquet import get_column
 from megatron_7b.errors import DataFormatError
 
 _ROWS = 1000

@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from megatron_7b.data.preprocess.blocks import Block, BlockKind
-from megatron_7b.data.preprocess.records import parse_block
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading.blocks import Block, BlockKind
+from megatron_7b.data.reading.records import parse_block
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import DataFormatError
 from megatron_7b.prepare.document import Document, Removed
 from megatron_7b.prepare.document_sections import ReadingSection

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_7b.data.preprocess.sources import Source, find_sources
+from megatron_7b.data.reading.sources import Source, find_sources
 from megatron_7b.errors import DataFormatError
 from megatron_7b.prepare.corpus_sections import DecontaminationSection
 from megatron_7b.prepare.document import Document, Removed
@@ -122,7 +122,7 @@ def read_evaluation(source: Source, keys: Sequence[str]) -> Iterator[EvaluationT
 def _read_records(source: Source) -> Iterator[tuple[int, Any]]:
     import orjson
 
-    from megatron_7b.data.preprocess.records import parse_block
+    from megatron_7b.data.reading.records import parse_block
 
     if source.format == ".parquet":
         yield from _read_rows(source)

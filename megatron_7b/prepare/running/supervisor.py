@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 
 from megatron_7b.errors import MegatronError
 from megatron_7b.prepare.running.heartbeat import Heartbeat, make_cells
-from megatron_7b.runtime.signals import end_with_parent
+from megatron_7b.runtime.process.signals import end_with_parent
 
 ATTEMPTS = 2
 STALL_SECONDS = 600.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from megatron_7b.data.preprocess.sources import Source
+from megatron_7b.data.reading.sources import Source
 from megatron_7b.errors import DataFormatError
 from megatron_7b.prepare.document_sections import ReadingSection
 from megatron_7b.prepare.extras import import_zstd

@@ -1,0 +1,1 @@
+"""What a tokenised corpus is on disk: its files, its manifest, how they are scanned and published."""

@@ -1,0 +1,1 @@
+"""Raw text files, read in blocks of records: shared by preprocessing and preparation."""

@@ -1,0 +1,123 @@
+"""The samples of a run, by number: of one corpus or of a blend."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_7b.data._index import Batcher
+from megatron_7b.data.samples.sample_order import Continuation, SampleOrder
+from megatron_7b.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One microbatch. Its arrays [b, s] share a buffer, which is reused once nothing refers to any of them."""
+
+    tokens: NDArray[np.int64]
+    """Inputs, [b, s]."""
+    labels: NDArray[np.int64]
+    """The token after each input, [b, s]."""
+    loss_mask: NDArray[np.float32]
+    """1 where the prediction counts, [b, s]."""
+    position_ids: NDArray[np.int64]
+    """0 … s - 1 over the whole sample, or over each of its documents where they are reset, [b, s]."""
+    cu_seqlens: NDArray[np.int32] | None = None
+    """Cumulative lengths of the documents when the rows are laid one after the other, [documents + 1]: 0, …, b × s.
+
+    A new document always begins with each row, even if the row continues a document of an earlier sample. None unless
+    boundaries were requested.
+    """
+    tokentype_ids: NDArray[np.int64] | None = None
+    """Which sentence of a pair a token is of, [b, s]; None for models that do not ask."""
+
+
+@dataclass(frozen=True)
+class DatasetPart:
+    """One set of a dataset."""
+
+    prefix: str
+    share: float
+    """Of the dataset's samples; the shares add up to 1."""
+    first_document: int
+    end_document: int
+    num_tokens: int
+    num_samples: int
+    """Samples that begin in the first epoch (of the single pass, where it isn't shuffled)."""
+    max_samples: int | None = None
+    """Samples after which the set has run out (`data.max_epochs`); None: never."""
+
+
+class Dataset:
+    """Samples by global number, from 0 without end: after the first epoch comes the next one.
+
+    Only if `data.max_epochs` limits every set do the samples end, once all sets are exhausted.
+
+    The number is the whole state: sample i has the same tokens in every process, whatever was read before.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[DatasetPart],
+        batcher: Batcher,
+        continuation: Continuation,
+        *,
+        left_out: Sequence[str] = (),
+    ) -> None:
+        self.parts = tuple(parts)
+        self.order: SampleOrder = continuation.order
+        self.notes = continuation.notes
+        """What a user should know about how this continues what a run has read."""
+        self.left_out = tuple(left_out)
+        """Sets of the blend that have too little text in this split for one sample."""
+        self._batcher = batcher
+
+    @property
+    def seq_length(self) -> int:
+        """Input tokens per sample."""
+        return self.order.seq_length
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sets, each counted once."""
+        return sum(part.num_tokens for part in self.parts)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all sets in one epoch of each."""
+        return sum(part.num_samples for part in self.parts)
+
+    @property
+    def end(self) -> int | None:
+        """Samples after which all sets have run out; None where one never does."""
+        return self.order.end
+
+    def check_end(self, num_samples: int) -> None:
+        """Refuse a run that is longer than its data.
+
+        Args:
+            num_samples: Of the whole run, those that were consumed before a resume included.
+
+        Raises:
+            ConfigError: All sets are exhausted before `num_samples`.
+        """
+        if self.end is not None and num_samples > self.end:
+            raise ConfigError(
+                f"the run takes {num_samples:,} samples of {self.seq_length:,} tokens, but with data.max_epochs all "
+                f"sets have run out after {self.end:,}",
+                hint="shorten training.train_steps, raise data.max_epochs, or leave one set without a bound (0)",
+            )
+
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """The samples of these global numbers, in this order. Releases the GIL; any thread may call it.
+
+        Raises:
+            DataFormatError: A token id lies outside of the vocabulary.
+            IndexError: All sets are exhausted before that.
+        """
+        return Batch(*self._batcher.assemble(np.asarray(indices, dtype=np.int64)))
+
+    def locate(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The set, and the sample number within it, of each global number."""
+        return self._batcher.locate(np.asarray(indices, dtype=np.int64))

@@ -1,0 +1,1 @@
+"""Corpora that exist already: merged, verified, adopted."""

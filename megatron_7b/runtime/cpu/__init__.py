@@ -1,0 +1,1 @@
+"""What stands in for CUDA on a CPU: the backend, fused kernels, vector mathematics, the allocator."""

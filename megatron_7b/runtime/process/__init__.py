@@ -1,0 +1,1 @@
+"""Processes of a run: how they start, meet, log, stop and die."""

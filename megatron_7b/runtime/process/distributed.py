@@ -1,0 +1,72 @@
+"""Start and end of a process's part in a run: device, threads, default process group."""
+
+import datetime as dt
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from megatron_7b.config.schema import RuntimeConfig
+from megatron_7b.runtime.cpu import backend as cpu_backend
+from megatron_7b.runtime.machine.device import DeviceType, local_rank, resolve_device
+from megatron_7b.runtime.machine.device_facts import threads_per_rank
+
+
+def initialize_process(runtime: RuntimeConfig) -> DeviceType:
+    """Choose the device, put the CPU backend in place where it is needed, and join the default process group.
+
+    Rank, world size and rendezvous come from the launcher's environment (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`,
+    `MASTER_PORT`); without them the process is a world of its own. A process group that exists already is kept.
+
+    Collective: all ranks of the run.
+
+    Raises:
+        ConfigError: the device asked for is not there.
+    """
+    device_type = resolve_device(runtime.device)
+    if device_type == "cpu":
+        cpu_backend.install()
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(runtime.num_threads or threads_per_rank(local_world_size))
+    else:
+        # Kernels then start in the order of their launch: communication issued first overlaps with what follows.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        if runtime.deterministic:
+            _choose_deterministic_kernels()
+        torch.cuda.set_device(local_rank())
+    if not dist.is_initialized():
+        timeout = dt.timedelta(minutes=runtime.distributed_timeout_minutes)
+        dist.init_process_group(**process_group_options(device_type, timeout=timeout, is_launched="RANK" in os.environ))
+    return device_type
+
+
+def _choose_deterministic_kernels() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # Transformer Engine's attention
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a pass per buffer
+
+
+def process_group_options(device_type: DeviceType, *, timeout: dt.timedelta, is_launched: bool) -> dict[str, Any]:
+    """Return the arguments of `init_process_group`.
+
+    There is no `device_id` among them: with one, torch connects every NCCL group as soon as it is made, and
+    megatron-core makes some fifteen, of which a run uses few. That took 8 GB of an H200's memory for a model of 7 M
+    parameters. Without it a group connects at its first use, on the device that `torch.cuda.set_device` has chosen.
+
+    Args:
+        device_type: Where this rank computes.
+        timeout: How long a collective waits for a late rank.
+        is_launched: Whether the environment describes a rendezvous; otherwise this process is a world of its own.
+    """
+    options: dict[str, Any] = {"backend": "nccl" if device_type == "cuda" else "gloo", "timeout": timeout}
+    return options if is_launched else {**options, "store": HashStore(), "rank": 0, "world_size": 1}
+
+
+def leave_process_group() -> None:
+    """Leave the default process group, if one was joined. Collective: all ranks of the run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
