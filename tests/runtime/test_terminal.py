@@ -77,7 +77,9 @@ def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output", ["/dev/full", "a pipe that nobody reads"])
 def test_results_that_nobody_takes_do_not_change_the_exit_code(output: str) -> None:
     """What is still buffered when a command fails would make 120 of its exit code."""
-    program = "import sys; from megatron_7b.runtime.process.terminal import finish_output; print(1); finish_output(); sys.exit(2)"
+    program = (
+        "from megatron_7b.runtime.process import terminal; print(1); terminal.finish_output(); raise SystemExit(2)"
+    )
     if output == "/dev/full":
         writing = os.open(output, os.O_WRONLY)
     else:

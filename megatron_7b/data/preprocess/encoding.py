@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_7b.data import _index
+from megatron_7b.data._index import frame_documents as frame_natively
 from megatron_7b.data.preprocess.output import TokenDtype, TokenIds
 from megatron_7b.data.reading.blocks import Block
 from megatron_7b.data.reading.records import BadRecord, parse_block
@@ -135,9 +135,7 @@ def frame_documents(
     ids: NDArray[np.uint32], lengths: NDArray[np.int64], options: EncodingOptions
 ) -> tuple[TokenIds, NDArray[np.int64]]:
     """Put bos before and eod behind each document that has tokens, in the corpus's id width."""
-    framed, framed_lengths = _index.frame_documents(
-        ids, lengths, options.dtype.itemsize, options.bos_id, options.eod_id
-    )
+    framed, framed_lengths = frame_natively(ids, lengths, options.dtype.itemsize, options.bos_id, options.eod_id)
     return framed, framed_lengths
 
 
