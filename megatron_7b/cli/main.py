@@ -9,10 +9,8 @@ import difflib
 import errno
 import importlib
 import io
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +31,7 @@ _ROOM = {
     errno.ENOSPC: "free some room, and give the same command again",
     errno.EDQUOT: "free some of your quota, and give the same command again",
 }
-"""Errors of the file system that are no defect of ours, wherever they come up, and what to do."""
+"""Errors of the file system that are not our defect, wherever they come up, and what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes those of the process.
 
     Returns:
-        The exit code. Any other exception is a bug of ours and keeps its traceback.
+        The exit code. Any other exception is our bug and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # text in a script that the terminal's encoding lacks ends nothing
@@ -80,7 +78,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _tell(error: MegatronError) -> int:
-    """Print what a user can mend, or leave it to the launcher, and return the exit code."""
+    """Print what a user can fix, or leave it to the launcher, and return the exit code."""
     code = exit_code(error)
     if not record_failure(error, code):
         say(f"error: {error}")
@@ -101,12 +99,6 @@ def _run(arguments: list[str]) -> int:
             f"unknown command {command!r}" + (f"; did you mean {guess[0]}?" if guess else ""),
             hint="megatron-7b --help lists the commands",
         )
-    # Remarks of libraries as they load (no GPU, no apex, future deprecations) do not concern users.
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed\.")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron|torch)\.")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    logging.getLogger("megatron.core").setLevel(logging.ERROR)
     module = importlib.import_module(f"megatron_7b.cli.commands.{command}")
     code: int = module.main(rest)
     sys.stdout.flush()  # A broken pipe shows here rather than at the interpreter's end.

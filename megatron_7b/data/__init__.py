@@ -1,6 +1,7 @@
 """Corpora, the order of their samples, and batches. Imports neither torch nor transformers."""
 
 from megatron_7b.data.corpus.indexed_dataset import IndexedDataset, IndexWriter, resolve_prefix, token_bytes_for
+from megatron_7b.data.reading.tokenizer_training import TrainedTokenizer, train_tokenizer
 from megatron_7b.data.samples.blend import BlendPart, parse_blend
 from megatron_7b.data.samples.dataset import Batch, Dataset, DatasetPart
 from megatron_7b.data.samples.loader import BatchLoader, microbatch_indices
@@ -16,6 +17,7 @@ __all__ = [
     "IndexWriter",
     "IndexedDataset",
     "Split",
+    "TrainedTokenizer",
     "document_range",
     "has_split",
     "microbatch_indices",
@@ -25,4 +27,5 @@ __all__ = [
     "parse_split",
     "resolve_prefix",
     "token_bytes_for",
+    "train_tokenizer",
 ]

@@ -1,1 +1,10 @@
-"""Evaluation: the loss of a model on a corpus."""
+"""Evaluation: the loss of a model on a corpus, and what tokenizers spend on the words of a text.
+
+Importing the package loads no torch; `corpus_loss` does.
+"""
+
+from megatron_7b.evaluation.evaluating import evaluate
+from megatron_7b.evaluation.fertility import Fertility, FertilityReport, measure_fertility
+from megatron_7b.evaluation.result import CorpusLoss, EvaluationProgress
+
+__all__ = ["CorpusLoss", "EvaluationProgress", "Fertility", "FertilityReport", "evaluate", "measure_fertility"]

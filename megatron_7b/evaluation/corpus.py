@@ -24,7 +24,7 @@ def open_corpus(prefix: str, checkpoint: Path, config: RunConfig) -> Samples:
         ConfigError: A token that the objective needs is not known.
         DataFormatError: A file is damaged, or holds fewer than two tokens.
 
-    **Collective:** none.
+    Collective: none.
     """
     return build_objective(config).open_corpus(prefix, config, _tokenizer(checkpoint))
 

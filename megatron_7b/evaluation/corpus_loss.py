@@ -23,7 +23,6 @@ With transformers the same figure, without these two options, comes from
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ import torch
 from megatron_7b.checkpoint.open_model import OpenModel
 from megatron_7b.data import Batch
 from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.result import CorpusLoss, EvaluationProgress
 from megatron_7b.objective import build_objective
 from megatron_7b.objective.microbatches import run_microbatches
 from megatron_7b.objective.objective import Samples
@@ -38,42 +38,6 @@ from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_repl
 
 _MICROBATCHES_PER_STAGE = 4
 """Microbatches of a round of p stages, in multiples of p: filling the pipeline takes (p-1) / (4p + p-1) of the time."""
-
-
-@dataclass(frozen=True)
-class CorpusLoss:
-    """How well a model predicts a corpus.
-
-    Attributes:
-        loss: Mean over all predicted tokens [nats per token].
-        tokens: Predicted tokens.
-    """
-
-    loss: float
-    tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        """e^loss, infinite beyond a float."""
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
-
-
-@dataclass(frozen=True)
-class EvaluationProgress:
-    """How far an evaluation is.
-
-    Attributes:
-        windows: Windows done.
-        total_windows: Windows to do.
-        so_far: Loss on the windows done.
-    """
-
-    windows: int
-    total_windows: int
-    so_far: CorpusLoss
 
 
 @torch.inference_mode()
@@ -100,8 +64,8 @@ def measure_loss(
     Collective: all ranks.
 
     Raises:
-        ConfigError: there is nothing to read, or nothing that counts.
-        DataFormatError: a token id lies outside of the vocabulary.
+        ConfigError: There is nothing to read, or nothing that counts.
+        DataFormatError: A token id is outside the vocabulary.
     """
     num_windows = dataset.num_samples if max_samples is None else min(max_samples, dataset.num_samples)
     if num_windows < 1:

@@ -2,59 +2,20 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.errors import DataFormatError
 from megatron_7b.files import replace_text
+from megatron_7b.tokenizer.bpe_options import NUM_BYTES, BpeOptions, check_bpe_options
 
-DEFAULT_SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>")
 _BOS_NAMES = ("<|begin_of_text|>", "<|bos|>", "<s>", "<bos>")
 _PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]")
 _ENCODER_ROLES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-_NUM_BYTES = 256
 # GPT-2's, as tokenizers' ByteLevel has it inside.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BpeOptions:
-    """What the vocabulary shall be."""
-
-    vocab_size: int
-    """All of it: bytes, merges and special tokens."""
-    special_tokens: tuple[str, ...] = DEFAULT_SPECIAL_TOKENS
-    """They get the first ids. The first one ends documents; bos and pad are found by their usual names, else they are
-    the first one too. [CLS], [SEP] and [MASK] get the roles that an encoder needs."""
-    split_digits: bool = False
-    """Each digit is a token of its own, which helps arithmetic."""
-    byte_fallback: bool = False
-    """Begin with characters instead of bytes, as SentencePiece models do; the rare ones are spelled in bytes."""
-    min_frequency: int = 2
-    """Pairs seen less often are not merged."""
-    model_max_length: int = 2048
-    """Tokens; only written into the settings."""
-    show_progress: bool = False
-
-
-def check_bpe_options(options: BpeOptions) -> None:
-    """Raise what is impossible before a corpus is read.
-
-    Raises:
-        ConfigError: Too small a vocabulary, or special tokens that are missing, empty or double.
-    """
-    special = options.special_tokens
-    if not special or "" in special or len(set(special)) != len(special):
-        raise ConfigError(f"special tokens {list(special)}: expected at least one, none empty, none twice")
-    smallest = _NUM_BYTES + len(special)
-    if options.vocab_size < smallest:
-        raise ConfigError(
-            f"vocabulary size {options.vocab_size} is too small: expected at least {smallest} "
-            f"({_NUM_BYTES} bytes and {len(special)} special tokens)"
-        )
 
 
 def train_bpe(texts: Iterator[Sequence[str]], options: BpeOptions) -> Tokenizer:
@@ -92,7 +53,7 @@ def _train_on_characters(texts: Iterator[Sequence[str]], options: BpeOptions) ->
     """Spaces stay what they are, so that every text comes back from its tokens."""
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = _pre_tokenizer(pre_tokenizers.Split(Regex(_WORDS), "isolated"), options)
-    reserved = [*options.special_tokens, *(f"<0x{byte:02X}>" for byte in range(_NUM_BYTES))]
+    reserved = [*options.special_tokens, *(f"<0x{byte:02X}>" for byte in range(NUM_BYTES))]
     size = options.vocab_size - len(reserved)
     trainer = trainers.BpeTrainer(
         vocab_size=size,

@@ -21,7 +21,7 @@ class Border(NamedTuple):
 BORDERS = [
     Border(
         "transformers",
-        frozenset({"conversion", "tokenizer", "evaluation", "serving", "cli/commands/doctor.py"}),
+        frozenset({"conversion", "tokenizer", "evaluation", "serving"}),
         "Hugging Face names stay at the border; nothing that trains depends on them",
     ),
     Border(

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from megatron_7b.cli.commands import doctor
-from megatron_7b.cli.import_probe import Outcome, probe_imports
+from megatron_7b.runtime.machine import examination
+from megatron_7b.runtime.machine.import_probe import Outcome, probe_imports
 from tests.support.assets import REPOSITORY
 
 HEALTHY = {
@@ -26,12 +27,12 @@ def examine(monkeypatch):
 
     def examine_machine(versions=None, **outcomes):
         found = HEALTHY | {name.replace("__", "."): outcome for name, outcome in outcomes.items()}
-        real_version = doctor._version
-        monkeypatch.setattr(doctor, "probe_imports", lambda _: found)
+        real_version = examination._version
+        monkeypatch.setattr(examination, "probe_imports", lambda _: found)
         monkeypatch.setattr(
-            doctor, "_version", lambda package: {**(versions or {})}.get(package, real_version(package))
+            examination, "_version", lambda package: {**(versions or {})}.get(package, real_version(package))
         )
-        return {finding.name: finding for finding in doctor.examine(1.0)}
+        return {finding.name: finding for finding in examination.examine_machine(1.0)}
 
     return examine_machine
 
@@ -61,14 +62,14 @@ def test_what_is_broken_and_required_decides_the_exit_code(examine, capsys):
 
 
 def test_an_old_resiliency_extension_is_named_as_the_culprit(examine, monkeypatch):
-    monkeypatch.setattr(doctor.device_facts, "glibc_version", lambda: (2, 36))
+    monkeypatch.setattr(examination.device_facts, "glibc_version", lambda: (2, 36))
     error = "AttributeError: module 'nvidia_resiliency_ext' has no attribute '__version__'"
     found = examine({"nvidia-resiliency-ext": "0.4.1"}, megatron__core=Outcome(True, error))
     for name in ("megatron-core", "nvidia-resiliency-ext"):
         assert (found[name].status, found[name].required) == ("broken", True)
         assert found[name].remedy == "pip uninstall -y nvidia-resiliency-ext"
     assert "0.5 needs glibc 2.39, here is 2.36" in found["nvidia-resiliency-ext"].detail
-    monkeypatch.setattr(doctor.device_facts, "glibc_version", lambda: (2, 39))
+    monkeypatch.setattr(examination.device_facts, "glibc_version", lambda: (2, 39))
     assert "0.5" in examine({"nvidia-resiliency-ext": "0.4.1"})["nvidia-resiliency-ext"].remedy
     assert examine({"nvidia-resiliency-ext": "0.6.0"})["nvidia-resiliency-ext"].status == "ok"
 
@@ -86,7 +87,7 @@ def test_the_other_apex_is_told_apart(examine):
 
 
 def test_a_missing_extension_without_a_compiler_starts_with_the_compiler(examine, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
+    monkeypatch.setattr(examination.shutil, "which", lambda _: None)
     found = examine(megatron_7b__data___index=Outcome(False, "No module named 'megatron_7b.data._index'"))
     assert found["data extension"].remedy.startswith("install a C++ compiler")
     assert found["kernel extension"].status == "ok"

@@ -14,22 +14,12 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from megatron_7b.checkpoint import tokenizer_path
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.options import Parser, parse_arguments
-from megatron_7b.data import resolve_prefix
-from megatron_7b.data.samples.corpus_tokenizer import read_corpus_tokenizer
-from megatron_7b.data.upkeep.quick_check import check_corpora, refuse_damaged
-from megatron_7b.errors import ConfigError
-from megatron_7b.evaluation.corpus import check_tokenizer, open_corpus
+from megatron_7b.evaluation import CorpusLoss, EvaluationProgress
+from megatron_7b.evaluation.evaluating import check_evaluation, measure_checkpoint
 from megatron_7b.runtime.process.logs import configure_logging
-from megatron_7b.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from megatron_7b.evaluation.corpus_loss import CorpusLoss, EvaluationProgress
 
 SUMMARY = "measure a checkpoint's loss on a corpus"
 
@@ -44,11 +34,7 @@ def main(argv: list[str]) -> int:
     """
     command = CheckpointCommand.read(parse_arguments(_parser(), argv))
     flags = command.command_line.flags
-    if flags.max_samples is not None and flags.max_samples < 1:
-        raise ConfigError(f"--max-samples is {flags.max_samples}, expected at least 1")
-    _check_tokenizer(flags.data, command.folder)
-    check_tokenizer(command.folder, command.config)
-    refuse_damaged(check_corpora([resolve_prefix(flags.data)], full=False))
+    check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
 
 
@@ -62,43 +48,30 @@ def _parser() -> Parser:
     return parser
 
 
-def _check_tokenizer(prefix: str, folder: Path) -> None:
-    """Refuse a corpus that was written with another tokenizer than the checkpoint carries; either may be unknown."""
-    corpus, carried = read_corpus_tokenizer(prefix), tokenizer_path(folder)
-    if corpus is None or carried is None:
-        return
-    (written, facts), identity = corpus, load_tokenizer(carried).identity
-    if facts.identity != identity:
-        raise ConfigError(
-            f"{written} was written with tokenizer {facts.identity}, but {folder} was trained with {identity}",
-            hint=f"preprocess the text with --tokenizer-model {carried}",
-        )
-
-
 def _evaluate(command: CheckpointCommand) -> int:
     """Measure on this rank, and print on the main one."""
-    flags, config = command.command_line.flags, command.config
-    dataset = open_corpus(flags.data, command.folder, config)
-    configure_logging(int(os.environ.get("RANK", "0")))  # before libraries are imported that warn while they load
-    from megatron_7b.checkpoint.open_model import opened_model
-    from megatron_7b.evaluation.corpus_loss import measure_loss
-
-    with opened_model(command.folder, config, fp32_on_cpu=command.fp32_on_cpu) as model:
-        report = _Report(config.data.seq_length) if model.layout.is_main else None
-        result = measure_loss(model, dataset, max_samples=flags.max_samples, report=report)
-        if model.layout.is_main:
-            _print_result(result, flags.data, as_json=flags.json)
+    flags, rank = command.command_line.flags, int(os.environ.get("RANK", "0"))
+    configure_logging(rank)  # before libraries are imported that warn while they load
+    result = measure_checkpoint(
+        command.folder,
+        command.config,
+        flags.data,
+        fp32_on_cpu=command.fp32_on_cpu,
+        max_samples=flags.max_samples,
+        on_progress=_Report(),
+    )
+    if rank == 0:
+        _print_result(result, flags.data, as_json=flags.json)
     return 0
 
 
 class _Report:
     """Progress on stderr, a line every few seconds."""
 
-    def __init__(self, seq_length: int) -> None:
-        self._seq_length = seq_length
+    def __init__(self) -> None:
         self._start = self._last = time.perf_counter()
 
-    def __call__(self, progress: "EvaluationProgress") -> None:
+    def __call__(self, progress: EvaluationProgress) -> None:
         now = time.perf_counter()
         if now - self._last < _SECONDS_BETWEEN_REPORTS:
             return
@@ -113,7 +86,7 @@ class _Report:
         )
 
 
-def _print_result(result: "CorpusLoss", prefix: str, *, as_json: bool) -> None:
+def _print_result(result: CorpusLoss, prefix: str, *, as_json: bool) -> None:
     if not as_json:
         figures = f"loss {result.loss:.6f} nats per token, perplexity {result.perplexity:.4f}"
         print(f"{prefix}: {figures}, {result.tokens:,} tokens")

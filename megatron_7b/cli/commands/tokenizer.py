@@ -3,24 +3,14 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from megatron_7b.cli.bad_records import print_bad_records
 from megatron_7b.cli.commands.tokenizer_fertility import add_fertility
 from megatron_7b.cli.commands.tokenizer_info import add_info
-from megatron_7b.errors import ConfigError
-from megatron_7b.runtime.output_paths import check_folder_to_write
-
-if TYPE_CHECKING:
-    from megatron_7b.cli.progress import Progress
-    from megatron_7b.data.reading.records import BadRecord
-    from megatron_7b.data.reading.sources import Source
 
 SUMMARY = "Train a byte-level BPE tokenizer, show what a tokenizer is, count what it spends on words."
-
-_BLOCK_BYTES = 1 << 20
-_NUM_BAD_NAMED = 10
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--json-key", default="text", metavar="KEY", help="which key of a record holds the text")
     train.add_argument(
-        "--sample-mb", type=float, metavar="MB", help="train on so much of the input, evenly spread; all if absent"
+        "--sample-mb", type=float, metavar="MB", help="train on this much of the input, evenly spread; all if absent"
     )
     train.add_argument("--model-max-length", type=int, default=2048, metavar="TOKENS", help="written into the settings")
     train.add_argument("--overwrite", action="store_true", help="replace an existing tokenizer")
@@ -79,8 +69,8 @@ def main(argv: list[str]) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from megatron_7b.cli.progress import open_progress
-    from megatron_7b.data.reading.sources import find_sources
-    from megatron_7b.tokenizer.train import BpeOptions, check_bpe_options, save_hugging_face_folder, train_bpe
+    from megatron_7b.data import train_tokenizer
+    from megatron_7b.tokenizer import BpeOptions
 
     started = time.perf_counter()
     options = BpeOptions(
@@ -91,59 +81,25 @@ def _train(arguments: argparse.Namespace) -> int:
         model_max_length=arguments.model_max_length,
         show_progress=sys.stderr.isatty(),
     )
-    check_bpe_options(options)
-    check_folder_to_write(arguments.output, "the output folder")
-    if (arguments.output / "tokenizer.json").exists() and not arguments.overwrite:
-        raise ConfigError(f"{arguments.output} already holds a tokenizer", hint="--overwrite replaces it")
-    sources = find_sources(arguments.input)
-    bad: list[BadRecord] = []
-    with open_progress(sum(source.size for source in sources)) as progress:
-        texts = _read_texts(sources, arguments.json_key, arguments.sample_mb, bad, progress)
-        tokenizer = train_bpe(texts, options)
-    save_hugging_face_folder(tokenizer, options, arguments.output)
-    size = tokenizer.get_vocab_size()
-    print(f"wrote {arguments.output}: {size:,} tokens, trained in {time.perf_counter() - started:.1f} s")
-    if size < options.vocab_size:
+    trained = train_tokenizer(
+        arguments.input,
+        arguments.output,
+        options,
+        key=arguments.json_key,
+        sample_mb=arguments.sample_mb,
+        overwrite=arguments.overwrite,
+        open_progress=open_progress,
+    )
+    seconds = time.perf_counter() - started
+    print(f"wrote {arguments.output}: {trained.vocab_size:,} tokens, trained in {seconds:.1f} s")
+    if trained.vocab_size < options.vocab_size:
+        sample = arguments.sample_mb
+        sampled = "" if sample is None else f"; --sample-mb {sample:g} takes a part of it"
         print(
-            f"warning: {size:,} tokens instead of the {options.vocab_size:,} that --vocab-size asks for: no more pairs "
-            f"occur {options.min_frequency} times in the {_say_amount(arguments, sources)}\n"
-            "hint: train on more text, or ask for fewer tokens",
+            f"warning: {trained.vocab_size:,} tokens instead of the {options.vocab_size:,} that --vocab-size asks for: "
+            f"no more pairs occur {options.min_frequency} times in the {trained.input_bytes:,} bytes of input"
+            f"{sampled}\nhint: train on more text, or ask for fewer tokens",
             file=sys.stderr,
         )
-    if bad:
-        print(f"{len(bad):,} bad records left out, the first:")
-        for record in bad[:_NUM_BAD_NAMED]:
-            print(f"  {record}")
+    print_bad_records(trained.bad)
     return 0
-
-
-def _read_texts(
-    sources: "Sequence[Source]", key: str, sample_mb: float | None, bad: "list[BadRecord]", progress: "Progress"
-) -> Iterator[list[str]]:
-    """Texts of every block, or of evenly spread ones until the sample is full."""
-    from megatron_7b.data.reading.records import parse_block
-
-    total = max(1, sum(source.size for source in sources))
-    share = 1.0 if sample_mb is None else min(1.0, sample_mb * 1e6 / total)
-    # Small inputs in small blocks, so that a sample is spread there too.
-    block_bytes = min(_BLOCK_BYTES, max(1 << 14, total // 64))
-    owed = 1.0 - share
-    documents = characters = 0
-    for source in sources:
-        for block in source.read_blocks([key], "file", block_bytes):
-            owed += share
-            if owed < 1.0:
-                continue
-            owed -= 1.0
-            parsed = parse_block(block, [key])
-            bad += parsed.bad
-            documents += len(parsed.numbers)
-            characters += sum(map(len, parsed.texts[0]))
-            progress.update(sum(source.bytes_read for source in sources), documents, characters // 4)
-            yield parsed.texts[0]
-
-
-def _say_amount(arguments: argparse.Namespace, sources: "Sequence[Source]") -> str:
-    size = sum(source.size for source in sources)
-    sampled = "" if arguments.sample_mb is None else f"; --sample-mb {arguments.sample_mb:g} takes a part of it"
-    return f"{size:,} bytes of input{sampled}"

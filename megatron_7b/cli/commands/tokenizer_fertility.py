@@ -2,17 +2,15 @@
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from megatron_7b.errors import ConfigError
+from megatron_7b.cli.bad_records import print_bad_records
+from megatron_7b.cli.tables import align
 
 if TYPE_CHECKING:
-    from megatron_7b.cli.fertility_counts import Fertility
-    from megatron_7b.data.reading.records import BadRecord
-
-_NUM_BAD_NAMED = 10
+    from megatron_7b.evaluation.fertility import FertilityReport
 
 
 def add_fertility(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,79 +32,59 @@ def add_fertility(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     fertility.add_argument("--json-key", default="text", metavar="KEY", help="which key of a record holds the text")
     fertility.add_argument(
-        "--sample-mb", type=float, metavar="MB", help="look at so much of the input, evenly spread; all if absent"
+        "--sample-mb", type=float, metavar="MB", help="look at this much of the input, evenly spread; all if absent"
     )
     fertility.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from megatron_7b.cli.fertility_counts import measure_fertility
     from megatron_7b.cli.progress import open_progress
-    from megatron_7b.data.reading.sources import find_sources
+    from megatron_7b.evaluation.fertility import measure_fertility
     from megatron_7b.tokenizer import load_tokenizer
 
-    if arguments.sample_mb is not None and not arguments.sample_mb > 0:
-        raise ConfigError(f"--sample-mb is {arguments.sample_mb:g}, expected more than 0")
-    tokenizers = [load_tokenizer(name) for name in arguments.tokenizers]
-    sources = find_sources(arguments.input)
-    size = max(1, sum(source.size for source in sources))
-    share = 1.0 if arguments.sample_mb is None else min(1.0, arguments.sample_mb * 1e6 / size)
-    bad: list[BadRecord] = []
-    with open_progress(size) as progress:
-        found = measure_fertility(
-            sources,
-            tokenizers,
-            key=arguments.json_key,
-            by=arguments.by,
-            share=share,
-            bad=bad,
-            on_block=lambda *counts: progress.update(sum(source.bytes_read for source in sources), *counts),
-        )
+    report = measure_fertility(
+        arguments.input,
+        [load_tokenizer(name) for name in arguments.tokenizers],
+        key=arguments.json_key,
+        by=arguments.by,
+        sample_mb=arguments.sample_mb,
+        open_progress=open_progress,
+    )
     if arguments.json:
-        print(json.dumps(_to_json(found, arguments.tokenizers, bad), indent=2, ensure_ascii=False))
+        print(json.dumps(_to_json(report, arguments.tokenizers), indent=2, ensure_ascii=False))
         return 0
-    print(_format_table(found, arguments.by, arguments.tokenizers))
-    if bad:
-        print(f"{len(bad):,} bad records left out, the first:")
-        for record in bad[:_NUM_BAD_NAMED]:
-            print(f"  {record}")
+    print("\n".join(align(_rows(report, arguments.by, arguments.tokenizers), num_left=2)))
+    print_bad_records(report.bad)
     return 0
 
 
-def _to_json(found: "Mapping[str, Fertility]", names: Sequence[str], bad: "Sequence[BadRecord]") -> dict[str, object]:
+def _to_json(report: "FertilityReport", names: Sequence[str]) -> dict[str, object]:
     groups = {
         group: {
             **asdict(fertility.text),
             "tokenizers": {name: asdict(count) for name, count in zip(names, fertility.tokens, strict=True)},
         }
-        for group, fertility in found.items()
+        for group, fertility in report.groups.items()
     }
-    return {"groups": groups, "bad_records": len(bad)}
+    return {"groups": groups, "bad_records": len(report.bad)}
 
 
-def _format_table(found: "Mapping[str, Fertility]", by: str, names: Sequence[str]) -> str:
-    """A line per group and tokenizer, columns aligned."""
-    heads = [by, "tokenizer", "documents", "words", "tokens", "tokens/word", "bytes/token", "altered"]
-    rows = [
-        [
-            group,
-            name,
-            f"{fertility.text.documents:,}",
-            f"{fertility.text.words:,}",
-            f"{count.tokens:,}",
-            f"{count.tokens / max(1, fertility.text.words):.2f}",
-            f"{fertility.text.bytes / max(1, count.tokens):.2f}",
-            f"{count.altered:,}",
-        ]
-        for group, fertility in found.items()
-        for name, count in zip(names, fertility.tokens, strict=True)
+def _rows(report: "FertilityReport", by: str, names: Sequence[str]) -> list[list[str]]:
+    """Return the heads, and a row per group and tokenizer."""
+    return [
+        [by, "tokenizer", "documents", "words", "tokens", "tokens/word", "bytes/token", "altered"],
+        *(
+            [
+                group,
+                name,
+                f"{fertility.text.documents:,}",
+                f"{fertility.text.words:,}",
+                f"{count.tokens:,}",
+                f"{count.tokens / max(1, fertility.text.words):.2f}",
+                f"{fertility.text.bytes / max(1, count.tokens):.2f}",
+                f"{count.altered:,}",
+            ]
+            for group, fertility in report.groups.items()
+            for name, count in zip(names, fertility.tokens, strict=True)
+        ),
     ]
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [heads, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
