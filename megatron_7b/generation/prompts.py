@@ -1,14 +1,11 @@
 """Prompts: from text to the tokens that a model is given."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.generation.settings import read_json_object
 from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer
+from megatron_7b.tokenizer.settings import read_tokenizer_settings
 
 
 @dataclass(frozen=True)
@@ -59,24 +56,3 @@ def leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
         return tuple(whole[: next(starts, 0)])
     wants_bos = tokenizer.kind == "sentencepiece" and read_tokenizer_settings(tokenizer).get("add_bos_token") is True
     return (tokenizer.bos_id,) if wants_bos and tokenizer.bos_id is not None else ()
-
-
-def read_tokenizer_settings(tokenizer: Tokenizer) -> Mapping[str, Any]:
-    """Return the content of the tokenizer_config.json beside a tokenizer's files, over that of special_tokens_map.json.
-
-    Raises:
-        ConfigError: One of them is damaged.
-    """
-    folder = tokenizer_folder(tokenizer)
-    settings: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = folder / name if folder is not None else None
-        if file is not None and file.is_file():
-            settings |= {key: value for key, value in read_json_object(file).items() if value is not None}
-    return settings
-
-
-def tokenizer_folder(tokenizer: Tokenizer) -> Path | None:
-    """Return where a tokenizer's files lie; None for the built-in byte tokenizer."""
-    path = tokenizer.path
-    return path if path is None or path.is_dir() else path.parent

@@ -1,6 +1,7 @@
 """The protocol that every kind of tokenizer implements."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -64,6 +65,12 @@ class Tokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts, encoded on all cores where the library can."""
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and where each token starts and stops in it, in characters.
+
+        Tokens that are parts of one character all cover it.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
 
@@ -91,3 +98,22 @@ def hash_identity(kind: str, *parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return f"{kind}:{digest.hexdigest()}"
+
+
+def locate_bytes(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return which characters of a text its tokens cover.
+
+    Args:
+        text: What was encoded.
+        lengths: Of each token in bytes of UTF-8.
+    """
+    if text.isascii():
+        stops = list(itertools.accumulate(lengths))
+        return list(zip([0, *stops[:-1]], stops, strict=True)) if stops else []
+    character_of_byte = [index for index, character in enumerate(text) for _ in character.encode()]
+    spans, start = [], 0
+    for length in lengths:
+        covered = character_of_byte[start : start + length]
+        spans.append((covered[0], covered[-1] + 1))
+        start += length
+    return spans

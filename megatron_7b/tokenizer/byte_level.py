@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_7b.tokenizer.base import SpecialRole, hash_identity
+from megatron_7b.tokenizer.base import SpecialRole, hash_identity, locate_bytes
 
 MARKER_FILE = "byte_tokenizer.json"
 _LAYOUT = {"kind": "bytes", "eod_id": 256, "bos_id": 257, "pad_id": 258}
@@ -46,6 +46,11 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The UTF-8 bytes of each text."""
         return [list(text.encode()) for text in texts]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The text's UTF-8 bytes, and the character that each is of."""
+        ids = self.encode(text)
+        return ids, locate_bytes(text, [1] * len(ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the bytes; control tokens give nothing."""

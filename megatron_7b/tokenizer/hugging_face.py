@@ -109,6 +109,11 @@ class HuggingFaceTokenizer:
         """The same for many texts, on all cores, offsets not tracked."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same, with the library's own offsets."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text with special tokens written out."""
         return self.backend.decode(list(ids), skip_special_tokens=False)

@@ -64,6 +64,11 @@ class SentencePieceTokenizer:
         ids: list[list[int]] = self._processor.encode(list(texts), num_threads=-1)
         return ids
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same, with the library's own offsets."""
+        encoded = self._processor.encode(text, return_type="offset_mapping")
+        return encoded["ids"], encoded["offsets"]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; control tokens give nothing."""
         text: str = self._processor.decode(list(ids))

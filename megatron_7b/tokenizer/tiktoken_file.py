@@ -17,7 +17,7 @@ from typing import Any
 import tiktoken
 
 from megatron_7b.errors import DataFormatError
-from megatron_7b.tokenizer.base import SpecialRole, find_usual_name, hash_identity
+from megatron_7b.tokenizer.base import SpecialRole, find_usual_name, hash_identity, locate_bytes
 
 RANKS_FILE = "tokenizer.tiktoken"
 _SIDECAR_KEYS = {"pattern", "special_tokens", "eod_token", "bos_token", "pad_token"}
@@ -87,6 +87,11 @@ class TiktokenTokenizer:
         """The same for many texts, on threads."""
         ids: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
         return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same, with the characters that the tokens' bytes belong to."""
+        ids = self.encode(text)
+        return ids, locate_bytes(text, [len(self.token_bytes(token)) for token in ids])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text with special tokens written out."""

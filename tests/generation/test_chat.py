@@ -8,9 +8,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.generation.chat import ChatTemplate, Conversation, read_conversation
+from megatron_7b.generation.chat import encode_conversation, read_conversation
 from megatron_7b.generation.prompts import encode_prompt
 from megatron_7b.tokenizer import load_tokenizer
+from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation
 from tests.conversion.tiny_models import save_foreign_tokenizer, save_tiny_tokenizer
 from tests.support.assets import asset
 
@@ -71,7 +72,7 @@ def expected(folder: Path, conversation: Conversation, **arguments: Any) -> Any:
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_text_and_tokens_are_those_of_transformers(folder: Path, conversation: Conversation):
-    prompt = ChatTemplate(load_tokenizer(folder)).encode(conversation)
+    prompt = encode_conversation(conversation, ChatTemplate(load_tokenizer(folder)))
     assert prompt.text == expected(folder, conversation, tokenize=False)
     assert list(prompt.ids) == expected(folder, conversation)
     assert prompt.is_chat
@@ -101,7 +102,7 @@ def test_templates_are_found_where_transformers_finds_them(place: str, tmp_path:
 def test_a_real_chat_model():
     folder = asset("smollm2-135m")
     conversation = Conversation([{"role": "system", "content": "Be brief."}, USER, REPLY, USER])
-    prompt = ChatTemplate(load_tokenizer(folder)).encode(conversation)
+    prompt = encode_conversation(conversation, ChatTemplate(load_tokenizer(folder)))
     assert prompt.text == expected(folder, conversation, tokenize=False)
     assert list(prompt.ids) == expected(folder, conversation)
 
@@ -113,7 +114,7 @@ def test_special_tokens_of_a_sentencepiece_model_become_their_ids(name: str, tmp
     settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": INSTRUCTIONS}
     (tmp_path / "it" / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(tmp_path / "it" / name)
-    ids = ChatTemplate(tokenizer).encode(CONVERSATIONS["several turns"]).ids
+    ids = encode_conversation(CONVERSATIONS["several turns"], ChatTemplate(tokenizer)).ids
     assert ids[0] == tokenizer.bos_id
     assert ids.count(tokenizer.bos_id) == ids.count(tokenizer.eod_id) == 1
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_7b.cli.commands.data_chat import add_chat
 from megatron_7b.cli.commands.data_corpora import add_adopt, add_merge, add_verify
 from megatron_7b.errors import ConfigError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from megatron_7b.data.corpus.show import CorpusStatistics
     from megatron_7b.tokenizer import Tokenizer
 
-SUMMARY = "Clean raw files; show, verify, adopt and merge tokenized corpora; plan what a run takes from each."
+SUMMARY = "Clean raw files; show, verify, adopt, merge and plan with tokenized corpora; show conversations."
 
 _IDS_SHOWN = 64
 
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_verify(actions)
     add_adopt(actions)
     add_merge(actions)
+    add_chat(actions)
     actions.add_parser("plan", help="what a run as configured takes from each set", add_help=False)
     return parser
 

@@ -133,7 +133,8 @@ def _read_prompts(texts: Sequence[str], flags: argparse.Namespace, tokenizer: To
 
 def _read_chat(texts: Sequence[str], flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
     """Return one conversation per text that was given, or the one of --messages."""
-    from megatron_7b.generation.chat import ChatTemplate, Conversation, read_conversation
+    from megatron_7b.generation.chat import encode_conversation, read_conversation
+    from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation
 
     if flags.add_bos is not None:
         raise ConfigError("--add-bos and --no-add-bos do not go with a chat: its template says how it begins")
@@ -146,7 +147,8 @@ def _read_chat(texts: Sequence[str], flags: argparse.Namespace, tokenizer: Token
         messages.insert(0, {"role": "system", "content": flags.system})
     questions = [[{"role": "user", "content": text}] for text in texts]
     return [
-        template.encode(dataclasses.replace(start, messages=[*messages, *question])) for question in questions or [[]]
+        encode_conversation(dataclasses.replace(start, messages=[*messages, *question]), template)
+        for question in questions or [[]]
     ]
 
 
