@@ -14,6 +14,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.fp8_utils import is_float8tensor
 from torch import Tensor
 
+from megatron_7b.checkpoint.former_names import current_names
 from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, warn_of_missing_checksum
 from megatron_7b.checkpoint.optimizer_state import (
     read_optimizer,
@@ -140,8 +141,10 @@ def _open(folder: Path, *, verify: bool, with_state: bool) -> _Opened:
             names = list(manifest.files)[dist.get_rank() :: dist.get_world_size()]
             verify_files(folder, manifest.files, names=names)
     with _same_error_on_all_ranks():
-        weights = StoredTensors(folder, manifest.files)
-        state = StoredTensors(folder, manifest.files, OPTIMIZER) if with_state and manifest.has_optimizer else None
+        renamed = current_names(folder, manifest)
+        weights, state = StoredTensors(folder, manifest.files, renamed=renamed), None
+        if with_state and manifest.has_optimizer:
+            state = StoredTensors(folder, manifest.files, OPTIMIZER, renamed=renamed)
     return _Opened(folder, manifest, weights, state)
 
 

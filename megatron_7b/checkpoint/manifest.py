@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
 CONFIG = "config.yaml"
-FORMAT_VERSION = 2
-_UNSEALED_VERSION = 1  # has no checksum
+FORMAT_VERSION = 3
+_SEALED_SINCE = 2
+"""Before, a manifest had no checksum."""
+_OWN_NAMES_SINCE = 3
+"""Before, tensors had megatron-core's names."""
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _LARGEST = 2**63 - 1
 
@@ -65,7 +68,12 @@ class Manifest:
     @property
     def is_sealed(self) -> bool:
         """Whether the manifest was checked against a checksum of its own."""
-        return self.format_version != _UNSEALED_VERSION
+        return self.format_version >= _SEALED_SINCE
+
+    @property
+    def has_core_names(self) -> bool:
+        """Whether its tensors have megatron-core's names instead of those of the model's table."""
+        return self.format_version < _OWN_NAMES_SINCE
 
 
 def write_manifest(folder: Path, manifest: Manifest, config: RunConfig, hashes: Records = NO_RECORDS) -> None:
@@ -166,13 +174,13 @@ def _payload_files(folder: Path) -> Iterator[Path]:
 
 def _check_version(path: Path, content: dict[str, object]) -> None:
     version = content.get("format_version")
-    if type(version) is not int or version not in {_UNSEALED_VERSION, FORMAT_VERSION}:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version!r:.60}, expected {FORMAT_VERSION}",
             hint="use the version of megatron_7b that wrote it, unless the file is damaged",
         )
     # A manifest that has a checksum is compared with it, whatever version it claims to have.
-    if version != _UNSEALED_VERSION and CHECKSUM not in content:
+    if version >= _SEALED_SINCE and CHECKSUM not in content:
         raise MismatchError(f"it has no {CHECKSUM}, although its format version is {version}")
 
 

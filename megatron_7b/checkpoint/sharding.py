@@ -17,7 +17,7 @@ type Sharded = ShardedTensor | ShardedTensorFactory
 
 
 def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
-    """Return the sharded parameters of this rank's chunks, by `chunk{i}.` + local name.
+    """Return the sharded parameters of this rank's chunks, by `chunk{i}.` + local name, under the names of their table.
 
     Objects that layers keep beside their parameters (Transformer Engine's `_extra_state`) are left out: with the FP8
     recipes that the configuration offers, scales follow from the tensors at hand and have no history.
@@ -27,7 +27,7 @@ def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
         module: Any = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
         for name, value in module.sharded_state_dict().items():
             if isinstance(value, ShardedTensor | ShardedTensorFactory):
-                state[f"chunk{index}.{name}"] = value
+                state[f"chunk{index}.{name}"] = replace(value, key=module.table.by_core_name(value.key).name)
     return state
 
 

@@ -7,7 +7,7 @@ loaded by torch as plain tensors (`weights_only`). Only files with a record are 
 import io
 import itertools
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ class StoredTensors:
         folder: The checkpoint.
         files: Its records.
         part: A folder in it, such as `optimizer`; empty means the checkpoint itself.
+        renamed: From the name that a tensor was stored under to the one that it is read by; None leaves them.
 
     Attributes:
         tensors: By name: shape, number format, and where the parts lie.
@@ -39,7 +40,9 @@ class StoredTensors:
         CheckpointError: The index is missing, has no record, is damaged, or says what cannot be true.
     """
 
-    def __init__(self, folder: Path, files: Records, part: str = "") -> None:
+    def __init__(
+        self, folder: Path, files: Records, part: str = "", *, renamed: Callable[[str], str] | None = None
+    ) -> None:
         self._folder, self._files = folder, files
         self._prefix = f"{part}/" if part else ""
         index = read_recorded(folder, files, self._prefix + INDEX)
@@ -50,7 +53,7 @@ class StoredTensors:
             content = parse_index(index, beside)
         except IndexFormatError as error:
             raise CheckpointError(f"{folder / self._prefix / INDEX} is not used: {error}", hint=DAMAGED) from error
-        self.tensors = content.tensors
+        self.tensors = {renamed(name) if renamed else name: entry for name, entry in content.tensors.items()}
         self._objects = content.objects
 
     def read(self, pieces: Iterable[Piece]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
+from megatron_7b.checkpoint.former_names import current_names
 from megatron_7b.checkpoint.manifest import (
     Counters,
     Manifest,
@@ -49,23 +50,21 @@ class CheckpointWeights(Mapping[str, Tensor]):
         check_nothing_foreign(folder, manifest.files)
         if verify:
             verify_files(folder, manifest.files)
-        self._stored = StoredTensors(folder, manifest.files)
+        self._stored = StoredTensors(folder, manifest.files, renamed=current_names(folder, manifest))
         self._table = parameter_table(read_config(folder).model, manifest.vocab_size)
-        self._names = [self._table.by_core_name(name).name for name in self._stored.tensors]
 
     def __getitem__(self, name: str) -> Tensor:
-        parameter = self._table[name]
-        entry = self._stored.tensors[parameter.core_name]
+        parameter, entry = self._table[name], self._stored.tensors[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         whole = Block(entry.shape, (0,) * len(entry.shape), entry.shape)
-        self._stored.read([Piece(parameter.core_name, whole, tensor)])
+        self._stored.read([Piece(name, whole, tensor)])
         return tensor[: parameter.shape[0]] if parameter.is_padded else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._stored.tensors)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._stored.tensors)
 
 
 def write_weights(
@@ -101,7 +100,7 @@ def write_weights(
         if name not in expected or tuple(tensor.shape) != expected[name].shape:
             wanted = expected[name].shape if name in expected else "no such parameter"
             raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, the model has {wanted}")
-        sharded[name] = ShardedTensor.from_rank_offsets(expected[name].core_name, tensor.detach().contiguous())
+        sharded[name] = ShardedTensor.from_rank_offsets(name, tensor.detach().contiguous())
     if expected.keys() - sharded.keys():
         raise CheckpointError(f"parameters are missing: {', '.join(sorted(expected.keys() - sharded.keys()))}")
     checkpoints.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """What a model's parameters are: one row each, from which sizes, initial values, sharding and conversion all follow.
 
 A row describes the whole parameter, whichever rank, pipeline stage or layer spec holds how much of it. Its name is the
-same at every layout and is the one in checkpoints; megatron-core's own name for it stands beside it. Imports no torch.
+same at every layout and is the one in checkpoints; megatron-core's own name for it is beside it. Imports no torch.
 """
 
 import re
@@ -21,8 +21,10 @@ class Parameter:
     """One parameter of a model.
 
     Attributes:
-        name: Layout-independent name, as in checkpoints: `decoder.layers.3.mlp.linear_fc2.weight`.
-        core_name: megatron-core's name of it, with the layer numbers of the whole model.
+        name: Layout-independent name, as in checkpoints: `decoder.layers.3.mlp.linear_fc2.weight`. The stack (`encoder`
+            or `decoder`), the layer as the configuration counts them, then megatron-core's name within a layer.
+        core_name: megatron-core's name of it, with its numbers of the layers of the whole model. Initial values are a
+            function of this one, so it must not change either.
         hugging_face: Names of the Hugging Face tensors that it corresponds to, in the order of its rows; where several
             are stored as one, that one; where it is stored twice, the one that counts and the other.
         shape: Of the whole parameter.

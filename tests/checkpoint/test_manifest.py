@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return publish(staging, STEP)
 
 
-def rewrite(folder: Path, edit: Edit, *, version: int = 2, sealed: bool = True) -> None:
+def rewrite(folder: Path, edit: Edit, *, version: int = 3, sealed: bool = True) -> None:
     """Edit the manifest as someone who knows how its checksum is computed."""
     content = json.loads((folder / MANIFEST).read_text())
     content["format_version"] = version
@@ -84,7 +84,7 @@ def test_no_flip_cut_or_deletion_changes_what_is_read(folder: Path) -> None:
 
 def test_a_lower_version_does_not_get_round_the_checksum(folder: Path) -> None:
     content = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(content.replace('"format_version": 2', '"format_version": 1'))
+    (folder / MANIFEST).write_text(content.replace('"format_version": 3', '"format_version": 1'))
     with pytest.raises(CheckpointError, match="it was changed: its checksum"):
         read_manifest(folder)
     rewrite(folder, lambda content: None, sealed=False)

@@ -25,11 +25,12 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
     if model.num_tokentypes:
         yield _embedding("tokentype_embeddings", "token_type_embeddings", (model.num_tokentypes, h))
     if is_post:
-        yield from _norm("embedding.embedding_dropout.0", "bert.embeddings.LayerNorm", h)
+        core = "embedding.embedding_dropout.0"  # where it is put to be applied before dropout
+        yield from _norm("embedding.norm", "bert.embeddings.LayerNorm", h, core)
     for layer in range(model.num_layers):
         yield from _layer(model, layer)
     if not is_post:
-        yield from _norm("encoder.final_layernorm", "bert.encoder.ln", h)
+        yield from _norm("encoder.final_norm", "bert.encoder.ln", h, "encoder.final_layernorm")
     yield from _linear("lm_head", f"{_HEAD}transform.dense", (h, h))
     yield from _norm("lm_norm", f"{_HEAD}transform.LayerNorm", h)
     if not is_tied:
@@ -76,10 +77,11 @@ def _row(
     is_multiplied: bool = False,
     is_head: bool = False,
     repeated_as: tuple[str, ...] = (),
+    core_name: str | None = None,
 ) -> Parameter:
     return Parameter(
         name=name,
-        core_name=name,
+        core_name=core_name or name,
         hugging_face=expand_braces(hugging_face),
         shape=shape,
         init=init,
@@ -95,9 +97,10 @@ def _embedding(name: str, hugging_face: str, shape: Shape) -> Parameter:
     return _row(f"embedding.{name}.weight", f"bert.embeddings.{hugging_face}.weight", shape, "normal")
 
 
-def _norm(name: str, hugging_face: str, width: int) -> Iterator[Parameter]:
-    yield _row(f"{name}.weight", f"{hugging_face}.weight", (width,), "ones")
-    yield _row(f"{name}.bias", f"{hugging_face}.bias", (width,), "zeros")
+def _norm(name: str, hugging_face: str, width: int, core: str | None = None) -> Iterator[Parameter]:
+    core = core or name
+    yield _row(f"{name}.weight", f"{hugging_face}.weight", (width,), "ones", core_name=f"{core}.weight")
+    yield _row(f"{name}.bias", f"{hugging_face}.bias", (width,), "zeros", core_name=f"{core}.bias")
 
 
 def _linear(name: str, hugging_face: str, shape: Shape) -> Iterator[Parameter]:
