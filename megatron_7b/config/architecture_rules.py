@@ -13,9 +13,19 @@ rule = adder_to(RULES)
 
 _ROTARY_OPTIONS = ("model.rotary_base", "model.rope_scaling")
 _MASKED_OPTIONS = ("objective.masked_share", "objective.max_ngram", "objective.whole_words")
+_SPAN_OPTIONS = ("objective.noise_density", "objective.mean_span_length")
+_ENCODER_DECODER_OPTIONS = (
+    "model.num_decoder_layers",
+    "model.relative_attention_num_buckets",
+    "model.relative_attention_max_distance",
+    "model.scale_output_states",
+)
 _CAUSAL_OPTIONS = ("data.reset_attention_mask", "data.reset_position_ids", "data.eod_mask_loss", "data.fim_rate")
 _FRAME_TOKENS = 2
 """[CLS] and [SEP], around the text of a masked sample."""
+_FEWEST_BUCKETS = 4
+_FEWEST_CORRUPTED = 3
+"""A token of text, a sentinel and the end: the shortest text that a span is missing from."""
 
 
 def _is_default(case: Case, path: str) -> bool:
@@ -50,7 +60,8 @@ def _architecture_has_query_groups(case: Case) -> Iterator[Problem]:
 def _architecture_has_wide_heads(case: Case) -> Iterator[Problem]:
     model = case.config.model
     width = model.head_width * model.num_attention_heads
-    if not model.traits.has_query_groups and model.kv_channels is not None and width != model.hidden_size:
+    is_free = model.traits.has_query_groups or model.traits.has_wide_heads
+    if not is_free and model.kv_channels is not None and width != model.hidden_size:
         yield case.problem(
             "model.kv_channels",
             f"must be none in {model.architecture}, whose heads share model.hidden_size = {model.hidden_size}",
@@ -65,6 +76,45 @@ def _architecture_turns_positions(case: Case) -> Iterator[Problem]:
     for path in _ROTARY_OPTIONS:
         if not _is_default(case, path):
             yield case.problem(path, f"only applies to rotary embeddings; {model.architecture} learns its positions")
+
+
+@rule("model.architecture", *_ENCODER_DECODER_OPTIONS)
+def _encoder_decoder_options_are_used(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    if model.traits.kind == "encoder_decoder":
+        return
+    for path in _ENCODER_DECODER_OPTIONS:
+        if not _is_default(case, path):
+            yield case.problem(path, f"only applies to encoder-decoders such as t5, not to {model.architecture}")
+
+
+@rule("model.architecture", "model.relative_attention_num_buckets", "model.relative_attention_max_distance")
+def _buckets_tell_distances_apart(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    buckets, exact = model.relative_attention_num_buckets, model.relative_attention_num_buckets // 2
+    if model.traits.position_embedding_type != "relative":
+        return
+    if buckets < _FEWEST_BUCKETS:
+        yield case.problem(
+            "model.relative_attention_num_buckets",
+            f"must be at least {_FEWEST_BUCKETS}: half of an encoder's are for each direction, half of these for "
+            "single distances",
+        )
+    elif model.relative_attention_max_distance <= exact:
+        yield case.problem(
+            "model.relative_attention_max_distance",
+            f"must be above model.relative_attention_num_buckets / 2 = {exact}, which are for single distances",
+        )
+
+
+@rule("model.architecture", "model.init_method_std")
+def _every_matrix_has_a_spread(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    if model.traits.kind == "encoder_decoder" and not _is_default(case, "model.init_method_std"):
+        yield case.problem(
+            "model.init_method_std",
+            f"does not apply to {model.architecture}, whose initial weights follow from the width of each matrix",
+        )
 
 
 @rule("model.architecture", "model.num_tokentypes")
@@ -100,15 +150,24 @@ def _masking_options_are_used(case: Case) -> Iterator[Problem]:
             yield case.problem(path, "only applies with the objective masked, which trains encoders such as bert")
 
 
+@rule("model.architecture", "objective.name", *_SPAN_OPTIONS)
+def _span_options_are_used(case: Case) -> Iterator[Problem]:
+    if case.config.objective_name == "span":
+        return
+    for path in _SPAN_OPTIONS:
+        if not _is_default(case, path):
+            yield case.problem(path, "only applies with the objective span, which trains encoder-decoders such as t5")
+
+
 @rule("model.architecture", "objective.name", *_CAUSAL_OPTIONS)
 def _samples_of_masked_text_are_whole(case: Case) -> Iterator[Problem]:
-    if case.config.objective_name != "masked":
+    name = case.config.objective_name
+    if name not in ("masked", "span"):
         return
     for path in _CAUSAL_OPTIONS:
         if not _is_default(case, path):
             yield case.problem(
-                path,
-                "does not apply to masked language modeling, where every sample is a text of its own: leave it out",
+                path, f"does not apply to the objective {name}, where every sample is a text of its own: leave it out"
             )
 
 
@@ -116,14 +175,29 @@ def _samples_of_masked_text_are_whole(case: Case) -> Iterator[Problem]:
 def _frame_leaves_room_for_text(case: Case) -> Iterator[Problem]:
     if case.config.objective_name == "masked" and case.config.data.seq_length <= _FRAME_TOKENS:
         yield case.problem("data.seq_length", f"must be above {_FRAME_TOKENS}: [CLS] and [SEP] stand around the text")
+    if case.config.objective_name == "span" and case.config.data.seq_length < _FEWEST_CORRUPTED:
+        yield case.problem(
+            "data.seq_length", f"must be at least {_FEWEST_CORRUPTED}: a token of text, a sentinel and the end of text"
+        )
 
 
 @rule("model.architecture", "parallel.context_parallel_size")
 def _encoders_see_whole_sequences(case: Case) -> Iterator[Problem]:
     size, model = case.config.parallel.context_parallel_size, case.config.model
-    if size > 1 and model.traits.kind == "encoder":
+    if size > 1 and model.traits.kind in ("encoder", "encoder_decoder"):
         yield case.problem(
             "parallel.context_parallel_size",
             f"must be 1 for encoders such as {model.architecture}, whose samples are short: use tensor or data "
             "parallelism",
+        )
+
+
+@rule("model.architecture", "parallel.pipeline_model_parallel_size")
+def _encoder_decoders_have_one_stage(case: Case) -> Iterator[Problem]:
+    size, model = case.config.parallel.pipeline_model_parallel_size, case.config.model
+    if size > 1 and model.traits.kind == "encoder_decoder":
+        yield case.problem(
+            "parallel.pipeline_model_parallel_size",
+            f"must be 1 for {model.architecture}, as megatron-core has no pipeline in which every stage of the decoder "
+            "gets the encoder's states: use tensor or data parallelism",
         )

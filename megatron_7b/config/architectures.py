@@ -17,8 +17,10 @@ class Architecture:
         activation: Between the two linear layers of an MLP; `gelu` is the exact one, `gelu_tanh` its approximation.
         gated_linear_unit: The first linear layer has a second half that is multiplied with the activation.
         add_bias_linear: All linear layers of attention and MLP have biases.
-        position_embedding_type: Rotary, or a learned vector per position.
+        position_embedding_type: Rotary, a learned vector per position, or learned biases of scores by distance.
+        softmax_scale: Factor of attention scores; None: 1 / sqrt(width of a head).
         has_query_groups: Several query heads may share a key and value head, and heads may be of any width.
+        has_wide_heads: Heads may be of any width, without query groups.
         has_tokentypes: The sentences of a pair may have embeddings that tell them apart.
     """
 
@@ -26,11 +28,13 @@ class Architecture:
     fixed: Mapping[str, object] = field(default_factory=dict)
     normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
     norm_placement: Literal["pre", "post"] = "pre"
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     gated_linear_unit: bool = True
     add_bias_linear: bool = False
-    position_embedding_type: Literal["rope", "learned_absolute"] = "rope"
+    position_embedding_type: Literal["rope", "learned_absolute", "relative"] = "rope"
+    softmax_scale: float | None = None
     has_query_groups: bool = True
+    has_wide_heads: bool = False
     has_tokentypes: bool = False
 
 
@@ -66,6 +70,19 @@ def _gpt2() -> Architecture:
     )
 
 
+def _t5(activation: Literal["gelu_tanh", "relu"], *, is_gated: bool) -> Architecture:
+    return Architecture(
+        kind="encoder_decoder",
+        fixed={"add_qkv_bias": False, "qk_layernorm": False},
+        activation=activation,
+        gated_linear_unit=is_gated,
+        position_embedding_type="relative",
+        softmax_scale=1.0,
+        has_query_groups=False,
+        has_wide_heads=True,
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": _decoder(),
     "mistral": _decoder(),
@@ -74,8 +91,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _gpt2(),
     "bert": _encoder("post"),
     "megatron-bert": _encoder("pre"),
+    "t5": _t5("gelu_tanh", is_gated=True),
+    "t5-v1.0": _t5("relu", is_gated=False),
 }
-"""By Hugging Face's `model_type`. Add to it before a configuration that names the addition is read."""
+"""By Hugging Face's `model_type`, which T5's first release shares with 1.1 and Flan. Add to it before a configuration
+that names the addition is read."""
 
 
 def others_with(architecture: str, option: str, value: object) -> list[str]:

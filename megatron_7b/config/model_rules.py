@@ -54,10 +54,11 @@ def _rope_frequencies_are_ordered(case: Case) -> Iterator[Problem]:
         )
 
 
-@rule("data.seq_length", "model.max_position_embeddings")
+@rule("data.seq_length", "model.max_position_embeddings", "model.architecture")
 def _sequence_fits_positions(case: Case) -> Iterator[Problem]:
-    limit = case.config.model.max_position_embeddings
-    if case.config.data.seq_length > limit:
+    model = case.config.model
+    limit = model.max_position_embeddings
+    if case.config.data.seq_length > limit and model.traits.position_embedding_type != "relative":
         yield case.problem("data.seq_length", f"must be at most model.max_position_embeddings = {limit}")
 
 

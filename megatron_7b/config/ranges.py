@@ -15,7 +15,9 @@ AT_LEAST_ONE = (
     "model.num_query_groups",
     "model.kv_channels",
     "model.vocab_size",
+    "model.num_decoder_layers",
     "objective.max_ngram",
+    "objective.mean_span_length",
     "model.make_vocab_size_divisible_by",
     "model.max_position_embeddings",
     "model.rope_scaling.original_max_position_embeddings",
@@ -60,7 +62,7 @@ POSITIVE = (
     "runtime.distributed_timeout_minutes",
 )
 FRACTIONS = ("model.hidden_dropout", "model.attention_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2")
-OPEN_FRACTIONS = ("objective.masked_share",)
+OPEN_FRACTIONS = ("objective.masked_share", "objective.noise_density")
 SHARES = ("data.fim_rate", "data.fim_spm_rate")
 MAX_SEED = 2**32 - 1
 """NumPy's limit, the tightest of the generators that are seeded."""

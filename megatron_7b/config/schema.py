@@ -44,6 +44,8 @@ class ModelConfig:
     """Hugging Face architecture: what is built, and what exports are written as."""
     num_layers: int = 4
     """Transformer layers, each consisting of attention and an MLP."""
+    num_decoder_layers: int | None = None
+    """Layers of an encoder-decoder's decoder, beside num_layers of its encoder; None means as many."""
     hidden_size: int = 256
     """Width of the residual stream."""
     ffn_hidden_size: int = 688
@@ -63,10 +65,16 @@ class ModelConfig:
     rotary_base: float = 10000.0
     """Base of the rotary frequencies (rope_theta)."""
     rope_scaling: RopeScalingConfig | None = None
+    relative_attention_num_buckets: int = 32
+    """Distances that T5 tells apart, half of them exactly."""
+    relative_attention_max_distance: int = 128
+    """Distance from which on all are alike to T5."""
     norm_epsilon: float = 1e-5
     """Added to the mean square in RMSNorm."""
     share_embeddings_and_output_weights: bool = False
     """Use the word embeddings as the output layer (tied weights)."""
+    scale_output_states: bool = False
+    """Divide the last hidden states by sqrt(hidden_size) before the output layer (T5 with tied weights)."""
     add_qkv_bias: bool = False
     """Biases on the query, key and value projections (Qwen2)."""
     qk_layernorm: bool = False
@@ -97,19 +105,29 @@ class ModelConfig:
         """Key-value heads `g`."""
         return self.num_query_groups or self.num_attention_heads
 
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of an encoder-decoder's decoder."""
+        return self.num_decoder_layers or self.num_layers
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     """What the model is trained to predict."""
 
     name: Annotated[str, OneOf(OBJECTIVES)] | None = None
-    """causal: the next token; masked: hidden tokens of a sentence. None means the usual one of the kind of model."""
+    """causal: the next token; masked: hidden tokens of a sentence; span: what gaps of a text have lost. None means the
+    usual one of the kind of model."""
     masked_share: float = 0.15
     """masked: share of a sample's tokens that are hidden."""
     max_ngram: int = 3
     """masked: most neighbouring words that are hidden together; n words are drawn with a probability of about 1/n."""
     whole_words: bool = True
     """masked: hide words with all their tokens."""
+    noise_density: float = 0.15
+    """span: share of a text's tokens that are taken out of it."""
+    mean_span_length: float = 3.0
+    """span: tokens that are taken out together, on average."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +156,6 @@ class ParallelConfig:
     """How full recompute groups layers; see recompute_num_layers."""
     recompute_num_layers: int = 1
     """Transformer layers per recomputed group (uniform) or recomputed layers per stage (block)."""
-
-    @property
-    def model_parallel_size(self) -> int:
-        """Ranks that hold one copy of the model: tp × pp × cp."""
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
 
 @dataclass(frozen=True, kw_only=True)

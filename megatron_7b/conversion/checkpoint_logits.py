@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.checkpoint.open_model import OpenModel, opened_model
-from megatron_7b.conversion.parity import round_parameters
+from megatron_7b.conversion.parity import answer_to, round_parameters
 from megatron_7b.data import Batch
 from megatron_7b.objective import build_objective
 from megatron_7b.runtime.cpu import backend as cpu_backend
@@ -28,7 +28,7 @@ def checkpoint_logits(
         arithmetic: Number format to compute in.
 
     Returns:
-        FP32 `[b, s, v]` on the CPU, vocabulary padding included.
+        FP32 `[b, s, v]` on the CPU, vocabulary padding included; of an encoder-decoder, those of `answer_to(tokens)`.
 
     Raises:
         CheckpointError: The checkpoint does not fit its own configuration.
@@ -52,15 +52,18 @@ def checkpoint_logits(
 
 def text_inputs(sample: Tensor, model: OpenModel) -> dict[str, Any]:
     """Return what the model takes of one sample [s] that is a text by itself."""
+    kind = model.config.model.traits.kind
     tokens = sample[None].numpy()
     length = tokens.shape[1]
-    is_encoder = model.config.model.traits.kind == "encoder"  # which is told where texts begin
+    answer = answer_to(sample)[None].numpy() if kind == "encoder_decoder" else None
+    labels = tokens if answer is None else answer
     batch = Batch(
         tokens,
-        labels=tokens,
-        loss_mask=np.ones(tokens.shape, np.float32),
+        labels=labels,
+        loss_mask=np.ones(labels.shape, np.float32),
         position_ids=np.arange(length)[None],
-        cu_seqlens=np.array([0, length], np.int32) if is_encoder else None,
+        cu_seqlens=np.array([0, length], np.int32) if kind == "encoder" else None,  # which is told where texts begin
+        decoder_tokens=answer,
     )
     inputs = build_objective(model.config).model_inputs(batch, model.device, model.layout)
     return {name: value for name, value in inputs.items() if name not in ("labels", "loss_mask")}

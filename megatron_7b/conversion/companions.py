@@ -83,8 +83,8 @@ def give_back_companions(
     imported = imported_config(companions)
     special_tokens = None
     if imported is None:
-        special_tokens = _special_tokens(companions.tokenizer)
-        if model.traits.kind == "decoder":
+        special_tokens = _special_tokens(companions.tokenizer, model)
+        if model.traits.kind != "encoder":
             write_json(folder / GENERATION_CONFIG_FILE, to_generation_config(special_tokens))
     config = to_hugging_face_config(
         model, vocab_size=vocab_size, dtype=dtype, special_tokens=special_tokens, imported=imported
@@ -98,8 +98,11 @@ def imported_config(companions: Companions) -> dict[str, object] | None:
     return read_json(file) if file is not None and file.is_file() else None
 
 
-def _special_tokens(tokenizer: Path | None) -> SpecialTokens:
+def _special_tokens(tokenizer: Path | None, model: ModelConfig) -> SpecialTokens:
     if tokenizer is None:
         return SpecialTokens()
     ours = load_tokenizer(tokenizer)
+    if model.traits.kind == "encoder_decoder":
+        pad = ours.special_id("pad")
+        return SpecialTokens(eos_token_id=ours.eod_id, pad_token_id=pad, decoder_start_token_id=pad)
     return SpecialTokens(bos_token_id=ours.bos_id, eos_token_id=ours.eod_id, pad_token_id=ours.pad_id)

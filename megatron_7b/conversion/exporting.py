@@ -106,6 +106,8 @@ def _give_back_tokenizer(
     imported = imported_config(companions)
     context = model.max_position_embeddings
     is_as_imported = imported is not None and imported.get("max_position_embeddings") == context
+    if model.traits.position_embedding_type == "relative":
+        is_as_imported = True  # there is no longest text
     problem = "transformers' AutoTokenizer gives text other ids than the tokenizer of the checkpoint, in whatever form"
     try:
         if give_back_tokenizer(companions.tokenizer, staging, model_max_length=None if is_as_imported else context):

@@ -11,6 +11,7 @@ from megatron_7b.conversion.bert_config import BertConfig
 from megatron_7b.conversion.config_codec import ConfigCodec
 from megatron_7b.conversion.gpt2_config import Gpt2Config
 from megatron_7b.conversion.llama_config import LlamaConfig
+from megatron_7b.conversion.t5_config import T5Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,13 @@ class Family:
     """One Hugging Face architecture.
 
     Attributes:
-        model_type: A key of `config.architectures`.
+        model_type: Of config.json.
         class_name: Entry of config.json's `architectures` in an export.
         codec: Reads and writes config.json.
         other_names: How folders that can be imported differ in the names of tensors.
         other_classes: Further entries of `architectures` whose folders can be imported.
         auto_class: What transformers loads it with.
+        output_layer: A tensor that says by its presence that weights are not tied; None: config.json says so.
     """
 
     model_type: str
@@ -50,7 +52,10 @@ class Family:
     codec: ConfigCodec
     other_names: OtherNames
     other_classes: tuple[str, ...] = ()
-    auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"] = "AutoModelForCausalLM"
+    auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"] = (
+        "AutoModelForCausalLM"
+    )
+    output_layer: str | None = None
 
 
 _QWEN_DEFAULTS: Mapping[str, object] = {
@@ -70,8 +75,22 @@ _BERT_NAMES = OtherNames(
     foreign_heads=("bert.pooler.", "cls.seq_relationship."),
     head="cls.predictions.",
 )
+_T5 = Family(
+    model_type="t5",
+    class_name="T5ForConditionalGeneration",
+    codec=T5Config(),
+    other_names=OtherNames(
+        endings={}, buffers=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    ),
+    other_classes=("T5WithLMHeadModel",),
+    auto_class="AutoModelForSeq2SeqLM",
+    output_layer="lm_head.weight",
+)
 
 FAMILIES: Mapping[str, Family] = {
+    "t5": _T5,
+    "t5-v1.0": _T5,
+} | {
     family.model_type: family
     for family in (
         Family(
@@ -145,3 +164,4 @@ FAMILIES: Mapping[str, Family] = {
         ),
     )
 }
+"""By architecture, a key of `config.architectures`, which is the `model_type` but for T5's first release."""

@@ -10,7 +10,7 @@ from megatron_7b.conversion.config_values import ValueReader
 from megatron_7b.conversion.families import FAMILIES, Family
 from megatron_7b.errors import ConversionError
 
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class SpecialTokens:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
+    decoder_start_token_id: int | None = None
 
 
 def from_hugging_face_config(
@@ -83,9 +84,7 @@ def to_hugging_face_config(
         "vocab_size": vocab_size,
         **family.codec.write(model),
         "use_cache": True,
-        "bos_token_id": special_tokens.bos_token_id,
-        "eos_token_id": special_tokens.eos_token_id,
-        "pad_token_id": special_tokens.pad_token_id,
+        **_token_ids(model, special_tokens),
         "dtype": dtype,
         "torch_dtype": dtype,  # the spelling before transformers 4.56
         "transformers_version": importlib.metadata.version("transformers"),
@@ -107,13 +106,15 @@ def _with_foreign_keys(
 
 def to_generation_config(special_tokens: SpecialTokens) -> dict[str, object]:
     """Write the content of generation_config.json: the ids that start, end and fill a text."""
-    ids = {
-        "bos_token_id": special_tokens.bos_token_id,
-        "eos_token_id": special_tokens.eos_token_id,
-        "pad_token_id": special_tokens.pad_token_id,
-    }
+    ids = {name: getattr(special_tokens, name) for name in _TOKEN_IDS}
     present: dict[str, object] = {name: value for name, value in ids.items() if value is not None}
     return {**present, "transformers_version": importlib.metadata.version("transformers")}
+
+
+def _token_ids(model: ModelConfig, special_tokens: SpecialTokens) -> dict[str, object]:
+    """Return the ids that config.json has of an architecture."""
+    left_out = () if model.traits.kind == "encoder_decoder" else ("decoder_start_token_id",)
+    return {name: getattr(special_tokens, name) for name in _TOKEN_IDS if name not in left_out}
 
 
 def check_exportable(model: ModelConfig) -> None:
@@ -153,8 +154,9 @@ def _family(config: Mapping[str, object]) -> Family:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        supported = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.values()))
         raise ConversionError(
-            f"config.json has model_type {model_type!r}, which is not supported; supported are {', '.join(FAMILIES)}"
+            f"config.json has model_type {model_type!r}, which is not supported; supported are {supported}"
         )
     return FAMILIES[model_type]
 

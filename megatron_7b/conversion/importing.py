@@ -4,7 +4,7 @@ import tempfile
 import time
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -29,6 +29,8 @@ from megatron_7b.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_EMBEDDING = "shared.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +71,22 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
     check_new_folder(output, overwrite=options.overwrite, inputs=(folder.path,))
     check_replaces_import(output)
     model = from_hugging_face_config(folder.config, max_position_embeddings=options.max_position_embeddings)
-    assert model.vocab_size is not None
-    other_names = FAMILIES[model.architecture].other_names
+    family = FAMILIES[model.architecture]
+    if family.output_layer is not None:
+        is_tied = _is_tied(folder, family.output_layer)
+        model = replace(model, share_embeddings_and_output_weights=is_tied)
+    vocab_size = model.vocab_size
+    assert vocab_size is not None
+    other_names = family.other_names
     weights, fresh = CurrentNames(folder, other_names), dict[str, Shape]()
     if weights.lacks_head and other_names.head is not None:
-        fresh = fresh_shapes(model, model.vocab_size, other_names.head)
-    check_hugging_face_shapes({**weights.shapes, **fresh}, model, model.vocab_size)
+        fresh = fresh_shapes(model, vocab_size, other_names.head)
+    check_hugging_face_shapes({**weights.shapes, **fresh}, model, vocab_size)
     stored = _widest_dtype(weights) if options.dtype == "auto" else options.dtype
     config = _run_config(model, stored)
     check_config(config)
-    check_conversion(model, model.vocab_size, stored, options.parity_dtype)
-    report("reading", f"{folder.path}: {describe_model(model, model.vocab_size)}")
+    check_conversion(model, vocab_size, stored, options.parity_dtype)
+    report("reading", f"{folder.path}: {describe_model(model, vocab_size)}")
     _warn_of_heads(weights, fresh, report)
 
     # From here on torch, transformers and megatron-core are needed, which take seconds to import.
@@ -88,15 +95,15 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
         from megatron_7b.conversion.comparison import Comparison
 
     dtype = torch_dtype(stored)
-    head = fresh_tensors(model, model.vocab_size, other_names.head) if fresh and other_names.head is not None else {}
-    whole = from_hugging_face(ChainMap(head, cast("dict[str, Tensor]", weights)), model, model.vocab_size)
+    head = fresh_tensors(model, vocab_size, other_names.head) if fresh and other_names.head is not None else {}
+    whole = from_hugging_face(ChainMap(head, cast("dict[str, Tensor]", weights)), model, vocab_size)
     tensors = ((name, tensor.to(dtype)) for name, tensor in whole)
     with staged_folder(output) as staging, tempfile.TemporaryDirectory() as temporary:
-        companions = _gather(folder.path, Path(temporary), model.vocab_size, report)
+        companions = _gather(folder.path, Path(temporary), vocab_size, report)
         comparison = Comparison(
             folder.path,
             model,
-            model.vocab_size,
+            vocab_size,
             torch_dtype(options.parity_dtype),
             round_to=dtype,
             unused=[*weights.left, *weights.buffers],
@@ -106,6 +113,18 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
         comparison.check(staging, report)
     num_bytes = sum(file.stat().st_size for file in output.glob("*.distcp"))
     report("wrote", f"{output}: {describe_output(num_bytes, stored, time.perf_counter() - started)}")
+
+
+def _is_tied(folder: HuggingFaceFolder, output_layer: str) -> bool:
+    """Whether a folder has no output layer beside its embedding, or the same one again.
+
+    transformers 5 writes `tie_word_embeddings` true beside weights that it has kept apart, and reads them as such.
+    """
+    if output_layer not in folder:
+        return True
+    if folder.config.get("tie_word_embeddings") is False or _EMBEDDING not in folder:
+        return False
+    return folder.shapes[output_layer] == folder.shapes[_EMBEDDING] and folder[output_layer].equal(folder[_EMBEDDING])
 
 
 def _warn_of_heads(weights: CurrentNames, fresh: Mapping[str, Shape], report: Report) -> None:

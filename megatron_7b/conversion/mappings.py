@@ -110,6 +110,8 @@ class Vocabulary:
 class QueryKeyValue:
     """Query, key and value projections against megatron-core's one matrix, interleaved per query group.
 
+    Without query heads: the key and value projections of a cross-attention.
+
     Rows of the canonical tensor: for every query group its n/g query heads, then its key head, then its value head, so
     that a tensor-parallel shard holds whole groups. Both sides use rotate-half rotary embeddings: no permutation.
 
@@ -130,19 +132,19 @@ class QueryKeyValue:
 
     @property
     def hugging_face_shapes(self) -> tuple[Shape, ...]:
-        """`[n d, h], [g d, h], [g d, h]`, or the same without `h` for the biases."""
+        """`[n d, h], [g d, h], [g d, h]`, without `h` for the biases, without the first if there are no query heads."""
         query = self.num_attention_heads * self.kv_channels
         key = self.num_query_groups * self.kv_channels
-        return ((query, *self._tail), (key, *self._tail), (key, *self._tail))
+        return tuple((rows, *self._tail) for rows in (query, key, key) if rows)
 
     @property
     def _tail(self) -> Shape:
         return () if self.columns is None else (self.columns,)
 
     @property
-    def _rows_per_group(self) -> tuple[int, int, int]:
+    def _rows_per_group(self) -> tuple[int, ...]:
         queries = self.num_attention_heads // self.num_query_groups
-        return (queries * self.kv_channels, self.kv_channels, self.kv_channels)
+        return tuple(heads * self.kv_channels for heads in (queries, 1, 1) if heads)
 
     def to_hugging_face(self, tensor: "Tensor") -> "tuple[Tensor, ...]":
         """Split into query, key, value."""
@@ -290,9 +292,9 @@ def _arranged(parameter: Parameter, model: ModelConfig) -> TensorMapping:
             return Vocabulary(rows, columns[0] if columns else None)
         case "gate_up":
             return GateUp(rows // 2, *columns)
-        case "query_key_value":
-            width = columns[0] if columns else None
-            return QueryKeyValue(model.num_attention_heads, model.query_groups, model.head_width, width)
+        case "query_key_value" | "key_value" as heads:
+            queries = model.num_attention_heads if heads == "query_key_value" else 0
+            return QueryKeyValue(queries, model.query_groups, model.head_width, columns[0] if columns else None)
 
 
 def pad_vocabulary(tensor: "Tensor", num_rows: int) -> "Tensor":

@@ -106,6 +106,11 @@ def random_tokens(vocab_size: int, *, num_samples: int = 2, length: int = 128, s
     return torch.randint(vocab_size, (num_samples, length), generator=generator)
 
 
+def answer_to(tokens: Tensor) -> Tensor:
+    """Return what the decoder of an encoder-decoder is given: half of its text [..., s], from the last token back."""
+    return tokens.flip(-1)[..., : max(1, tokens.shape[-1] // 2)]
+
+
 def hugging_face_logits(
     folder: Path,
     tokens: Tensor,
@@ -128,7 +133,7 @@ def hugging_face_logits(
         fresh: Tensors that the folder lacks, by name.
 
     Returns:
-        FP32 `[b, s, v]` on the CPU.
+        FP32 `[b, s, v]` on the CPU; of an encoder-decoder, those of `answer_to(tokens)`.
 
     Raises:
         ConversionError: transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
@@ -140,7 +145,7 @@ def hugging_face_logits(
         if round_to is not None:
             round_parameters(model, round_to)
         # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
-        logits = [model(input_ids=sample[None].to(device)).logits[0].float().cpu() for sample in tokens]
+        logits = [model(**_inputs(model, sample[None].to(device))).logits[0].float().cpu() for sample in tokens]
     reference = torch.stack(logits)
     if not reference.isfinite().all():
         raise ConversionError(
@@ -148,6 +153,11 @@ def hugging_face_logits(
             hint="look for NaN and infinity in its weights; there is nothing to compare a conversion with",
         )
     return reference
+
+
+def _inputs(model: torch.nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    further = {"decoder_input_ids": answer_to(tokens)} if getattr(model.config, "is_encoder_decoder", False) else {}
+    return {"input_ids": tokens, **further}
 
 
 def _load_reference(

@@ -41,7 +41,7 @@ def check_tokenizer(checkpoint: Path, config: RunConfig) -> None:
     """
     objective = build_objective(config)
     if objective.needs_tokenizer:
-        objective.check_tokenizer(_tokenizer(checkpoint))
+        objective.check_tokenizer(config, _tokenizer(checkpoint))
 
 
 def _tokenizer(checkpoint: Path) -> Tokenizer | None:

@@ -15,6 +15,7 @@ _ACTIVATIONS = {
     "silu": functional.silu,
     "gelu": functional.gelu,
     "gelu_tanh": functools.partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
 }
 
 
@@ -50,6 +51,7 @@ def build_transformer_config(
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.query_groups,
         kv_channels=model.head_width,
+        softmax_scale=traits.softmax_scale,
         normalization=traits.normalization,
         layernorm_epsilon=model.norm_epsilon,
         activation_func=_ACTIVATIONS[traits.activation],

@@ -93,7 +93,8 @@ def initial_shard(
         size = parameter.shape[0] // (tp_size if parameter.tp_dim == 0 else 1)
         return torch.full((size,), 1.0 if parameter.init == "ones" else 0.0)
     # Source: GPT-2 and Megatron: projections into the residual stream are narrowed by the number of additions to it.
-    std = model.init_method_std / (math.sqrt(2.0 * model.num_layers) if parameter.init == "scaled_normal" else 1.0)
+    std = model.init_method_std if parameter.std is None else parameter.std
+    std /= math.sqrt(2.0 * model.num_layers) if parameter.init == "scaled_normal" else 1.0
     width = parameter.shape[1]
     parts = []
     for first, last in shard_ranges(parameter, tp_rank, tp_size):
@@ -102,6 +103,9 @@ def initial_shard(
         if true_last < last:
             parts.append(torch.zeros(last - true_last, width))
     shard = torch.cat(parts)
+    if parameter.query_scale != 1.0:
+        queries = model.num_attention_heads // model.query_groups * model.head_width
+        shard.view(-1, queries + 2 * model.head_width, width)[:, :queries] *= parameter.query_scale
     if parameter.tp_dim == 1 and tp_size > 1:
         shard = shard.chunk(tp_size, dim=1)[tp_rank].contiguous()
     return shard

@@ -13,7 +13,7 @@ from megatron_7b.errors import CheckpointError
 
 type Shape = tuple[int, ...]
 type InitKind = Literal["normal", "scaled_normal", "ones", "zeros"]
-type Arrangement = Literal["plain", "vocabulary", "query_key_value", "gate_up"]
+type Arrangement = Literal["plain", "vocabulary", "query_key_value", "key_value", "gate_up"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,16 @@ class Parameter:
             are stored as one, that one; where it is stored twice, the one that counts and the other.
         shape: Of the whole parameter.
         init: `scaled_normal` is narrower by sqrt(2 × layers): projections that write into the residual stream.
+        std: Standard deviation of the initial values; None: `model.init_method_std`.
+        query_scale: Factor of those of query heads.
         tp_dim: Dimension that tensor parallelism shards; None means that every tensor rank holds the whole.
         arrangement: What its rows are. `vocabulary`: one per token, padded at the end to a multiple that the layout
             decides. `query_key_value`: for every query group its query heads, its key head and its value head.
-            `gate_up`: all gate rows, then all up rows; a shard is a piece of each half.
+            `key_value`: the same without queries. `gate_up`: all gate rows, then all up rows; a shard is a piece of
+            each half.
         is_transposed: Hugging Face stores it the other way round, [in, out].
         is_multiplied: Every token's activations are multiplied by it, which is what FLOPs are counted from.
-        is_head: Only those of tokens that are predicted.
+        is_head: Only those of tokens that are predicted; in an encoder-decoder these are all that the decoder reads.
         repeated_as: Hugging Face names under which a folder may hold the same tensor a second time.
     """
 
@@ -44,6 +47,8 @@ class Parameter:
     hugging_face: tuple[str, ...]
     shape: Shape
     init: InitKind
+    std: float | None = None
+    query_scale: float = 1.0
     tp_dim: int | None = None
     arrangement: Arrangement = "plain"
     is_transposed: bool = False

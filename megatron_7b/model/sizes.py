@@ -48,9 +48,10 @@ def flops_per_token(
 
     Args:
         model: The model's shape.
-        seq_length: Tokens `s` of a sequence.
+        seq_length: Tokens `s` of a sequence; in an encoder-decoder those that the encoder reads.
         vocab_size: True vocabulary size; None takes the configuration's.
-        predicted_share: Of the tokens, which are predicted: only they pass the output layer.
+        predicted_share: How many tokens are predicted for each of them: only these pass the output layer, and the
+            decoder of an encoder-decoder.
 
     Source: PaLM (Chowdhery et al. 2022), appendix B, with the causal half of the attention term.
 
@@ -61,8 +62,8 @@ def flops_per_token(
     multiplied = [row for row in table.values() if row.is_multiplied]
     matrices = sum(math.prod(row.shape) * (predicted_share if row.is_head else 1.0) for row in multiplied)
     # QK^T and PV: 2 * 2 * n * d FLOPs per pair of positions.
-    attended = seq_length * kind_of(model).attended_share
-    attention = model.num_layers * 4 * attended * model.num_attention_heads * model.head_width
+    attended = kind_of(model).attended_positions(model, seq_length, predicted_share)
+    attention = 4 * attended * model.num_attention_heads * model.head_width
     return 3.0 * (2 * matrices + attention)
 
 

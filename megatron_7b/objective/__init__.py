@@ -24,7 +24,13 @@ def _masked() -> Objective:
     return MaskedLanguageModeling()
 
 
-BUILDERS: dict[str, Callable[[], Objective]] = {"causal": _causal, "masked": _masked}
+def _span() -> Objective:
+    from megatron_7b.objective.span import SpanCorruption
+
+    return SpanCorruption()
+
+
+BUILDERS: dict[str, Callable[[], Objective]] = {"causal": _causal, "masked": _masked, "span": _span}
 
 
 def build_objective(config: RunConfig) -> Objective:

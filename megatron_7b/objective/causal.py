@@ -19,7 +19,7 @@ class CausalLanguageModeling(TokenLosses):
 
     needs_tokenizer = False
 
-    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+    def check_tokenizer(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:
         """Any will do; options that need more of it say so."""
 
     def open_windows(

@@ -1,4 +1,4 @@
-"""What a language model takes of a microbatch: its arrays on the device, and where its documents begin."""
+"""What models take of a microbatch: its arrays on the device, and where its documents begin, or what is padding."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,33 @@ def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -
         return {name: _context_parallel_share(rows, layout) for name, rows in inputs.items()}
     inputs = {name: rows.reshape(1, -1) for name, rows in inputs.items()}
     return {**inputs, "packed_seq_params": _packed_documents(batch.cu_seqlens, device)}
+
+
+def encoder_decoder_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -> dict[str, Any]:
+    """Return what an encoder-decoder's forward takes of one microbatch, on the device.
+
+    Texts and answers are filled up to multiples of the tensor-parallel size, as sequence parallelism divides them.
+    """
+    assert batch.decoder_tokens is not None
+    arrays: dict[str, NDArray[Any]] = {
+        "input_ids": batch.tokens,
+        "decoder_input_ids": batch.decoder_tokens,
+        "labels": batch.labels,
+        "loss_mask": batch.loss_mask,
+    }
+    if batch.attention_mask is not None:
+        arrays["attention_mask"] = batch.attention_mask
+    elif batch.tokens.shape[1] % layout.tp_size:
+        arrays["attention_mask"] = np.ones(batch.tokens.shape, dtype=bool)
+    return {
+        name: torch.from_numpy(_filled_up(rows, layout.tp_size)).to(device, non_blocking=True)
+        for name, rows in arrays.items()
+    }
+
+
+def _filled_up(rows: NDArray[Any], multiple: int) -> NDArray[Any]:
+    """Append zeros to rows [b, s]: tokens that the masks, filled up with zeros as well, hide."""
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % multiple)))
 
 
 def _packed_documents(cu_seqlens: NDArray[np.int32], device: torch.device) -> PackedSeqParams:

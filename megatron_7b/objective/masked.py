@@ -27,7 +27,7 @@ class MaskedLanguageModeling(TokenLosses):
 
     needs_tokenizer = True
 
-    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
+    def check_tokenizer(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:  # noqa: ARG002
         """It must have [CLS], [SEP] and [MASK], whatever it calls them."""
         find_special_tokens(tokenizer)
 

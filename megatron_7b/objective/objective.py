@@ -72,15 +72,18 @@ class Objective(Protocol):
     reported: tuple[str, ...]
     needs_tokenizer: bool
 
-    def check_tokenizer(self, tokenizer: Tokenizer | None) -> None:
-        """Refuse a tokenizer that lacks a token that every run with this objective needs.
+    def check_tokenizer(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:
+        """Refuse a tokenizer that lacks a token that a run needs for this objective.
 
         Raises:
             ConfigError: It lacks one, or is not known.
         """
 
+    def window_length(self, config: RunConfig) -> int:
+        """Return how many tokens of text a sample is made of."""
+
     def predicted_share(self, config: RunConfig) -> float:
-        """Return which share of the tokens is predicted, and so passes the output layer."""
+        """Return how many tokens are predicted, and so pass the output layer, for each one that a sample counts."""
 
     def open_windows(
         self,

@@ -22,6 +22,10 @@ class TokenLosses:
 
     reported: tuple[str, ...] = ()
 
+    def window_length(self, config: RunConfig) -> int:
+        """A sample is made of as many tokens of text as it has."""
+        return config.data.seq_length
+
     def predicted_share(self, config: RunConfig) -> float:  # noqa: ARG002
         """All tokens are predicted."""
         return 1.0

@@ -71,12 +71,14 @@ class ParallelLayout:
 
 
 def build_layout(parallel: ParallelConfig, *, world_size: int, rank: int) -> ParallelLayout:
-    """Return the place of `rank` in the grid.
+    """Return where `rank` stands.
 
     Raises:
-        ConfigError: The world size is not a multiple of tp × pp × cp.
+        ConfigError: the world size is not a multiple of tp × pp × cp.
     """
-    model_size = parallel.model_parallel_size
+    model_size = (
+        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    )
     if world_size % model_size:
         raise ConfigError(
             f"{world_size} ranks cannot hold tensor × pipeline × context = "

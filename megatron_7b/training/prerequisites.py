@@ -40,7 +40,7 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
     objective = build_objective(config)
     if objective.needs_tokenizer:
         companions = companions_of_weights(config, folder)
-        objective.check_tokenizer(find_tokenizer(config.data, of_model=companions.tokenizer))
+        objective.check_tokenizer(config, find_tokenizer(config.data, of_model=companions.tokenizer))
 
 
 def check_telemetry(telemetry: TelemetryConfig) -> None:

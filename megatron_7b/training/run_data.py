@@ -56,7 +56,7 @@ def open_run_data(
         train = objective.open_split(config, "train", tokenizer, contents=contents, reached=progress.reached)
         train.check_end(progress.samples_at_end(config))
         valid = None
-        if has_split(config.data, "valid"):
+        if has_split(config.data, "valid", window_length=objective.window_length(config)):
             valid = objective.open_split(config, "valid", tokenizer, contents={}, reached=None)
     if ranks.is_main:
         _say_what_is_special(train, valid)

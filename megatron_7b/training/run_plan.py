@@ -139,9 +139,10 @@ class StepClock:
 
 
 def _plan_validation(config: RunConfig) -> ValidationPlan | None:
-    if not has_split(config.data, "valid"):
+    objective = build_objective(config)
+    if not has_split(config.data, "valid", window_length=objective.window_length(config)):
         return None
-    valid = build_objective(config).open_windows(config, "valid")
+    valid = objective.open_windows(config, "valid")
     sets = [
         ValidationSet(prefix=part.prefix, documents=part.end_document - part.first_document, tokens=part.num_tokens)
         for part in valid.parts

@@ -11,8 +11,15 @@ SIZES = {
     "mistral_7b": 7_241_732_096,
     "qwen2_5_7b": 7_615_616_512,
 }
-PUBLISHED = {"gpt2": 124_439_808, "bert_base": 109_514_298, "bert_large": 335_174_458}
-"""As transformers counts them, BERT with the head for masked tokens."""
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "bert_base": 109_514_298,
+    "bert_large": 335_174_458,
+    "t5_small": 76_961_152,
+    "t5_base": 247_577_856,
+    "t5_large": 783_150_080,
+}
+"""As transformers counts them, BERT with the head for masked tokens, T5 in release 1.1."""
 LAYOUTS = ("8xh100_bf16", "8xh100_fp8", "64xh100_bf16")
 
 
@@ -22,6 +29,7 @@ def test_the_promised_presets_are_there():
         "mini_cpu",
         "gpt2_tiny_cpu",
         "bert_tiny_cpu",
+        "t5_tiny_cpu",
         *PUBLISHED,
         *SIZES,
         *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS),

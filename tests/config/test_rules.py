@@ -11,7 +11,7 @@ from megatron_7b.config.model_rules import RULES as MODEL_RULES
 from megatron_7b.config.options import options
 from megatron_7b.config.ranges import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, POSITIVE, SHARES
 from megatron_7b.config.rule import Case
-from megatron_7b.config.run_rules import FILE_RULES
+from megatron_7b.config.run_rules import FILE_RULES, split_blend
 from megatron_7b.config.run_rules import RULES as RUN_RULES
 from megatron_7b.errors import ConfigError
 
@@ -21,6 +21,7 @@ SHARDED = "parallel.use_distributed_optimizer"
 
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
+T5 = {"model.architecture": "t5"}
 
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
 # global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
@@ -50,14 +51,35 @@ CASES = [
     ({"objective.masked_share": 0.3}, 1, "objective.masked_share", "only applies with the objective masked"),
     ({**BERT, "objective.masked_share": 1.0}, 1, "objective.masked_share", "above 0 and below 1"),
     ({**BERT, "data.reset_attention_mask": True}, 1, "data.reset_attention_mask", "every sample is a text of its own"),
-    ({**BERT, "data.eod_mask_loss": True}, 1, "data.eod_mask_loss", "does not apply to masked language modeling"),
-    ({**BERT, "data.fim_rate": 0.5}, 1, "data.fim_rate", "does not apply to masked language modeling"),
+    ({**BERT, "data.eod_mask_loss": True}, 1, "data.eod_mask_loss", "does not apply to the objective masked"),
+    ({**BERT, "data.fim_rate": 0.5}, 1, "data.fim_rate", "does not apply to the objective masked"),
     ({**BERT, "data.seq_length": 2}, 1, "data.seq_length", "must be above 2"),
     ({**BERT, CP: 2}, 2, CP, "must be 1 for encoders such as bert"),
     ({"model.rope_scaling.low_freq_factor": 4}, 1, "model.rope_scaling.low_freq_factor", "must be below"),
     ({"data.seq_length": 4096}, 1, "data.seq_length", "at most model.max_position_embeddings = 2048"),
     ({TP: 2}, 3, "number of ranks", "2 * 1 * 1 = 2; nearest: 2 or 4"),
     ({TP: 2, "model.num_query_groups": 1}, 2, TP, "must divide model.num_query_groups = 1"),
+    ({**T5, PP: 2}, 2, PP, "must be 1 for t5, as megatron-core has no pipeline in which every stage"),
+    ({**T5, CP: 2}, 2, CP, "must be 1 for encoders such as t5"),
+    ({**T5, "model.init_method_std": 0.01}, 1, "model.init_method_std", "follow from the width of each matrix"),
+    ({**T5, "model.relative_attention_num_buckets": 3}, 1, "model.relative_attention_num_buckets", "at least 4"),
+    (
+        {**T5, "model.relative_attention_max_distance": 16},
+        1,
+        "model.relative_attention_max_distance",
+        "above model.relative_attention_num_buckets / 2 = 16",
+    ),
+    ({"model.num_decoder_layers": 2}, 1, "model.num_decoder_layers", "encoder-decoders such as t5, not to llama"),
+    ({**T5, "data.seq_length": 2}, 1, "data.seq_length", "at least 3"),
+    ({**T5, "data.fim_rate": 0.5}, 1, "data.fim_rate", "does not apply to the objective span"),
+    (
+        {**T5, "objective.name": "masked"},
+        1,
+        "objective.name",
+        "t5 is of kind encoder_decoder, which is trained by span",
+    ),
+    ({"objective.noise_density": 0.3}, 1, "objective.noise_density", "only applies with the objective span"),
+    ({**T5, "objective.mean_span_length": 0.5}, 1, "objective.mean_span_length", "at least 1"),
     ({TP: 8, "model.ffn_hidden_size": 684}, 8, TP, "must divide model.ffn_hidden_size = 684"),
     ({"parallel.sequence_parallel": True}, 1, "parallel.sequence_parallel", "above 1"),
     ({"parallel.sequence_parallel": True, TP: 2, "data.seq_length": 255}, 2, "data.seq_length", "nearest: 254 or 256"),
@@ -172,6 +194,7 @@ def test_impossible(overrides, world_size, path, words):
         ({TP: 4}, None),
         ({**BERT, "model.num_tokentypes": 2, "objective.name": "masked", "objective.max_ngram": 1}, 1),
         ({**BERT, "model.num_query_groups": 8, TP: 2, PP: 2, "parallel.sequence_parallel": True}, 4),
+        ({**T5, "model.num_decoder_layers": 1, "model.kv_channels": 7, "data.seq_length": 4000, TP: 8}, 8),
         ({**GPT2, "model.hidden_size": 264, "data.reset_attention_mask": True}, 1),
     ],
 )
@@ -229,3 +252,8 @@ def test_a_run_needs_a_corpus_whose_files_exist(tmp_path):
     absent = load_config(None, {"data.train": found, "checkpoint.initialize_from": str(tmp_path / "c")})
     with pytest.raises(ConfigError, match=r"checkpoint\.initialize_from"):
         check_config(absent, require_data=True)
+
+
+def test_split_blend():
+    assert split_blend(("A",)) == [(1.0, "A")]
+    assert split_blend(("0.7", "A", "3", "B")) == [(0.7, "A"), (3.0, "B")]

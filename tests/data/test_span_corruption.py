@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_7b.config.schema import DataConfig
-from megatron_7b.data import open_split
+from megatron_7b.data import open_sequential, open_split
 from megatron_7b.data.samples.sample_random import sample_generator
 from megatron_7b.data.samples.span_corruption import (
     Corruption,
     Lengths,
+    SpanCorruptionDataset,
     draw_noise,
     fit_lengths,
     open_corrupted_split,
@@ -46,7 +48,7 @@ def test_both_sides_give_the_text(config: DataConfig) -> None:
     texts = (
         open_split(replace(config, seq_length=lengths.raw), "train", seed=5).batch(range(dataset.num_samples)).tokens
     )
-    for text, encoder, labels in zip(texts, batch.encoder_tokens, batch.labels, strict=True):
+    for text, encoder, labels in zip(texts, batch.tokens, batch.labels, strict=True):
         assert (encoder[-1], labels[-1]) == (EOS, EOS)
         kept, lost = split_at_sentinels(encoder[:-1].tolist()), split_at_sentinels(labels[:-1].tolist())
         assert len(kept) == len(lost) == lengths.spans + 1
@@ -55,6 +57,8 @@ def test_both_sides_give_the_text(config: DataConfig) -> None:
         assert all(lost[1:])
         rebuilt = [token for text, span in zip(kept, lost[1:], strict=False) for token in (*text, *span)]
         assert rebuilt == text.tolist()
+    assert batch.attention_mask is None
+    assert batch.decoder_tokens is not None
     np.testing.assert_array_equal(batch.decoder_tokens[:, 1:], batch.labels[:, :-1])
     assert (batch.decoder_tokens[:, 0] == START).all()
 
@@ -62,7 +66,8 @@ def test_both_sides_give_the_text(config: DataConfig) -> None:
 def test_shapes_are_always_the_same(config: DataConfig) -> None:
     dataset = open_corrupted_split(config, "valid", CORRUPTION, seed=5)
     batch = dataset.batch(range(7))
-    assert batch.encoder_tokens.shape == (7, dataset.lengths.encoder)
+    assert batch.tokens.shape == (7, dataset.lengths.encoder)
+    assert batch.decoder_tokens is not None
     assert batch.decoder_tokens.shape == batch.labels.shape == batch.loss_mask.shape == (7, dataset.lengths.decoder)
     assert batch.loss_mask.all()
     assert dataset.lengths.encoder == 64
@@ -115,12 +120,27 @@ def test_the_usual_lengths() -> None:
 @pytest.mark.parametrize(
     ("changes", "encoder", "words"),
     [
-        ({"sentinel_ids": (3000, 3001)}, 512, "28 spans, but there are 2 sentinels"),
-        ({"noise_density": 1.0}, 512, "noise_density"),
-        ({"mean_span_length": 0.5}, 512, "mean_span_length"),
+        ({"sentinel_ids": (3000, 3001)}, 64, "3 spans, but there are 2 sentinels"),
         ({}, 2, "no room"),
     ],
 )
-def test_impossible_corruption(changes: dict[str, object], encoder: int, words: str) -> None:
+def test_impossible_corruption(changes: dict[str, Any], encoder: int, words: str, config: DataConfig) -> None:
     with pytest.raises(ConfigError, match=words):
-        fit_lengths(encoder, replace(CORRUPTION, **changes))  # type: ignore[arg-type]
+        open_corrupted_split(replace(config, seq_length=encoder), "train", replace(CORRUPTION, **changes), seed=5)
+
+
+def test_the_end_of_a_corpus_is_filled_up(config: DataConfig) -> None:
+    """Evaluation reads to the last token that is followed by another, and what follows counts nowhere."""
+    windows = open_sequential(config.train[0], seq_length=71)
+    dataset = SpanCorruptionDataset(windows, CORRUPTION, seed=5)
+    last = dataset.num_samples - 1
+    batch, text = dataset.batch([last - 1, last, last + 1]), windows.batch([last])
+    num_tokens = int(text.loss_mask.sum()) + 1
+    lengths = plan_lengths(num_tokens, CORRUPTION)
+    assert batch.attention_mask is not None
+    assert batch.attention_mask.sum(axis=1).tolist() == [dataset.lengths.encoder, lengths.encoder, 1]
+    assert batch.loss_mask.sum(axis=1).tolist() == [dataset.lengths.decoder, lengths.decoder, 0]
+    kept = split_at_sentinels(batch.tokens[1, : lengths.encoder - 1].tolist())
+    lost = split_at_sentinels(batch.labels[1, : lengths.decoder - 1].tolist())
+    rebuilt = [token for text, span in zip(kept, lost[1:], strict=False) for token in (*text, *span)]
+    assert rebuilt == text.tokens[0, :num_tokens].tolist()

@@ -10,6 +10,7 @@ import torch
 from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import Batch
+from megatron_7b.model.initialization import shard_ranges
 from megatron_7b.model.kinds import parameter_table
 from megatron_7b.model.parameters import Parameter
 from tests.support.ranks import run_ranks
@@ -188,4 +189,6 @@ def shard(parameter: Parameter, whole: torch.Tensor, shape: tuple[int, ...], tp_
     """This tensor rank's part of a gradient, vocabulary padding included."""
     if parameter.is_padded:
         whole = torch.cat([whole, torch.zeros(shape[0] * tp_size - len(whole), *shape[1:])])
+    if parameter.arrangement == "gate_up":
+        return torch.cat([whole[first:end] for first, end in shard_ranges(parameter, tp_rank, tp_size)]).numpy()
     return (whole if parameter.tp_dim is None else whole.chunk(tp_size, dim=parameter.tp_dim)[tp_rank]).numpy()

@@ -17,9 +17,10 @@ def held(config: RunConfig) -> int:
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "megatron-bert"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert", "megatron-bert", "t5"])
 def test_counted_is_held(architecture: str, is_tied: bool) -> None:
-    parallel: dict[str, Any] = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    stages = 1 if architecture == "t5" else 2
+    parallel: dict[str, Any] = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": stages}
     model = {
         "architecture": architecture,
         "num_query_groups": None,
@@ -27,7 +28,9 @@ def test_counted_is_held(architecture: str, is_tied: bool) -> None:
         "share_embeddings_and_output_weights": is_tied,
     }
     config = tiny_config(model=model, parallel=parallel)
+    world = 2 * stages
     expected = [
-        count_held_parameters(config.model, build_layout(config.parallel, world_size=4, rank=rank)) for rank in range(4)
+        count_held_parameters(config.model, build_layout(config.parallel, world_size=world, rank=rank))
+        for rank in range(world)
     ]
-    assert run_ranks(4, held, config) == expected
+    assert run_ranks(world, held, config) == expected

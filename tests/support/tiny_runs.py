@@ -31,6 +31,8 @@ class ArrayBatch:
     position_ids: np.ndarray
     cu_seqlens: np.ndarray | None = None
     tokentype_ids: np.ndarray | None = None
+    decoder_tokens: np.ndarray | None = None
+    attention_mask: np.ndarray | None = None
 
 
 def tiny_config(**sections: dict[str, Any]) -> RunConfig:
@@ -83,10 +85,28 @@ def batches(config: RunConfig, step: int, *, dp_rank: int, dp_size: int, masked:
         begins[:, 0] = True
     if config.model.traits.kind == "encoder":
         begins[:, 0] = True  # every sample is a text of its own
+    if config.model.traits.kind == "encoder_decoder":
+        return [_text_with_answers(ids[r], mask[r], positions) for r in rows]
     return [
         ArrayBatch(ids[r, :-1].copy(), ids[r, 1:].copy(), mask[r].copy(), positions, cumulative_lengths(begins[r]))
         for r in rows
     ]
+
+
+def _text_with_answers(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> ArrayBatch:
+    """Let the first half of the tokens, an odd number, be the answer to all of them; text ends early in every row."""
+    labels = ids[:, 1 : ids.shape[1] // 2].copy()
+    decoder = np.roll(labels, 1, axis=1)
+    decoder[:, 0] = 0
+    ends = ids.shape[1] - 2 - np.arange(len(ids))[:, None] * 3
+    return ArrayBatch(
+        ids[:, :-1].copy(),
+        labels,
+        mask[:, : labels.shape[1]].copy(),
+        positions,
+        decoder_tokens=decoder,
+        attention_mask=np.arange(ids.shape[1] - 1) < ends,
+    )
 
 
 def cumulative_lengths(begins: np.ndarray) -> np.ndarray | None:

@@ -31,6 +31,10 @@ class Batch:
     """
     tokentype_ids: NDArray[np.int64] | None = None
     """Which sentence of a pair a token is of, [b, s]; None for models that do not ask."""
+    decoder_tokens: NDArray[np.int64] | None = None
+    """What the decoder of an encoder-decoder reads, [b, s_d]; labels and loss mask then belong to these, [b, s_d]."""
+    attention_mask: NDArray[np.bool_] | None = None
+    """False where `tokens` are padding, [b, s]; None: nowhere."""
 
 
 @dataclass(frozen=True)

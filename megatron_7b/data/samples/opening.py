@@ -8,10 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from megatron_7b.config.blend import BlendPart
 from megatron_7b.data._index import Batcher, FillInTheMiddle, TokenStream
 from megatron_7b.data.corpus.indexed_dataset import IndexedDataset
-from megatron_7b.data.samples.blend import integer_weights, parse_blend
+from megatron_7b.data.samples.blend import BlendPart, integer_weights, parse_blend
 from megatron_7b.data.samples.dataset import Dataset, DatasetPart
 from megatron_7b.data.samples.fill_in_the_middle import build_fill_in_the_middle
 from megatron_7b.data.samples.sample_order import (
@@ -140,8 +139,13 @@ def open_sequential(
     )
 
 
-def has_split(config: "DataConfig", split: Split) -> bool:
+def has_split(config: "DataConfig", split: Split, *, window_length: int | None = None) -> bool:
     """Whether a split holds any sample. A corpus of few documents may have no validation share.
+
+    Args:
+        config: The data section.
+        split: Which one.
+        window_length: Tokens of text that a sample is made of; None: `config.seq_length`.
 
     Raises:
         ConfigError: The corpus, its weights or the split are malformed.
@@ -152,9 +156,10 @@ def has_split(config: "DataConfig", split: Split) -> bool:
         return False
     if _is_read_whole(config, split):
         return True
+    needed = config.seq_length if window_length is None else window_length
     for part in parse_blend(entries, name=name):
         dataset = IndexedDataset(part.prefix)
-        if _num_tokens(dataset, document_range(dataset.num_documents, shares, split)) > config.seq_length:
+        if _num_tokens(dataset, document_range(dataset.num_documents, shares, split)) > needed:
             return True
     return False
 

@@ -7,12 +7,17 @@ from megatron_7b.config.architectures import ARCHITECTURES
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.model.kinds.decoder import Decoder
 from megatron_7b.model.kinds.encoder import Encoder
+from megatron_7b.model.kinds.encoder_decoder import EncoderDecoder
 from megatron_7b.model.kinds.kind import ModelKind
 from megatron_7b.model.parameters import ParameterTable
 
 __all__ = ["KINDS", "ModelKind", "kind_of", "parameter_table"]
 
-KINDS: dict[str, ModelKind] = {"decoder": Decoder(), "encoder": Encoder()}
+KINDS: dict[str, ModelKind] = {
+    "decoder": Decoder(),
+    "encoder": Encoder(),
+    "encoder_decoder": EncoderDecoder(),
+}
 
 
 def kind_of(model: ModelConfig) -> ModelKind:

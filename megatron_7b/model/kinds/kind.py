@@ -60,11 +60,19 @@ class ModelKind(Protocol):
 
     Attributes:
         core_layers_per_layer: How many layers megatron-core counts where the configuration counts one.
-        attended_share: Of all pairs of positions, those that attention computes.
     """
 
     core_layers_per_layer: int
-    attended_share: float
+
+    def attended_positions(self, model: ModelConfig, seq_length: int, predicted_share: float) -> float:
+        """Return how many positions a token attends to on average, added up over the layers.
+
+        Args:
+            model: The shape of the model.
+            seq_length: Tokens of a sequence; in an encoder-decoder those that the encoder reads.
+            predicted_share: How many are predicted for each of them.
+        """
+        ...
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         """Yield every parameter of the whole model in the order of the forward pass. Imports no torch.

@@ -16,7 +16,10 @@ class Decoder:
     """The kind of model that predicts the next token from those before it."""
 
     core_layers_per_layer = SYMBOLS_PER_LAYER
-    attended_share = 0.5
+
+    def attended_positions(self, model: ModelConfig, seq_length: int, predicted_share: float) -> float:  # noqa: ARG002
+        """A token attends to those before it: to half of the sequence on average."""
+        return model.num_layers * seq_length / 2
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         """Yield every parameter in the order of the forward pass."""

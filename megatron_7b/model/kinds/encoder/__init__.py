@@ -16,7 +16,10 @@ class Encoder:
     """The kind of model that tells hidden tokens from all others of the sentence."""
 
     core_layers_per_layer = 1
-    attended_share = 1.0
+
+    def attended_positions(self, model: ModelConfig, seq_length: int, predicted_share: float) -> float:  # noqa: ARG002
+        """A token attends to the whole sequence."""
+        return model.num_layers * seq_length
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         """Yield every parameter in the order of the forward pass."""
