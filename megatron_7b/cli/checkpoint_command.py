@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.cli.options import CommandLine, Parser
-from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, ranks_here, smallest_world_size
+from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, ranks_here
 from megatron_7b.config import RunConfig
 from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.parallel import ParallelLayout, build_layout
@@ -46,7 +46,7 @@ class CheckpointCommand:
         config = inference_config(
             folder, command_line.overrides, requirements=requirements, problems=command_line.problems
         )
-        world_size = given_world_size(command_line.flags) or smallest_world_size(config.parallel)
+        world_size = given_world_size(command_line.flags) or config.parallel.model_parallel_size
         build_layout(config.parallel, world_size=world_size, rank=0)  # refuses a number of ranks that does not fit
         command = cls(command_line, folder, config, world_size)
         command.check_memory()

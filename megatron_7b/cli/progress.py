@@ -1,8 +1,8 @@
-"""Progress of a run over files: a live bar on a terminal, plain lines in a log. All of it on stderr."""
+"""Progress of what reads files: a live bar on a terminal, plain lines in a log. All of it on stderr."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ class Progress(Protocol):
 
 
 class PlainProgress:
-    """A line every few seconds, or every so many documents."""
+    """A line every few seconds, or after a number of documents."""
 
     def __init__(self, total_bytes: int, interval_documents: int | None) -> None:
         self._total = max(1, total_bytes)
@@ -74,22 +74,85 @@ class LiveProgress:
 
 @contextmanager
 def open_progress(total_bytes: int, interval_documents: int | None = None) -> Iterator[Progress]:
-    """A live bar if stderr is a terminal, else plain lines."""
-    if not sys.stderr.isatty():
-        yield PlainProgress(total_bytes, interval_documents)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    """Show a live bar if stderr is a terminal, else plain lines."""
+    with _open_bar("TaskProgressColumn", "figures", "TimeRemainingColumn") as bar:
+        if bar is None:
+            yield PlainProgress(total_bytes, interval_documents)
+        else:
+            yield LiveProgress(bar, bar.add_task("", total=total_bytes, figures=""))
 
-    columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        yield LiveProgress(bar, bar.add_task("", total=total_bytes, figures=""))
+
+@contextmanager
+def open_byte_progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar with MB/s on a terminal, else nothing; what it yields may be called on any thread."""
+    with _open_bar("DownloadColumn", "TransferSpeedColumn", "TimeRemainingColumn") as bar:
+        if bar is None:
+            yield lambda _: None
+        else:
+            task = bar.add_task("", total=total)
+            yield lambda num_bytes: bar.advance(task, num_bytes)
+
+
+@contextmanager
+def open_phases() -> Iterator["PhasesProgress"]:
+    """Show a bar per phase on a terminal, else a line per phase."""
+    with _open_bar("DownloadColumn", "TimeRemainingColumn", begin="phase") as bar:
+        yield PhasesProgress(bar)
+
+
+class PhasesProgress:
+    """Progress of a run in phases, each over all of its input."""
+
+    def __init__(self, bar: Any) -> None:
+        """Begin without a phase; `bar` is None without a terminal."""
+        self._bar = bar
+        self._task: Any = None
+
+    def begin(self, phase: str, total: int) -> None:
+        """Begin a phase of this many bytes."""
+        if self._bar is None:
+            print(f"{phase}: {total / 1e6:,.1f} MB of input", file=sys.stderr)
+        else:
+            self._task = self._bar.add_task("", total=total, phase=phase)
+
+    def advance(self, size: int) -> None:
+        """Move the bar; without one, the next phase says that this one is done."""
+        if self._bar is not None:
+            self._bar.advance(self._task, size)
+
+    def warn(self, message: str) -> None:
+        """Print the message, above the bar if there is one."""
+        if self._bar is None:
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            self._bar.console.print(f"warning: {message}", markup=False)
+
+
+@contextmanager
+def _open_bar(*columns: str, begin: str | None = None) -> Iterator[Any]:
+    """Yield rich's bar on stderr, or None without a terminal.
+
+    Args:
+        columns: Names of rich's columns, or of fields of the task that are shown as they are.
+        begin: A field that stands before the bar.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    def column(name: str) -> Any:
+        return getattr(progress, name)() if hasattr(progress, name) else progress.TextColumn(f"{{task.fields[{name}]}}")
+
+    first = [] if begin is None else [column(begin)]
+    with progress.Progress(*first, progress.BarColumn(), *map(column, columns), console=Console(stderr=True)) as bar:
+        yield bar
 
 
 @contextmanager
 def continued_by_the_same_command() -> Iterator[None]:
-    """Say so when somebody interrupts what goes on in a with block.
+    """Say so when somebody interrupts a with block.
 
     Raises:
         SystemExit: With the code of an interruption.

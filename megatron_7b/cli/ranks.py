@@ -77,5 +77,5 @@ def launch_plan(
 
 
 def smallest_world_size(parallel: ParallelConfig) -> int:
-    """The fewest ranks that hold one copy of the model."""
-    return parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    """Return the fewest ranks that hold one copy of the model."""
+    return parallel.model_parallel_size

@@ -1,8 +1,6 @@
 """The options of `preprocess` that say which tokenizer to take, Megatron-LM's names for them included."""
 
 import argparse
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,53 +63,18 @@ def open_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
     """Load the tokenizer that the options name.
 
     Raises:
-        ConfigError: They name none, or two.
+        ConfigError: They name no tokenizer, or two.
         DataFormatError: What they name cannot be read.
     """
     _check(arguments)
     if arguments.vocab_file is not None or arguments.tokenizer_type in _VOCABULARY_TYPES:
+        from megatron_7b.data.preprocess.kept_tokenizer import kept_tokenizer
         from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer
 
         return HuggingFaceTokenizer(_open_vocabulary_files(arguments, kept_tokenizer(arguments.output_prefix)))
     from megatron_7b.tokenizer import load_tokenizer
 
     return load_tokenizer(arguments.tokenizer_model or "bytes", kind=_KINDS[arguments.tokenizer_type])
-
-
-def kept_tokenizer(output_prefix: str) -> Path:
-    """The folder beside a corpus that keeps a tokenizer which no folder of the user's holds."""
-    return Path(f"{output_prefix}_tokenizer")
-
-
-def check_kept_tokenizer(tokenizer: "Tokenizer", output_prefix: str, *, overwrite: bool) -> None:
-    """Check that a tokenizer made of single files can be kept beside the corpus; others are where they were.
-
-    Raises:
-        ConfigError: Another tokenizer is there already.
-    """
-    folder = kept_tokenizer(output_prefix)
-    if tokenizer.path != folder or not folder.exists() or overwrite:
-        return
-    from megatron_7b.tokenizer import load_tokenizer
-
-    if not folder.is_dir() or load_tokenizer(folder).identity != tokenizer.identity:
-        raise ConfigError(f"{folder} holds another tokenizer", hint="--overwrite replaces it")
-
-
-def keep_tokenizer(tokenizer: "Tokenizer", output_prefix: str) -> None:
-    """Write a tokenizer made of single files beside the corpus, where training and `data show` will look for it."""
-    folder = kept_tokenizer(output_prefix)
-    if tokenizer.path != folder:
-        return
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    tokenizer.save(staging)
-    try:
-        staging.rename(folder)
-    except OSError:  # there is one already: an older one, or that of another shard, which is the same
-        for file in sorted(staging.iterdir()):
-            file.replace(folder / file.name)
-        staging.rmdir()
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -18,22 +18,19 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration with the number of ranks that it shall run on, where that is known."""
+    """A configuration with the number of ranks that it shall run on, if that is known."""
 
     config: RunConfig
     world_size: int | None
 
-    @cached_property
+    @property
     def model_parallel_size(self) -> int:
-        """Ranks that hold one copy of the model: tp * pp * cp."""
-        parallel = self.config.parallel
-        return (
-            parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-        )
+        """Ranks that hold one copy of the model."""
+        return self.config.parallel.model_parallel_size
 
     @cached_property
     def data_parallel_size(self) -> int:
-        """Copies of the model; 1 where the number of ranks is not known or does not fit."""
+        """Copies of the model; 1 if the number of ranks is not known or does not fit."""
         return max((self.world_size or 0) // self.model_parallel_size, 1)
 
     @cached_property

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+from megatron_7b.config.blend import split_blend
 from megatron_7b.config.options import get_value
 from megatron_7b.config.problems import Problem, nearest
 from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
@@ -133,37 +134,18 @@ def _positions_restart_only_within_documents(case: Case) -> Iterator[Problem]:
         )
 
 
-def split_blend(entries: tuple[str, ...]) -> list[tuple[float, str]]:
-    """Weights and prefixes of a corpus option: one prefix, or weights and prefixes in turn.
-
-    Raises:
-        ValueError: The entries are neither; the message says how.
-    """
-    if len(entries) == 1:
-        return [(1.0, entries[0])]
-    if len(entries) % 2:
-        raise ValueError("expected one prefix, or weights and prefixes in turn: 0.7 A 0.3 B")
-    blend = []
-    for weight, prefix in zip(entries[::2], entries[1::2], strict=True):
-        try:
-            number = float(weight)
-        except ValueError:
-            raise ValueError(f"expected a weight before each prefix (0.7 A 0.3 B), not {weight!r}") from None
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"the weight of {prefix} must be above 0, not {weight}")
-        blend.append((number, prefix))
-    return blend
-
-
 def _check_blend(case: Case, path: str) -> Iterator[Problem]:
+    entries = cast(tuple[str, ...], get_value(case.config, path))
+    if not entries:
+        return
     try:
-        blend = split_blend(cast(tuple[str, ...], get_value(case.config, path)))
+        blend = split_blend(entries)
     except ValueError as error:
         yield case.problem(path, str(error))
         return
-    for _, prefix in blend:
-        if prefix.endswith((".bin", ".idx")):
-            yield case.problem(path, f"give the prefix that both files share: {prefix[:-4]}")
+    for part in blend:
+        if part.prefix.endswith((".bin", ".idx")):
+            yield case.problem(path, f"give the prefix that both files share: {part.prefix[:-4]}")
 
 
 @rule("data.train")
@@ -191,7 +173,8 @@ def _check_files(case: Case, path: str) -> Iterator[Problem]:
     entries = cast(tuple[str, ...], get_value(case.config, path))
     if not entries or list(_check_blend(case, path)):
         return
-    for _, prefix in split_blend(entries):
+    for part in split_blend(entries):
+        prefix = part.prefix
         missing = [f"{prefix}{suffix}" for suffix in (".bin", ".idx") if not Path(f"{prefix}{suffix}").is_file()]
         if missing:
             yield case.problem(path, f"no file {' nor '.join(missing)}{_guess_corpus(prefix)}")

@@ -157,6 +157,11 @@ class ParallelConfig:
     recompute_num_layers: int = 1
     """Transformer layers per recomputed group (uniform) or recomputed layers per stage (block)."""
 
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model: tp × pp × cp."""
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionConfig:

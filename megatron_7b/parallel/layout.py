@@ -71,14 +71,12 @@ class ParallelLayout:
 
 
 def build_layout(parallel: ParallelConfig, *, world_size: int, rank: int) -> ParallelLayout:
-    """Return where `rank` stands.
+    """Return the place of `rank` in the grid.
 
     Raises:
-        ConfigError: the world size is not a multiple of tp × pp × cp.
+        ConfigError: The world size is not a multiple of tp × pp × cp.
     """
-    model_size = (
-        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    )
+    model_size = parallel.model_parallel_size
     if world_size % model_size:
         raise ConfigError(
             f"{world_size} ranks cannot hold tensor × pipeline × context = "

@@ -7,6 +7,10 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.process.logs import configure_logging, loading
 from megatron_7b.runtime.process.signals import StopRequest
 from megatron_7b.training.prerequisites import check_prerequisites
+from megatron_7b.training.run_config import load_run_config
+from megatron_7b.training.run_plan import RunPlan, plan_run
+
+__all__ = ["RunPlan", "load_run_config", "plan_run", "pretrain"]
 
 
 def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None) -> int:

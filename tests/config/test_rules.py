@@ -11,7 +11,7 @@ from megatron_7b.config.model_rules import RULES as MODEL_RULES
 from megatron_7b.config.options import options
 from megatron_7b.config.ranges import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, POSITIVE, SHARES
 from megatron_7b.config.rule import Case
-from megatron_7b.config.run_rules import FILE_RULES, split_blend
+from megatron_7b.config.run_rules import FILE_RULES
 from megatron_7b.config.run_rules import RULES as RUN_RULES
 from megatron_7b.errors import ConfigError
 
@@ -252,8 +252,3 @@ def test_a_run_needs_a_corpus_whose_files_exist(tmp_path):
     absent = load_config(None, {"data.train": found, "checkpoint.initialize_from": str(tmp_path / "c")})
     with pytest.raises(ConfigError, match=r"checkpoint\.initialize_from"):
         check_config(absent, require_data=True)
-
-
-def test_split_blend():
-    assert split_blend(("A",)) == [(1.0, "A")]
-    assert split_blend(("0.7", "A", "3", "B")) == [(0.7, "A"), (3.0, "B")]

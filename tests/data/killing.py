@@ -9,13 +9,11 @@ import resource
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from megatron_7b.cli.commands import preprocess
-from megatron_7b.data.preprocess import job, pipeline
+from megatron_7b.data.preprocess import pipeline, preprocessing
 from tests.support.commands import exit_code_of, redirect
 from tests.support.fork_server import fork_server
 
@@ -68,7 +66,8 @@ def _run(arguments: list[str], log: str, die_at_call: int | None, file_bytes: in
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
     redirect(log, log)
     pipeline.SECONDS_BETWEEN_CHECKPOINTS = 0.0
-    preprocess._build_job = partial(_with_small_blocks, preprocess._build_job)
+    build = preprocessing._Preprocessing._build_job
+    preprocessing._Preprocessing._build_job = lambda *given: replace(build(*given), block_bytes=SMALL_BLOCK)
     counter = itertools.count()
     if die_at_call is not None:
         for owner, name in _CALLS:
@@ -86,8 +85,3 @@ def _deadly(function: Any, counter: "itertools.count[int]", die_at_call: int) ->
         return function(*arguments, **keywords)
 
     return call
-
-
-def _with_small_blocks(build: Any, *arguments: Any) -> job.PreprocessJob:
-    built: job.PreprocessJob = replace(build(*arguments), block_bytes=SMALL_BLOCK)
-    return built

@@ -12,6 +12,8 @@ import megatron_7b.checkpoint.open_model  # noqa: F401
 import megatron_7b.checkpoint.save  # noqa: F401
 import megatron_7b.checkpoint.weights  # noqa: F401
 import megatron_7b.cli.commands.preprocess  # noqa: F401
+import megatron_7b.data.preprocess.job  # noqa: F401
+import megatron_7b.data.preprocess.pipeline  # noqa: F401
 import megatron_7b.data.upkeep.merge  # noqa: F401
 import megatron_7b.evaluation.corpus_loss  # noqa: F401
 import megatron_7b.generation.engine  # noqa: F401

@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_7b.cli.commands.data_chat import add_chat
@@ -13,9 +12,7 @@ from megatron_7b.cli.commands.data_corpora import add_adopt, add_merge, add_veri
 from megatron_7b.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_7b.data.corpus.indexed_dataset import IndexedDataset
-    from megatron_7b.data.corpus.show import CorpusStatistics
-    from megatron_7b.tokenizer import Tokenizer
+    from megatron_7b.data.corpus.show import CorpusStatistics, ShownDocument
 
 SUMMARY = "Clean raw files; show, verify, adopt, merge and plan with tokenized corpora; show conversations."
 
@@ -75,69 +72,35 @@ def _add_show(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from megatron_7b.data.corpus.indexed_dataset import IndexedDataset
-    from megatron_7b.data.corpus.show import corpus_statistics
+    from megatron_7b.data.corpus.show import show_corpus
+    from megatron_7b.tokenizer import load_tokenizer
 
-    for name in ("documents", "first", "characters"):
-        if getattr(arguments, name) < 0:
-            raise ConfigError(f"--{name} is {getattr(arguments, name)}, expected 0 or more")
-    dataset = IndexedDataset(arguments.prefix)
-    statistics = corpus_statistics(dataset)
-    tokenizer = _find_tokenizer(dataset.prefix, arguments.tokenizer)
-    if tokenizer is not None and statistics.max_id is not None and statistics.max_id >= tokenizer.vocab_size:
-        size = f"{tokenizer.vocab_size} tokens of the {tokenizer.kind} tokenizer"
-        _note(f"the largest id is {statistics.max_id}, beyond the {size}, so ids are shown")
-        tokenizer = None
-    if arguments.first > max(0, dataset.num_documents - 1):
-        raise ConfigError(f"--first is {arguments.first}, expected 0 to {dataset.num_documents - 1}, the last document")
-    last = min(dataset.num_documents, arguments.first + arguments.documents)
-    numbers = range(arguments.first, last)
+    if arguments.characters < 0:
+        raise ConfigError(f"--characters is {arguments.characters}, expected 0 or more")
+    shown = show_corpus(
+        arguments.prefix,
+        first=arguments.first,
+        num_documents=arguments.documents,
+        tokenizer=None if arguments.tokenizer is None else load_tokenizer(arguments.tokenizer),
+        say=lambda text: print(f"note: {text}", file=sys.stderr),
+    )
     if arguments.json:
-        documents = [_document_record(dataset, number, tokenizer) for number in numbers]
-        print(json.dumps({**asdict(statistics), "shown": documents}, ensure_ascii=False))
+        documents = [asdict(document) for document in shown.documents]
+        print(json.dumps({**asdict(shown.statistics), "shown": documents}, ensure_ascii=False))
         return 0
-    for number in numbers:
-        _print_document(dataset, number, tokenizer, arguments.characters)
-    _print_statistics(statistics)
+    for document in shown.documents:
+        _print_document(document, arguments.characters)
+    _print_statistics(shown.statistics)
     return 0
 
 
-def _find_tokenizer(prefix: str, given: str | None) -> "Tokenizer | None":
-    """The tokenizer on the command line, else the manifest's, else None with a note that says why."""
-    from megatron_7b.data.corpus.manifest_reader import load_tokenizer_facts
-    from megatron_7b.tokenizer import load_tokenizer
-
-    named = load_tokenizer_facts(prefix)
-    if given is not None:
-        tokenizer = load_tokenizer(given)
-    elif named is None:
-        _note(f"no manifest at {prefix}.json names a tokenizer, so ids are shown; --tokenizer DIR shows text")
-        return None
-    elif named.kind == "bytes":
-        tokenizer = load_tokenizer("bytes")
-    elif named.path is not None and Path(named.path).exists():
-        tokenizer = load_tokenizer(named.path)
-    else:
-        _note(f"the tokenizer {named.path} is not there any more, so ids are shown; --tokenizer DIR shows text")
-        return None
-    if named is not None and named.identity != tokenizer.identity:
-        _note("this is not the tokenizer that wrote the corpus (its content differs): the text may be wrong")
-    return tokenizer
-
-
-def _document_record(dataset: "IndexedDataset", number: int, tokenizer: "Tokenizer | None") -> dict[str, object]:
-    ids = dataset.document(number).tolist()
-    return {"document": number, "tokens": len(ids), "ids": ids, "text": tokenizer.decode(ids) if tokenizer else None}
-
-
-def _print_document(dataset: "IndexedDataset", number: int, tokenizer: "Tokenizer | None", characters: int) -> None:
-    ids = dataset.document(number)
-    print(f"--- document {number}: {len(ids):,} tokens")
-    if tokenizer is None:
+def _print_document(document: "ShownDocument", characters: int) -> None:
+    ids, text = document.ids, document.text
+    print(f"--- document {document.document}: {len(ids):,} tokens")
+    if text is None:
         more = f" … and {len(ids) - _IDS_SHOWN:,} more" if len(ids) > _IDS_SHOWN else ""
         print(" ".join(map(str, ids[:_IDS_SHOWN])) + more)
         return
-    text = tokenizer.decode(ids.tolist())
     cut = characters and len(text) > characters
     print(f"{text[:characters]} … and {len(text) - characters:,} characters more" if cut else text)
 
@@ -159,7 +122,3 @@ def _print_statistics(statistics: "CorpusStatistics") -> None:
     print("---")
     for name, value in rows.items():
         print(f"{name:<16}{value}")
-
-
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)

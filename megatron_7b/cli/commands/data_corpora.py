@@ -2,17 +2,18 @@
 
 import argparse
 import json
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from megatron_7b.cli.progress import open_byte_progress
 
 if TYPE_CHECKING:
     from megatron_7b.data.upkeep.verify import CorpusReport
@@ -66,8 +67,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     checks = [CorpusCheck(prefix) for prefix in arguments.prefixes]
-    with _byte_progress(sum(check.num_bytes for check in checks)) as advance:
-        reports = verify_corpora(checks, num_threads=len(os.sched_getaffinity(0)) + 1, advance=advance)
+    with open_byte_progress(sum(check.num_bytes for check in checks)) as advance:
+        reports = verify_corpora(checks, advance=advance)
     seconds = time.perf_counter() - started
     if arguments.json:
         print(json.dumps([{"ok": not one.problems, **asdict(one)} for one in reports], ensure_ascii=False))
@@ -100,7 +101,7 @@ def _adopt(arguments: argparse.Namespace) -> int:
 
     prefix = resolve_prefix(arguments.prefix)
     command = ["megatron-7b", "data", "adopt", arguments.prefix, "--tokenizer", arguments.tokenizer]
-    with _byte_progress(_sizes(prefix)) as advance:
+    with open_byte_progress(_sizes(prefix)) as advance:
         manifest = adopt_corpus(
             prefix,
             load_tokenizer(arguments.tokenizer),
@@ -125,7 +126,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     for difference in merge.find_differences():
         print(f"warning: {difference}", file=sys.stderr)
     command = ["megatron-7b", "data", "merge", *arguments.prefixes, "--output", arguments.output]
-    with _terminated_by_exception(), _byte_progress(merge.num_bytes) as advance:
+    with _terminated_by_exception(), open_byte_progress(merge.num_bytes) as advance:
         manifest = merge.run(advance=advance, command=command)
     seconds, counts = time.perf_counter() - started, manifest.counts
     print(f"wrote {arguments.output}.bin, .idx, .json from {len(arguments.prefixes)} corpora")
@@ -154,18 +155,3 @@ def _terminated_by_exception() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-@contextmanager
-def _byte_progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with MB/s on stderr if that is a terminal; what it yields may be called on any thread."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda num_bytes: bar.advance(task, num_bytes)

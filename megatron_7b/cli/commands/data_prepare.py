@@ -6,12 +6,11 @@ megatron-7b data prepare --input crawl/*.warc.gz books/ --output-dir clean --lan
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
-from megatron_7b.cli.progress import continued_by_the_same_command
+from megatron_7b.cli.progress import continued_by_the_same_command, open_phases
 
 if TYPE_CHECKING:
     from megatron_7b.prepare.accounting import RunReport, StageCount
@@ -96,7 +95,7 @@ def _run(command_line: CommandLine, argv: Sequence[str]) -> int:
     )
     if flags.slurm_partition:
         return _submit(job, flags)
-    with continued_by_the_same_command(), _show_progress() as progress:
+    with continued_by_the_same_command(), open_phases() as progress:
         report = _run_on_ray(job, flags, progress) if flags.ray_address else run_prepare(job, progress)
     _print_report(report, flags.output_dir)
     return 0
@@ -112,7 +111,7 @@ def _submit(job: "PrepareJob", flags: argparse.Namespace) -> int:
         account=flags.slurm_account,
         max_jobs=flags.workers,
     )
-    with _show_progress() as progress:
+    with open_phases() as progress:
         jobs = submit_prepare(job, options, progress)
     if jobs is None:
         print(f"{job.output_folder} holds the result of this recipe and these inputs")
@@ -166,44 +165,3 @@ def _describe_stage(stage: "StageCount") -> str:
     changed = "".join(f"  {count:,} {kind}" for kind, count in stage.changes.items())
     row = f"{stage.name:<20}{stage.documents_in:>12,}{stage.kept:>12,}{gone:>10}{rate:>9}{memory:>10}"
     return f"{row}{added}{changed}"
-
-
-@contextmanager
-def _show_progress() -> "Iterator[Progress]":
-    """A bar per phase on a terminal, else a line per phase; all of it on stderr."""
-    if not sys.stderr.isatty():
-        yield _PlainProgress()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        yield _BarProgress(bar)
-
-
-class _PlainProgress:
-    def begin(self, phase: str, total: int) -> None:
-        print(f"{phase}: {total / 1e6:,.1f} MB of input", file=sys.stderr)
-
-    def advance(self, size: int) -> None:
-        """Nothing: the next phase says that this one is done."""
-
-    def warn(self, message: str) -> None:
-        print(f"warning: {message}", file=sys.stderr)
-
-
-class _BarProgress:
-    def __init__(self, bar: "object") -> None:
-        self._bar = bar
-        self._task: object = None
-
-    def begin(self, phase: str, total: int) -> None:
-        self._task = self._bar.add_task(phase, total=total)  # type: ignore[attr-defined]
-
-    def advance(self, size: int) -> None:
-        self._bar.advance(self._task, size)  # type: ignore[attr-defined]
-
-    def warn(self, message: str) -> None:
-        self._bar.console.print(f"warning: {message}", markup=False)  # type: ignore[attr-defined]

@@ -8,22 +8,20 @@ from C's weights and takes the shape of the model from C, whatever the preset sa
 """
 
 import dataclasses
-import functools
 import os
 import sys
 from pathlib import Path
 
-from megatron_7b.checkpoint import config_file, resolve_checkpoint
 from megatron_7b.cli.next_commands import print_next_commands
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
-from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, ranks_here, smallest_world_size
-from megatron_7b.config import RunConfig, check_config, load_config
+from megatron_7b.cli.ranks import add_launch_flags, given_world_size, launch_plan, ranks_here
+from megatron_7b.config import RunConfig
 from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.runtime.process.launch import LaunchPlan, is_rank, launch, megatron_command
 from megatron_7b.runtime.process.launched import record_stop
 from megatron_7b.runtime.process.signals import EXIT_SAVED, StopReason, StopRequest, ignore_late_requests
 from megatron_7b.runtime.process.terminal import restore_cursor, say
-from megatron_7b.training import pretrain
+from megatron_7b.training import load_run_config, pretrain
 from megatron_7b.training.prerequisites import check_prerequisites
 from megatron_7b.training.run_folder import RunFolder
 from megatron_7b.training.status import StatusWatch, stop_before_first_step
@@ -92,19 +90,9 @@ def _train(config: RunConfig, folder: RunFolder) -> int:
 
 
 def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
-    """The configuration of the run and its number of ranks, all checks passed."""
+    """Return the configuration of the run and its number of ranks, all checks passed."""
     world_size = given_world_size(command_line.flags)
-    load = functools.partial(
-        load_config,
-        command_line.flags.config,
-        command_line.overrides,
-        world_size=world_size,
-        require_data=True,
-        problems=command_line.problems,
+    config = load_run_config(
+        command_line.flags.config, command_line.overrides, world_size=world_size, problems=command_line.problems
     )
-    config = load()
-    start = config.checkpoint.initialize_from
-    if start is not None and Path(start).exists():  # one that does not exist is among the problems below
-        config = load(model_from=config_file(resolve_checkpoint(Path(start))))
-    check_config(config, world_size=world_size, require_data=True)
-    return config, world_size or smallest_world_size(config.parallel)
+    return config, world_size or config.parallel.model_parallel_size

@@ -25,6 +25,10 @@ CHUNK_BYTES = 1 << 22
 _DOCUMENTS_AT_ONCE = 1 << 20
 
 
+def tell_nobody(_num_bytes: int) -> None:
+    """Be an `Advance` that shows nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class IdFacts:
     """What the ids of a .bin are; None where there are none."""

@@ -1,4 +1,1 @@
-"""Raw text to `.bin/.idx`: readers, the pipeline over all cores, and the manifest.
-
-The caller passes the encoder, of which this package knows only the protocol `encoding.BatchEncoder`.
-"""
+"""Raw text to `.bin/.idx`: `preprocessing` is the door, `pipeline` encodes on all cores, `journal` survives a kill."""

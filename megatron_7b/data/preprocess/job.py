@@ -35,9 +35,9 @@ class PreprocessJob:
     """Where `split_sentences` comes from, in words."""
     text_documents: TextDocuments = "file"
     shard: Shard | None = None
-    inputs_hash: str | None = None
-    """Of all inputs where this is a shard of them; see `shards.hash_inputs`."""
     """Which part of the input this is; None for all of it."""
+    inputs_hash: str | None = None
+    """Of all inputs, if this is a shard of them; see `shards.hash_inputs`."""
     num_workers: int = 1
     strict: bool = False
     overwrite: bool = False
@@ -47,6 +47,10 @@ class PreprocessJob:
     sample_characters: int = 1 << 18
     """How much of the corpus a fast engine is compared on, spread evenly."""
     command: Sequence[str] = ()
+
+    def report(self, outcome: "Outcome") -> "PreprocessReport":
+        """Return an empty report on this job."""
+        return PreprocessReport(outcome=outcome, prefixes=self.get_output_prefixes())
 
     def get_output_prefixes(self) -> list[str]:
         """One corpus per key."""
@@ -85,10 +89,19 @@ class PreprocessJob:
         }
 
 
+Outcome = Literal["written", "published", "found"]
+"""Whether a run has written its corpora, has given those of a killed run their names, or has found them complete."""
+
+
 @dataclass
 class PreprocessReport:
     """What a run did."""
 
+    outcome: Outcome = "written"
+    engine: str = ""
+    """What has encoded."""
+    input_bytes: int = 0
+    """As they are on disk, compressed or not."""
     documents: int = 0
     tokens: int = 0
     empty_documents: int = 0

@@ -23,6 +23,7 @@ from megatron_7b.data.preprocess.job import PreprocessJob, PreprocessReport
 from megatron_7b.data.preprocess.journal import Entry, Journal
 from megatron_7b.data.preprocess.output import CorpusOutput, OutputState, examine
 from megatron_7b.data.reading.blocks import Block, Cursor
+from megatron_7b.data.reading.progress import ReadingProgress
 from megatron_7b.data.reading.records import BadRecord
 from megatron_7b.data.reading.sources import Source, SourceRecord
 from megatron_7b.errors import DataFormatError
@@ -36,14 +37,11 @@ _BLOCKS_PER_WORKER = 3
 _EXCERPT_CHARACTERS = 2048
 
 
-class Progress(Protocol):
-    """Told after every block."""
-
-    def update(self, bytes_read: int, documents: int, tokens: int) -> None:
-        """Totals so far; bytes as they lie on disk."""
+class Progress(ReadingProgress, Protocol):
+    """Told after every block, and what the user should read."""
 
     def warn(self, message: str) -> None:
-        """Something that the user should read while the run goes on."""
+        """Show something that the user should read while the run continues."""
 
 
 @dataclass(slots=True)
@@ -105,7 +103,8 @@ class _Run:
     ) -> None:
         self._job, self._sources, self._encoder = job, sources, encoder
         self._progress, self._journal = progress, journal
-        self.report = PreprocessReport(prefixes=job.get_output_prefixes())
+        self.report = job.report("written")
+        self.report.engine, self.report.input_bytes = encoder.name, sum(source.share for source in sources)
         self._outputs: list[CorpusOutput] = []
         self._options = EncodingOptions(
             keys=job.keys,

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+from megatron_7b.config.blend import BlendPart
 from megatron_7b.data._index import Batcher, FillInTheMiddle, TokenStream
 from megatron_7b.data.corpus.indexed_dataset import IndexedDataset
-from megatron_7b.data.samples.blend import BlendPart, integer_weights, parse_blend
+from megatron_7b.data.samples.blend import integer_weights, parse_blend
 from megatron_7b.data.samples.dataset import Dataset, DatasetPart
 from megatron_7b.data.samples.fill_in_the_middle import build_fill_in_the_middle
 from megatron_7b.data.samples.sample_order import (

@@ -1,4 +1,4 @@
-"""Writes a manifest for a corpus that has none, such as one from Megatron's tool."""
+"""A manifest for a corpus that has none, such as one from Megatron's tool."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,15 @@ from megatron_7b import __version__
 from megatron_7b.data.corpus.indexed_dataset import IndexedDataset, resolve_prefix
 from megatron_7b.data.corpus.manifest import Counts, EngineFacts, FileFacts, Manifest, describe_tokenizer
 from megatron_7b.data.corpus.manifest_reader import manifest_path
-from megatron_7b.data.corpus.scan import Advance, ScannedBin, count_empty_documents, document_of, scan_bin, scan_file
+from megatron_7b.data.corpus.scan import (
+    Advance,
+    ScannedBin,
+    count_empty_documents,
+    document_of,
+    scan_bin,
+    scan_file,
+    tell_nobody,
+)
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.tokenizer import Tokenizer
 
@@ -18,7 +26,12 @@ _WRITTEN_TYPES = (np.dtype(np.uint16), np.dtype(np.int32))
 
 
 def adopt_corpus(
-    prefix: str, tokenizer: Tokenizer, *, advance: Advance, overwrite: bool = False, command: Sequence[str] = ()
+    prefix: str,
+    tokenizer: Tokenizer,
+    *,
+    overwrite: bool = False,
+    advance: Advance = tell_nobody,
+    command: Sequence[str] = (),
 ) -> Manifest:
     """Check a corpus completely and write `PREFIX.json`, beside and then renamed.
 
@@ -28,8 +41,8 @@ def adopt_corpus(
         prefix: Of an existing corpus.
         tokenizer: The one that wrote it. Every id is checked against its vocabulary; whether it is the right one only
             shows in the text that `data show` prints.
-        advance: Told, from any thread, of bytes that have been read.
         overwrite: Replace an existing manifest.
+        advance: Told, from any thread, of bytes that have been read.
         command: For the manifest.
 
     Raises:

@@ -24,7 +24,7 @@ from megatron_7b.data.corpus.indexed_dataset import IndexedDataset, resolve_pref
 from megatron_7b.data.corpus.manifest import Counts, EngineFacts, FileFacts, Manifest
 from megatron_7b.data.corpus.manifest_reader import load_manifest, manifest_path
 from megatron_7b.data.corpus.publish import PUBLISHED, find_existing, get_suffixed, publish, remove_temporary
-from megatron_7b.data.corpus.scan import Advance, read_chunks, scan_file
+from megatron_7b.data.corpus.scan import Advance, read_chunks, scan_file, tell_nobody
 from megatron_7b.data.preprocess.journal import hash_job
 from megatron_7b.data.preprocess.shards import Shard
 from megatron_7b.errors import ConfigError, DataFormatError
@@ -46,6 +46,27 @@ class _Part:
     @property
     def num_sequences(self) -> int:
         return len(self.dataset)
+
+
+def merge_corpora(
+    prefixes: Sequence[str], output: str, *, advance: Advance = tell_nobody, command: Sequence[str] = ()
+) -> Manifest:
+    """Join corpora in the order given, into what one preprocessing run over the same documents writes.
+
+    Args:
+        prefixes: Of existing corpora with manifests.
+        output: Prefix of the new one, taken as it is. If it holds these very corpora already, nothing is done.
+        advance: Told, from any thread, of bytes that have been read.
+        command: For the manifest.
+
+    Raises:
+        ConfigError: The output exists or has no room, a part is given twice, or parts don't belong together.
+        DataFormatError: A part is damaged or has no manifest.
+    """
+    merge = Merge(prefixes, output)
+    written = load_manifest(output) if merge.is_done else merge.run(advance=advance, command=command)
+    assert written is not None
+    return written
 
 
 class Merge:
@@ -76,7 +97,7 @@ class Merge:
 
     @property
     def num_bytes(self) -> int:
-        """So many bytes are to be copied."""
+        """Bytes that are to be copied."""
         return sum(part.manifest.bin.size + part.manifest.idx.size for part in self._parts)
 
     def find_differences(self) -> list[str]:
@@ -89,7 +110,7 @@ class Merge:
         return found
 
     def run(self, *, advance: Advance, command: Sequence[str] = ()) -> Manifest:
-        """Write the joined corpus; whatever stops it leaves nothing behind, or what the next call replaces.
+        """Write the joined corpus; whatever stops it leaves nothing, or what the next call replaces.
 
         Raises:
             DataFormatError: A part is not what its manifest says.

@@ -1,5 +1,6 @@
 """Whether a corpus is still what its manifest says: hashes, structure, counts, ids."""
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ from megatron_7b.data.corpus.scan import (
     document_of,
     scan_bin,
     scan_file,
+    tell_nobody,
 )
 from megatron_7b.errors import DataFormatError, PathError
 
@@ -39,7 +41,7 @@ class CorpusReport:
 
     prefix: str
     documents: int | None = None
-    """As the index says; None where it cannot be read."""
+    """As the index says; None if it cannot be read."""
     tokens: int | None = None
     bytes_hashed: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -77,7 +79,7 @@ class CorpusCheck:
 
     @property
     def num_bytes(self) -> int:
-        """So many bytes are there to be hashed."""
+        """Bytes that are there to be hashed."""
         if self._manifest is None:
             return 0
         return sum(file.stat().st_size for file in (self._file(".bin"), self._file(".idx")) if file.is_file())
@@ -169,17 +171,20 @@ class _StoppedError(Exception):
     pass
 
 
-def verify_corpora(checks: Sequence[CorpusCheck], *, num_threads: int, advance: Advance) -> list[CorpusReport]:
+def verify_corpora(
+    corpora: Sequence[CorpusCheck | str], *, num_threads: int | None = None, advance: Advance = tell_nobody
+) -> list[CorpusReport]:
     """Verify all corpora, their files side by side.
 
     Args:
-        checks: One per corpus.
-        num_threads: Files that are read at once; each takes a buffer of a few MiB.
+        corpora: Prefixes, or checks that were made of them.
+        num_threads: Files that are read at once, each with a buffer of a few MiB; None: one more than there are cores.
         advance: Told, from any thread, of bytes that have been read.
 
     Returns:
         One report per corpus, in their order: a damaged one does not keep the others from being checked.
     """
+    checks = [CorpusCheck(one) if isinstance(one, str) else one for one in corpora]
     stopped = threading.Event()
 
     def advance_or_stop(num_bytes: int) -> None:
@@ -187,7 +192,7 @@ def verify_corpora(checks: Sequence[CorpusCheck], *, num_threads: int, advance: 
             raise _StoppedError
         advance(num_bytes)
 
-    with ThreadPoolExecutor(num_threads, "verify") as pool:
+    with ThreadPoolExecutor(num_threads or len(os.sched_getaffinity(0)) + 1, "verify") as pool:
         try:
             return [finish() for finish in [check.start(pool, advance_or_stop) for check in checks]]
         except BaseException:
