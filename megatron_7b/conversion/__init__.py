@@ -1,7 +1,7 @@
 """Hugging Face ⇄ megatron-core: tables of names, typed tensor mappings, streams of weights, and a parity check.
 
-`importing` and `exporting` are the two roads, each one function. Everything that can be checked without torch is
-checked before torch is imported; `parity` and `folder_writer` need it.
+`importing` and `exporting` are the two roads, each one function; `growing` makes a larger model of a smaller one.
+Everything that can be checked without torch is checked before torch is imported; `parity` and `folder_writer` need it.
 
 Run: `megatron-7b convert to-hf --checkpoint RUN/checkpoints/latest --output FOLDER`
 """
@@ -9,6 +9,7 @@ Run: `megatron-7b convert to-hf --checkpoint RUN/checkpoints/latest --output FOL
 from megatron_7b.conversion.exporting import ExportOptions, export_to_hugging_face
 from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import HuggingFaceFolder
+from megatron_7b.conversion.growing import GrownCheckpoint, GrowOptions, grow_checkpoint
 from megatron_7b.conversion.hf_config import (
     SpecialTokens,
     check_exportable,
@@ -27,6 +28,8 @@ from megatron_7b.conversion.weights import (
 __all__ = [
     "FAMILIES",
     "ExportOptions",
+    "GrowOptions",
+    "GrownCheckpoint",
     "HuggingFaceFolder",
     "ImportOptions",
     "SpecialTokens",
@@ -35,6 +38,7 @@ __all__ = [
     "export_to_hugging_face",
     "from_hugging_face",
     "from_hugging_face_config",
+    "grow_checkpoint",
     "import_from_hugging_face",
     "plan_weights",
     "to_generation_config",

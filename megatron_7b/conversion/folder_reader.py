@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError, safe_open
 
+from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.json_files import read_json
 from megatron_7b.errors import ConversionError, PathError
 from megatron_7b.files import LFS_HINT, is_lfs_pointer
@@ -51,7 +52,7 @@ class HuggingFaceFolder(Mapping[str, "Tensor"]):
         self.dtypes: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         self._opened: dict[Path, Any] = {}
-        for file, expected in _weight_files(self.path).items():
+        for file, expected in _weight_files(self.path, self.config).items():
             self._add_file(file, expected)
         _check_dtypes(self.dtypes)
 
@@ -100,7 +101,7 @@ def _read_config(folder: Path) -> dict[str, object]:
     return read_json(folder / CONFIG_FILE)
 
 
-def _weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
+def _weight_files(folder: Path, config: Mapping[str, object]) -> dict[Path, frozenset[str] | None]:
     """Files of the weights, each with the names that the index promises (None without an index)."""
     if (folder / INDEX_FILE).is_file():
         return dict(_read_index(folder))
@@ -114,10 +115,11 @@ def _weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
         )
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
+        family = FAMILIES.get(str(config.get("model_type")))
         raise ConversionError(
             f"{folder} holds only pickled weights ({', '.join(pickles[:3])}), which can run code when they are opened",
             hint="where you trust them, let transformers write safetensors: "
-            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
+            f"{family.auto_class if family else 'AutoModel'}.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)",
         )
     raise PathError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
 

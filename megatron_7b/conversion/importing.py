@@ -19,7 +19,7 @@ from megatron_7b.conversion.fresh_head import fresh_shapes, fresh_tensors
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
-from megatron_7b.conversion.staging import staged_folder
+from megatron_7b.conversion.staging import staged_folder, take_checkpoint
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
 from megatron_7b.model.fitting import check_conversion
 from megatron_7b.model.parameters import Shape
@@ -109,7 +109,7 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
             unused=[*weights.left, *weights.buffers],
             fresh=head,
         )
-        _replace_by_content(write_weights(staging, tensors, config, companions=companions), staging)
+        take_checkpoint(staging, write_weights(staging, tensors, config, companions=companions))
         comparison.check(staging, report)
     num_bytes = sum(file.stat().st_size for file in output.glob("*.distcp"))
     report("wrote", f"{output}: {describe_output(num_bytes, stored, time.perf_counter() - started)}")
@@ -173,11 +173,3 @@ def _gather(source: Path, target: Path, vocab_size: int, report: Report) -> Comp
         last = tokenizer.vocab_size - 1
         report("warning", f"the tokenizer has ids up to {last}, the model embeddings for {vocab_size} tokens")
     return gathered.companions
-
-
-def _replace_by_content(checkpoint: Path, staging: Path) -> None:
-    """Make the staging folder itself the one checkpoint that it holds."""
-    (staging / "latest").unlink(missing_ok=True)
-    for path in checkpoint.iterdir():
-        path.rename(staging / path.name)
-    checkpoint.rmdir()

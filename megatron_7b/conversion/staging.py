@@ -33,6 +33,14 @@ def staged_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def take_checkpoint(staging: Path, checkpoint: Path) -> None:
+    """Make a staging folder itself the one checkpoint that was written into it."""
+    (staging / "latest").unlink(missing_ok=True)
+    for path in checkpoint.iterdir():
+        path.rename(staging / path.name)
+    checkpoint.rmdir()
+
+
 def _publish(staging: Path, output: Path) -> None:
     if not output.exists():
         os.replace(staging, output)

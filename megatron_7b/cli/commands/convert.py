@@ -1,24 +1,32 @@
-"""`megatron-7b convert to-hf|from-hf`: between our checkpoints and Hugging Face folders, with proof.
+"""`megatron-7b convert to-hf|from-hf|grow`: checkpoints, Hugging Face folders and larger models, with proof.
 
     megatron-7b convert to-hf --checkpoint RUN/checkpoints/latest --output FOLDER
     megatron-7b convert from-hf --input FOLDER --output CHECKPOINT
+    megatron-7b convert grow --checkpoint RUN/checkpoints/latest --output CHECKPOINT --num-layers 8
 
-Both compute the logits of the original and of the result, and publish the result only if they agree.
+All compute the logits of the original and of the result, and publish the result only if they agree. (Stacked layers
+change them; how far is printed.)
 """
 
 import argparse
 import difflib
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.errors import ConfigError
 
-SUMMARY = "turn a checkpoint into a Hugging Face folder, or a folder into a checkpoint"
+if TYPE_CHECKING:
+    from megatron_7b.conversion import GrownCheckpoint
+
+SUMMARY = "turn a checkpoint into a Hugging Face folder, a folder into a checkpoint, or either into a larger model"
 
 _ACTIONS = {
     "to-hf": "write a checkpoint of any layout as a Hugging Face folder",
     "from-hf": "write a Hugging Face folder as a checkpoint that any layout can train on",
+    "grow": "write a larger model that starts from the weights of a smaller one",
 }
 
 
@@ -42,30 +50,42 @@ def main(argv: list[str]) -> int:
             f"unknown action {action!r}, expected {' or '.join(_ACTIONS)}",
             hint=f"did you mean {guess[0]}?" if guess else None,
         )
-    flags = parse_arguments(_parser(action), argv[1:]).flags
-    _export(flags) if action == "to-hf" else _import(flags)
+    parser = Parser(f"convert {action}", _ACTIONS[action])
+    add_options, run = {
+        "to-hf": (_add_export_options, _export),
+        "from-hf": (_add_import_options, _import),
+        "grow": (_add_grow_options, _grow),
+    }[action]
+    add_options(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output of this command")
+    run(parse_arguments(parser, argv[1:]).flags)
     return 0
 
 
-def _parser(action: str) -> Parser:
-    parser = Parser(f"convert {action}", _ACTIONS[action])
-    if action == "to-hf":
-        parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="RUN/checkpoints/latest, …")
-        parser.add_argument("--output", type=Path, required=True, metavar="H", help="folder to write")
-        parser.add_argument(
-            "--max-shard-gib", type=float, default=4.0, help="largest weight file, and about the memory writing takes"
-        )
-        parser.add_argument(
-            "--allow-other-token-ids",
-            action="store_true",
-            help="publish even if transformers gives text other ids than the checkpoint's tokenizer",
-        )
-    else:
-        parser.add_argument("--input", type=Path, required=True, metavar="H", help="folder with config.json")
-        parser.add_argument("--output", type=Path, required=True, metavar="C", help="checkpoint to write")
-        parser.add_argument(
-            "--max-position-embeddings", type=int, help="shorten the context, to within a model's sliding window"
-        )
+def _add_export_options(parser: Parser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="C", help="RUN/checkpoints/latest, …")
+    parser.add_argument("--output", type=Path, required=True, metavar="H", help="folder to write")
+    parser.add_argument(
+        "--max-shard-gib", type=float, default=4.0, help="largest weight file, and about the memory writing takes"
+    )
+    parser.add_argument(
+        "--allow-other-token-ids",
+        action="store_true",
+        help="publish even if transformers gives text other ids than the checkpoint's tokenizer",
+    )
+    _add_number_formats(parser)
+
+
+def _add_import_options(parser: Parser) -> None:
+    parser.add_argument("--input", type=Path, required=True, metavar="H", help="folder with config.json")
+    parser.add_argument("--output", type=Path, required=True, metavar="C", help="checkpoint to write")
+    parser.add_argument(
+        "--max-position-embeddings", type=int, help="shorten the context, to within a model's sliding window"
+    )
+    _add_number_formats(parser)
+
+
+def _add_number_formats(parser: Parser) -> None:
     parser.add_argument(
         "--dtype", choices=["auto", "bf16", "fp32"], default="auto", help="stored number format; auto: as in the input"
     )
@@ -75,8 +95,32 @@ def _parser(action: str) -> Parser:
         default="fp32",
         help="arithmetic of the comparison; bf16 halves its memory, and cannot see small faults",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier output of this command")
-    return parser
+
+
+def _add_grow_options(parser: Parser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="C", help="the smaller model; a Hugging Face folder, too"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="D", help="checkpoint to write")
+    parser.add_argument("--num-layers", type=int, help="layers of the larger model")
+    parser.add_argument("--hidden-size", type=int, help="width of its residual stream")
+    parser.add_argument("--ffn-hidden-size", type=int, help="inner width of its MLPs")
+    parser.add_argument(
+        "--num-attention-heads",
+        type=int,
+        help="its query heads, as wide as before; they follow --hidden-size by default",
+    )
+    parser.add_argument(
+        "--num-query-groups", type=int, help="its key-value heads; by default they follow the query heads"
+    )
+    parser.add_argument(
+        "--method",
+        choices=["preserve", "stack"],
+        default="preserve",
+        help="how layers are added: copies that change nothing until they are trained, or all layers again on top of "
+        "themselves, which changes what the model computes",
+    )
+    parser.add_argument("--seed", type=int, default=1234, help="of the draw that tells copies apart")
 
 
 def _export(flags: argparse.Namespace) -> None:
@@ -102,6 +146,34 @@ def _import(flags: argparse.Namespace) -> None:
         overwrite=flags.overwrite,
     )
     import_from_hugging_face(flags.input, flags.output, options, _report)
+
+
+def _grow(flags: argparse.Namespace) -> None:
+    from megatron_7b.conversion import GrowOptions, grow_checkpoint
+
+    options = GrowOptions(
+        num_layers=flags.num_layers,
+        hidden_size=flags.hidden_size,
+        ffn_hidden_size=flags.ffn_hidden_size,
+        num_attention_heads=flags.num_attention_heads,
+        num_query_groups=flags.num_query_groups,
+        method=flags.method,
+        seed=flags.seed,
+        overwrite=flags.overwrite,
+    )
+    print(
+        f"\nnext:\n  {shlex.join(training_command(grow_checkpoint(flags.checkpoint, flags.output, options, _report)))}"
+    )
+
+
+def training_command(grown: "GrownCheckpoint") -> list[str]:
+    """Return the command that trains a larger model with the settings and the data of the smaller one's run."""
+    corpus = [] if grown.config.data.train else ["--data.train", "PREFIX_text_document"]
+    return [
+        *("megatron-7b", "pretrain", "--config", str(grown.folder / "config.yaml")),
+        *("--checkpoint.initialize-from", str(grown.folder), *corpus),
+        *("--run-dir", f"{grown.folder}_run"),
+    ]
 
 
 def _report(topic: str, message: str) -> None:
