@@ -22,16 +22,18 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block raises, what was written is removed, and `path` is as before.
 
     Raises:
-        OSError: The file could not be written.
+        OSError: The file could not be written; it is named.
     """
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield beside
         flush_to_disk(beside)
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk is met by a nameless file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     flush_to_disk(path.parent)
 

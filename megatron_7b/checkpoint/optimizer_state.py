@@ -7,7 +7,6 @@ optimizer loads the other's state, at any layout, and no rank ever holds more th
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from megatron.core.optimizer.optimizer import (
 from torch import Tensor
 from torch.nn import Parameter
 
-from megatron_7b.checkpoint.pieces import Piece, cut, write_pieces
-from megatron_7b.checkpoint.records import OPTIMIZER
+from megatron_7b import upstream
+from megatron_7b.checkpoint.pieces import Piece, cut
 from megatron_7b.checkpoint.sharding import Sharded, blocks
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
@@ -60,11 +59,14 @@ class OptimizerShare:
         model: What `sharding.model_state` gave.
         replica: This rank's place among the ranks that hold the same part of the model.
         num_replicas: How many they are.
+
+    Attributes:
+        pieces: To be written; views of the optimizer's tensors.
     """
 
     def __init__(self, optimizer: Optimizer, model: dict[str, Any], replica: int, num_replicas: int) -> None:
         entries = _Entries(model)
-        self._pieces: list[Piece] = []
+        self.pieces: list[Piece] = []
         for row in _rows(optimizer):
             entry = entries[row.parameter]
             *copies, _ = entry.replica_id
@@ -75,22 +77,7 @@ class OptimizerShare:
                 if not row.is_share:
                     start, stop = (flat.numel() * i // num_replicas for i in (replica, replica + 1))
                     flat = flat[start:stop]
-                self._pieces += cut(f"{_PREFIX}.{kind}.{entry.key}", blocks(entry), start, flat)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the share."""
-        return sum(piece.data.numel() * piece.data.element_size() for piece in self._pieces)
-
-    def write(self, folder: Path) -> None:
-        """Write the shares of all ranks into a checkpoint.
-
-        Collective: all ranks.
-
-        Raises:
-            CheckpointException: a rank could not write.
-        """
-        write_pieces(folder / OPTIMIZER, self._pieces)
+                self.pieces += cut(f"{_PREFIX}.{kind}.{entry.key}", blocks(entry), start, flat)
 
 
 @torch.no_grad()
@@ -165,7 +152,7 @@ def take_over_main_parameters(optimizer: Optimizer) -> None:
     """
     for part in optimizer.parts:
         if isinstance(part, MixedPrecisionOptimizer):
-            part._copy_main_params_to_model_params()
+            upstream.round_main_parameters(part)
         if isinstance(part, DistributedOptimizer):
             for chunk in part.model_chunks:
                 chunk.start_param_sync(force_sync=True)  # an FP8 scale belongs to all shares of a parameter
@@ -187,8 +174,8 @@ def _keep(rows: Sequence[_Row]) -> None:
     """Hand filled tensors to the optimizer, where they are copies because it keeps its state in a narrower type."""
     for row in rows:
         if isinstance(row.part, DistributedOptimizer):
-            held = row.part._get_main_param_and_optimizer_states(row.parameter)
-            row.part._set_main_param_and_optimizer_states(row.parameter, held | row.tensors)
+            held = upstream.main_and_states(row.part, row.parameter)
+            upstream.set_main_and_states(row.part, row.parameter, held | row.tensors)
 
 
 def _rows(optimizer: Optimizer) -> Iterator[_Row]:
@@ -202,8 +189,8 @@ def _rows(optimizer: Optimizer) -> Iterator[_Row]:
 def _ranges(part: DistributedOptimizer) -> Iterator[_Row]:
     """The ranges of flattened parameters that this data-parallel rank updates."""
     for parameter in part.model_param_group_index_map:
-        owned = part._get_model_param_range_map(parameter)["param"]
-        tensors = part._get_main_param_and_optimizer_states(parameter)
+        owned = upstream.owned_range(part, parameter)
+        tensors = upstream.main_and_states(part, parameter)
         kinds = _MOMENTS if parameter.dtype == torch.float32 else (_MAIN, *_MOMENTS)
         yield _Row(parameter, part, owned.start, {kind: tensors[kind] for kind in kinds}, is_share=True)
 

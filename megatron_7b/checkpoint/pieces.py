@@ -1,24 +1,17 @@
-"""Tensors that ranks hold in arbitrary rectangular pieces, written in the format of torch's distributed checkpoints.
+"""Tensors that ranks hold in arbitrary rectangular pieces, as torch's distributed checkpoints can store them.
 
-megatron-core's sharded tensors lie on a regular grid. The share of the optimizer state that a data-parallel rank owns
-does not: it is a range of a flattened parameter. Such a range consists of a few rectangles of the parameter. torch's
-format stores any rectangles that cover a tensor, and `stored.py` reads any others from them; so every rank writes what
-it has, reads what it needs, and nothing is gathered.
+What a data-parallel rank owns of the optimizer's state, or writes of the weights, is a range of flattened parameters.
+Such a range consists of a few rectangles of each parameter. torch's format stores any rectangles that cover a tensor
+(`shards.py` writes them), and `stored.py` reads any others from them; so every rank writes what it has, reads what it
+needs, and nothing is gathered.
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
-from torch.distributed.checkpoint.state_dict_saver import save
 
 
 @dataclass(frozen=True)
@@ -96,52 +89,3 @@ def cut(name: str, blocks: Sequence[Block], start: int, flat: Tensor) -> list[Pi
             pieces.append(Piece(name, Block(block.whole_shape, place, shape), values))
             position += math.prod(shape)
     return pieces
-
-
-def write_pieces(folder: Path, pieces: Sequence[Piece]) -> None:
-    """Write the pieces of all ranks, which together cover each tensor exactly once, into a folder: one file per rank.
-
-    Collective: all ranks.
-
-    Raises:
-        CheckpointException: a rank could not write, or pieces overlap or leave gaps. All ranks raise it.
-    """
-    save({}, storage_writer=FileSystemWriter(folder), planner=_SavePlanner(pieces))
-
-
-def _by_place(pieces: Sequence[Piece]) -> dict[tuple[str, tuple[int, ...]], Tensor]:
-    return {(piece.name, piece.place.offsets): piece.data for piece in pieces}
-
-
-def _chunk(place: Block) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(torch.Size(place.offsets), torch.Size(place.shape))
-
-
-class _SavePlanner(DefaultSavePlanner):
-    """Writes this rank's pieces; torch checks that those of all ranks cover each tensor."""
-
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._pieces = pieces
-        self._data = _by_place(pieces)
-
-    def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan(
-            [
-                WriteItem(
-                    MetadataIndex(piece.name, torch.Size(piece.place.offsets)),
-                    WriteItemType.SHARD,
-                    tensor_data=TensorWriteData(
-                        chunk=_chunk(piece.place),
-                        properties=TensorProperties.create_from_tensor(piece.data),
-                        size=torch.Size(piece.place.whole_shape),
-                    ),
-                )
-                for piece in self._pieces
-            ]
-        )
-        return self.plan
-
-    def lookup_object(self, index: MetadataIndex) -> Tensor:
-        assert index.offset is not None
-        return self._data[index.fqn, tuple(index.offset)]

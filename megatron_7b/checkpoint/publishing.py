@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_7b.checkpoint.folders import LATEST, find_steps, latest_checkpoint, step_folder, step_of
@@ -129,6 +130,54 @@ def check_free_space(folder: Path, needed_bytes: int, *, step: int) -> None:
             f"{free / 1e6:,.1f} MB left",
             hint="free some room, or lower checkpoint.keep_last",
         )
+
+
+@contextlib.contextmanager
+def removed_if_it_fails(staging: Path, step: int, num_bytes: int) -> Iterator[None]:
+    """Leave nothing of a checkpoint that could not be written, and say so in one error, whatever a with block raises.
+
+    Args:
+        staging: Where it is written.
+        step: Of the checkpoint.
+        num_bytes: Size of its tensors.
+
+    Raises:
+        CheckpointError: The block failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        problem = describe_failure(error, staging.parent, step, num_bytes)
+        discard(staging)
+        raise problem from error
+
+
+def describe_failure(error: Exception, checkpoints: Path, step: int, num_bytes: int) -> CheckpointError:
+    """Say which checkpoint could not be written, where, why, and how much room it needs.
+
+    Args:
+        error: What was raised.
+        checkpoints: The folder that was to hold it.
+        step: Of the checkpoint.
+        num_bytes: Size of its tensors.
+    """
+    room = f"it takes about {num_bytes / 1e6:,.1f} MB"
+    with contextlib.suppress(OSError):
+        room += f", and {shutil.disk_usage(checkpoints).free / 1e6:,.1f} MB are free there"
+    return CheckpointError(
+        f"the checkpoint of step {step} could not be written to {checkpoints}: {reason_in_words(error)}; {room}",
+        hint="free some room or quota, if that is the reason, and give the same command again",
+    )
+
+
+def reason_in_words(error: Exception) -> str:
+    """Return one line that says what failed, with the file that it concerns."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        _, target, reason = error.args[0][0]
+        return f"{target}: {reason}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _temporary(checkpoints: Path, name: str) -> Path:

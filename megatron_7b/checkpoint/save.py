@@ -1,30 +1,33 @@
 """Saving: all ranks write and hash their shards in a temporary folder, which the main rank publishes."""
 
-import contextlib
+import dataclasses
 import logging
-import queue
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from torch.distributed.checkpoint.api import CheckpointException
+from megatron.core.fp8_utils import is_float8tensor
 
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.folders import find_steps
 from megatron_7b.checkpoint.manifest import Counters, Manifest, write_manifest
 from megatron_7b.checkpoint.optimizer_state import OptimizerShare
-from megatron_7b.checkpoint.publishing import check_free_space, discard, keep_newest, new_staging_folder, publish
-from megatron_7b.checkpoint.records import NO_RECORDS, FileRecord, Records, hash_files
-from megatron_7b.checkpoint.sharding import model_state, random_state
+from megatron_7b.checkpoint.pending import OwnShards, PendingSave, UnwrittenError
+from megatron_7b.checkpoint.pieces import Piece, cut
+from megatron_7b.checkpoint.publishing import (
+    check_free_space,
+    describe_failure,
+    keep_newest,
+    new_staging_folder,
+    publish,
+    removed_if_it_fails,
+)
+from megatron_7b.checkpoint.records import OPTIMIZER
+from megatron_7b.checkpoint.sharding import Sharded, blocks, model_state, random_state
+from megatron_7b.checkpoint.shards import packed, write_index, write_shard
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer, gather_parameters
@@ -33,8 +36,25 @@ from megatron_7b.parallel.groups import data_parallel_group
 
 logger = logging.getLogger(__name__)
 
+type Pieces = Mapping[str, Sequence[Piece]]
+"""By folder within the checkpoint; empty for the checkpoint itself."""
 
-def save_checkpoint(
+
+def save_checkpoint(checkpoints: Path, **contents: Any) -> Path:
+    """Write a checkpoint and publish it; the arguments are those of `begin_save`.
+
+    Returns:
+        The published folder.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: As `begin_save` and `PendingSave.wait`.
+    """
+    return begin_save(checkpoints, **contents).wait()
+
+
+def begin_save(
     checkpoints: Path,
     *,
     chunks: Sequence[torch.nn.Module],
@@ -45,8 +65,9 @@ def save_checkpoint(
     companions: Companions = NO_COMPANIONS,
     sample_order: dict[str, Any] | None = None,
     replace_older: bool = True,
-) -> Path:
-    """Write a checkpoint and publish it.
+    background: dist.ProcessGroup | None = None,
+) -> PendingSave:
+    """Begin to write a checkpoint, which `PendingSave.wait` completes and publishes.
 
     Args:
         checkpoints: Folder of all checkpoints of the run, on a file system that all ranks share.
@@ -58,24 +79,26 @@ def save_checkpoint(
         companions: What is copied into the checkpoint.
         sample_order: What a resumed run must know of the samples that were read.
         replace_older: Whether older checkpoints than the configuration wants to keep are removed.
-
-    Returns:
-        The published folder.
+        background: From `new_background_group`: this rank's share is copied to host memory, and a thread writes it
+            while training continues. Without it nothing is written before `wait`, and nothing is copied.
 
     Collective: all ranks.
 
     Raises:
-        CheckpointError: there is too little disk space, or a rank could not write; nothing was published, nothing is
-            left on the disk.
+        CheckpointError: There is too little disk space, or the folder cannot be written to.
     """
     started = time.perf_counter()
     replicas = data_parallel_group()
     gather_parameters(chunks)
     model = model_state(chunks)
-    share = OptimizerShare(optimizer, model, replicas.rank(), replicas.size()) if optimizer is not None else None
-    own_bytes = _model_bytes(model) // replicas.size() + (share.num_bytes if share else 0)
-    staging, num_bytes = _agree_on_staging_folder(checkpoints, counters.step, own_bytes, layout)
-    tensors = {"model": model, "random": random_state(layout.rank, layout.world_size)}
+    pieces: Pieces = {"": _share_of_weights(model, replicas.rank(), replicas.size())}
+    if optimizer is not None:
+        pieces = {**pieces, OPTIMIZER: OptimizerShare(optimizer, model, replicas.rank(), replicas.size()).pieces}
+    staging, num_bytes = _agree_on_staging_folder(checkpoints, counters.step, _num_bytes(pieces), layout)
+    if background is not None:
+        pieces = _copied_to_host(pieces)
+    random = random_state(layout.rank, layout.world_size)
+    objects = {random.unique_key: packed(random.data)}
     assert config.model.vocab_size is not None
     manifest = Manifest(
         counters=counters,
@@ -86,109 +109,90 @@ def save_checkpoint(
         has_optimizer=optimizer is not None,
         sample_order=sample_order,
     )
-    with removed_if_it_fails(staging, counters.step, num_bytes, is_main=layout.is_main):
-        dist_checkpointing.save(tensors, str(staging), save_strategy(replicas if replicas.size() > 1 else None))
-        if share is not None:
-            share.write(staging)
-        hashes = _hash_own_files(staging, layout)
-        published = _broadcast_result(
-            _try_to_publish(staging, manifest, config, companions, hashes) if layout.is_main else None
-        )
-    if layout.is_main:
+
+    def write() -> OwnShards:
+        return {
+            part: write_shard(staging / part, layout.rank, held, {} if part else objects)
+            for part, held in pieces.items()
+        }
+
+    def complete(shards: Sequence[OwnShards] | UnwrittenError) -> Path:
+        with removed_if_it_fails(staging, counters.step, num_bytes):
+            published = publish_staged(staging, shards, manifest, config, companions)
         logger.info("saved %s: %.1f MB in %.1f s", published, num_bytes / 1e6, time.perf_counter() - started)
         if replace_older:
             keep_newest(published.parent, config.checkpoint.keep_last, published)
-    return published
+        return published
+
+    save = PendingSave(write, complete, background)
+    if background is not None:
+        save.begin()
+    return save
 
 
-def save_strategy(replicas: dist.ProcessGroup | None = None) -> Any:
-    """Return megatron-core's save strategy: in this process, with the work divided among the replicas of a shard."""
-    # megatron-core starts a manager process for the results of its writers, which re-imports the program (and hangs in
-    # one without a __main__ guard). We save in this process, where a plain queue does.
-    filesystem_async._results_queue = queue.Queue()
-    strategy = TorchDistSaveShardedStrategy()
-    return strategy if replicas is None else FullyParallelSaveStrategyWrapper(strategy, replicas)
+def publish_staged(
+    staging: Path,
+    shards: Sequence[OwnShards] | UnwrittenError,
+    manifest: Manifest,
+    config: RunConfig,
+    companions: Companions,
+) -> Path:
+    """Add indices, companions, configuration and hashes to the tensors in a staging folder, and publish it.
 
-
-def _model_bytes(model: dict[str, Any]) -> int:
-    return sum(entry.data.numel() * entry.data.element_size() for entry in nested_values(model))
-
-
-def _hash_own_files(staging: Path, layout: ParallelLayout) -> list[dict[str, FileRecord] | OSError]:
-    """Hash on every rank the files that it has written, which its node still has cached; gather on the main rank.
+    Args:
+        staging: From `new_staging_folder`.
+        shards: What each rank has written.
+        manifest: What the checkpoint is.
+        config: Of the run.
+        companions: What to copy.
 
     Returns:
-        On the main rank, what each rank found, or why it could not; empty on the others.
-
-    Collective: all ranks.
+        The published folder.
     """
-    records: dict[str, FileRecord] | OSError
-    try:
-        records = hash_files(staging, sorted(staging.rglob(f"__{layout.rank}_*.distcp")))
-    except OSError as error:
-        records = error
-    gathered: list[dict[str, FileRecord] | OSError] = [{}] * layout.world_size if layout.is_main else []
-    dist.gather_object(records, gathered if layout.is_main else None, dst=0)
-    return gathered
+    if isinstance(shards, UnwrittenError):
+        raise shards
+    for part in shards[0]:
+        write_index(staging / part, [of_rank[part] for of_rank in shards])
+    records = {str(Path(part, shard.file)): shard.record for of_rank in shards for part, shard in of_rank.items()}
+    companions.copy_to(staging)
+    write_manifest(staging, manifest, config, records)
+    return publish(staging, manifest.counters.step)
 
 
-@contextlib.contextmanager
-def removed_if_it_fails(staging: Path, step: int, num_bytes: int, *, is_main: bool = True) -> Iterator[None]:
-    """Leave nothing of a checkpoint that could not be written, and say so in one error, whatever a with block raises.
-
-    Args:
-        staging: Where it is written.
-        step: Of the checkpoint.
-        num_bytes: Size of its tensors.
-        is_main: Whether this rank removes it.
-
-    Raises:
-        CheckpointError: The block failed.
-    """
-    try:
-        yield
-    except (Exception, CheckpointException) as error:  # torch's own one is no Exception
-        problem = _describe_failure(error, staging.parent, step, num_bytes)
-        if is_main:
-            discard(staging)
-        raise problem from error
+def _share_of_weights(model: Mapping[str, Sharded], replica: int, num_replicas: int) -> list[Piece]:
+    """Return an equal part of the parameters that all replicas hold; the parts of all are disjoint and complete."""
+    pieces: list[Piece] = []
+    # Other tensor-parallel ranks or stages may have the same parameter: one of them has zeros here.
+    entries = [entry for entry in model.values() if not any(entry.replica_id[:-1])]
+    total, first = sum(entry.data.numel() for entry in entries), 0
+    begin, end = (total * number // num_replicas for number in (replica, replica + 1))
+    for entry in entries:
+        start, stop = max(begin - first, 0), min(end - first, entry.data.numel())
+        if start < stop:
+            values = entry.data.dequantize() if is_float8tensor(entry.data) else entry.data
+            pieces += cut(entry.key, blocks(entry), start, values.detach().view(-1)[start:stop])
+        first += entry.data.numel()
+    return pieces
 
 
-def _describe_failure(error: BaseException, checkpoints: Path, step: int, num_bytes: int) -> CheckpointError:
-    """Say which checkpoint could not be written, where, why, and how much room it needs.
-
-    Args:
-        error: What was raised.
-        checkpoints: The folder that was to hold it.
-        step: Of the checkpoint.
-        num_bytes: Size of its tensors.
-    """
-    room = f"it takes about {num_bytes / 1e6:,.1f} MB"
-    with contextlib.suppress(OSError):
-        room += f", and {shutil.disk_usage(checkpoints).free / 1e6:,.1f} MB are free there"
-    return CheckpointError(
-        f"the checkpoint of step {step} could not be written to {checkpoints}: {_reason(error)}; {room}",
-        hint="free some room or quota, if that is the reason, and give the same command again",
-    )
+def _num_bytes(pieces: Pieces) -> int:
+    return sum(piece.data.nbytes for held in pieces.values() for piece in held)
 
 
-def _reason(error: BaseException) -> str:
-    """One line of what libraries say in many: the first failure that they collected, and the file that it concerns."""
-    if isinstance(error, CheckpointException):
-        if not error.failures:
-            return "another rank could not write"
-        rank, (failure, _) = min(error.failures.items())
-        return f"rank {rank}: {_reason(failure)}"
-    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
-        _, target, reason = error.args[0][0]
-        return f"{target}: {reason}"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(
-        error, RuntimeError
-    ):  # of torch's writer in C++, or from megatron-core's workers, which lose the errno
-        return f"a file could not be written to its end ({next(iter(str(error).splitlines()), '')})"
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+def _copied_to_host(pieces: Pieces) -> Pieces:
+    """Return copies in host memory, page-locked where they come from a GPU, which the next step cannot change."""
+    copies = {
+        part: [dataclasses.replace(piece, data=_host_copy(piece.data)) for piece in held]
+        for part, held in pieces.items()
+    }
+    if any(piece.data.is_cuda for held in pieces.values() for piece in held):
+        torch.cuda.synchronize()
+    return copies
+
+
+def _host_copy(data: torch.Tensor) -> torch.Tensor:
+    copy = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+    return copy.copy_(data, non_blocking=data.is_cuda)
 
 
 def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layout: ParallelLayout) -> tuple[Path, int]:
@@ -203,7 +207,7 @@ def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layou
     device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
     total = torch.tensor(own_bytes, dtype=torch.int64, device=device)
     dist.all_reduce(total)
-    outcome: Path | Exception | None = None
+    outcome: Path | CheckpointError | None = None
     if layout.is_main:
         try:
             find_steps(checkpoints)
@@ -213,54 +217,10 @@ def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layou
         except CheckpointError as error:
             outcome = error
         except OSError as error:
-            outcome = _describe_failure(error, checkpoints, step, int(total.item()))
-    return _broadcast_result(outcome), int(total.item())
-
-
-def publish_staged(
-    staging: Path,
-    manifest: Manifest,
-    config: RunConfig,
-    companions: Companions,
-    hashes: Records = NO_RECORDS,
-) -> Path:
-    """Add companions, configuration and hashes to the tensors in a staging folder, and publish it.
-
-    Args:
-        staging: From `new_staging_folder`.
-        manifest: What the checkpoint is.
-        config: Of the run.
-        companions: What to copy.
-        hashes: Of files that have been hashed already.
-    """
-    companions.copy_to(staging)
-    write_manifest(staging, manifest, config, hashes)
-    return publish(staging, manifest.counters.step)
-
-
-def _try_to_publish(
-    staging: Path,
-    manifest: Manifest,
-    config: RunConfig,
-    companions: Companions,
-    hashes_of_ranks: Sequence[Records | OSError],
-) -> Path | Exception:
-    hashes: dict[str, FileRecord] = {}
-    for found in hashes_of_ranks:
-        if isinstance(found, OSError):
-            return found
-        hashes |= found
-    try:
-        return publish_staged(staging, manifest, config, companions, hashes)
-    except OSError as error:
-        return error
-
-
-def _broadcast_result(outcome: Path | Exception | None) -> Path:
-    """Give every rank what the main rank has: a folder, or an error that all raise. Collective: all ranks."""
+            outcome = describe_failure(error, checkpoints, step, int(total.item()))
     box = [outcome]
     dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], Exception):
+    if isinstance(box[0], CheckpointError):
         raise box[0]
     assert box[0] is not None
-    return box[0]
+    return box[0], int(total.item())

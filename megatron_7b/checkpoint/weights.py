@@ -1,16 +1,10 @@
 """Weights of a checkpoint as whole tensors by canonical name, in one process, without building a model."""
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
 
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.former_names import current_names
@@ -22,15 +16,15 @@ from megatron_7b.checkpoint.manifest import (
     warn_of_missing_checksum,
 )
 from megatron_7b.checkpoint.pieces import Block, Piece
-from megatron_7b.checkpoint.publishing import check_free_space, new_staging_folder
+from megatron_7b.checkpoint.publishing import check_free_space, new_staging_folder, removed_if_it_fails
 from megatron_7b.checkpoint.records import check_nothing_foreign, verify_files
-from megatron_7b.checkpoint.save import publish_staged, removed_if_it_fails, save_strategy
+from megatron_7b.checkpoint.save import publish_staged
+from megatron_7b.checkpoint.shards import write_shard
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.model.kinds import parameter_table
 from megatron_7b.parallel import build_layout
-from megatron_7b.runtime.cpu import backend as cpu_backend
 
 
 class CheckpointWeights(Mapping[str, Tensor]):
@@ -56,8 +50,7 @@ class CheckpointWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         parameter, entry = self._table[name], self._stored.tensors[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        whole = Block(entry.shape, (0,) * len(entry.shape), entry.shape)
-        self._stored.read([Piece(name, whole, tensor)])
+        self._stored.read([Piece(name, _whole(entry.shape), tensor)])
         return tensor[: parameter.shape[0]] if parameter.is_padded else tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -87,7 +80,7 @@ def write_weights(
     Returns:
         The published folder.
 
-    Collective: none (a process group of one is made where there is none).
+    Collective: none.
 
     Raises:
         CheckpointError: a parameter is missing, unknown or of another shape, or it could not be written; nothing was
@@ -95,39 +88,30 @@ def write_weights(
     """
     assert config.model.vocab_size is not None
     expected = parameter_table(config.model, config.model.vocab_size)
-    sharded: dict[str, Any] = {}
+    pieces: dict[str, Piece] = {}
     for name, tensor in tensors:
         if name not in expected or tuple(tensor.shape) != expected[name].shape:
             wanted = expected[name].shape if name in expected else "no such parameter"
             raise CheckpointError(f"{name} has shape {tuple(tensor.shape)}, the model has {wanted}")
-        sharded[name] = ShardedTensor.from_rank_offsets(name, tensor.detach().contiguous())
-    if expected.keys() - sharded.keys():
-        raise CheckpointError(f"parameters are missing: {', '.join(sorted(expected.keys() - sharded.keys()))}")
+        pieces[name] = Piece(name, _whole(tuple(tensor.shape)), tensor.contiguous())
+    if expected.keys() - pieces.keys():
+        raise CheckpointError(f"parameters are missing: {', '.join(sorted(expected.keys() - pieces.keys()))}")
     checkpoints.mkdir(parents=True, exist_ok=True)
-    num_bytes = sum(entry.data.numel() * entry.data.element_size() for entry in sharded.values())
+    num_bytes = sum(piece.data.nbytes for piece in pieces.values())
     check_free_space(checkpoints, num_bytes, step=step)
     manifest = Manifest(
         counters=Counters(step=step),
         vocab_size=config.model.vocab_size,
-        params_dtype=str(next(iter(sharded.values())).dtype).removeprefix("torch."),
+        params_dtype=str(next(iter(pieces.values())).data.dtype).removeprefix("torch."),
         layout=str(build_layout(ParallelConfig(), world_size=1, rank=0)),
         world_size=1,
         has_optimizer=False,
     )
     staging = new_staging_folder(checkpoints, step)
     with removed_if_it_fails(staging, step, num_bytes):
-        with _process_group_of_one(), cpu_backend.installed_if_needed():
-            dist_checkpointing.save(sharded, str(staging), save_strategy())
-        return publish_staged(staging, manifest, config, companions)
+        shard = write_shard(staging, 0, pieces.values())
+        return publish_staged(staging, [{"": shard}], manifest, config, companions)
 
 
-@contextlib.contextmanager
-def _process_group_of_one() -> Iterator[None]:
-    if dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def _whole(shape: tuple[int, ...]) -> Block:
+    return Block(shape, (0,) * len(shape), shape)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_7b import upstream
 from megatron_7b.config.schema import ParallelConfig, RuntimeConfig
 from megatron_7b.parallel.layout import ParallelLayout, build_layout
 from megatron_7b.runtime.process.distributed import leave_process_group
@@ -49,7 +50,7 @@ def destroy_model_parallel() -> None:
 
     Collective: all ranks of these groups.
     """
-    created = [group for group in parallel_state._global_process_group_list or [] if group is not None]
+    created = upstream.created_groups(parallel_state)
     if dist.is_initialized():  # otherwise they were destroyed with the default group
         for group in reversed(created):  # the same order on all ranks: with NCCL, a group's ranks leave it together
             dist.destroy_process_group(group)

@@ -107,16 +107,21 @@ class MetricsFile(Sink):
     @override
     def close(self) -> None:
         """Close the file once everything is on the disk."""
-        with self._file:
+        with self._named_in_errors(), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def _append(self, metrics: StepMetrics | ValidationMetrics) -> None:
         # Flushed line by line, so that the lines survive a killed process.
-        try:
+        with self._named_in_errors():
             self._file.write(to_json(metrics) + "\n")
             self._file.flush()
-        except OSError as error:
+
+    @contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # of a full disk, which names no file
             raise OSError(error.errno, error.strerror, self._file.name) from error
 
 

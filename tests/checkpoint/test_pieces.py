@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_7b.checkpoint.pieces import Block, Piece, cut, rectangles, write_pieces
+from megatron_7b.checkpoint.pieces import Block, Piece, cut, rectangles
 from megatron_7b.checkpoint.records import hash_files
+from megatron_7b.checkpoint.shards import write_index, write_shard
 from megatron_7b.checkpoint.stored import StoredTensors
-from tests.support.ranks import run_ranks
 
 SHAPE = (13, 7)
 GATE_AND_UP = ((4, 7), (9, 7))
@@ -51,24 +50,21 @@ def stored(folder: Path) -> StoredTensors:
     return StoredTensors(folder, hash_files(folder, list(folder.iterdir())))
 
 
-def write_range(folder: Path, ranges: list[tuple[int, int]]) -> str:
-    import torch.distributed as dist
+def write_ranges(folder: Path, ranges: list[tuple[int, int]]) -> None:
+    """As ranks do, each a range."""
+    shards = [
+        write_shard(folder, rank, cut("w", blocks(), start, whole()[start:stop]))
+        for rank, (start, stop) in enumerate(ranges)
+    ]
+    assert {shard.file: shard.record for shard in shards} == hash_files(folder, list(folder.iterdir()))
+    write_index(folder, shards)
 
-    start, stop = ranges[dist.get_rank()]
-    try:
-        write_pieces(folder, cut("w", blocks(), start, whole()[start:stop]))
-    except CheckpointException as error:
-        return str(error)
-    return ""
 
-
-def read_range(folder: Path, ranges: list[tuple[int, int]]) -> list[float]:
-    import torch.distributed as dist
-
-    start, stop = ranges[dist.get_rank()]
-    values = torch.full((stop - start,), torch.nan)
-    stored(folder).read(cut("w", blocks(), start, values))
-    return values.tolist()
+def read_ranges(folder: Path, ranges: list[tuple[int, int]]) -> list[float]:
+    found = [torch.full((stop - start,), torch.nan) for start, stop in ranges]
+    for (start, _), values in zip(ranges, found, strict=True):
+        stored(folder).read(cut("w", blocks(), start, values))
+    return torch.cat(found).tolist()
 
 
 def test_any_division_reads_what_any_other_wrote(tmp_path: Path) -> None:
@@ -77,15 +73,15 @@ def test_any_division_reads_what_any_other_wrote(tmp_path: Path) -> None:
     divisions = {n: list(itertools.pairwise([0, *sorted(draw.sample(range(1, size), n - 1)), size])) for n in (1, 2, 3)}
     for written, read in ((3, 2), (2, 3), (3, 1), (1, 2)):
         folder = tmp_path / f"{written}-{read}"
-        assert run_ranks(written, write_range, folder, divisions[written]) == [""] * written
+        write_ranges(folder, divisions[written])
         assert stored(folder).tensors.keys() == {"w"}
-        values = run_ranks(read, read_range, folder, divisions[read])
-        assert list(itertools.chain.from_iterable(values)) == whole().tolist()
+        assert read_ranges(folder, divisions[read]) == whole().tolist()
 
 
 @pytest.mark.parametrize("ranges", [[(0, 40), (40, 90)], [(0, 60), (50, 91)]], ids=["gap", "overlap"])
 def test_pieces_that_do_not_fit_together_are_no_checkpoint(ranges: list[tuple[int, int]], tmp_path: Path) -> None:
-    assert all("global plan" in error for error in run_ranks(2, write_range, tmp_path, ranges))
+    with pytest.raises(ValueError, match="global plan"):
+        write_ranges(tmp_path, ranges)
     assert not (tmp_path / ".metadata").exists()
 
 
@@ -97,7 +93,7 @@ def read_beyond(folder: Path) -> list[list[float]]:
 
 
 def test_rows_beyond_the_written_ones_are_zero(tmp_path: Path) -> None:
-    run_ranks(1, write_range, tmp_path, [(0, math.prod(SHAPE))])
-    ((*written, first, second),) = run_ranks(1, read_beyond, tmp_path)
+    write_ranges(tmp_path, [(0, math.prod(SHAPE))])
+    *written, first, second = read_beyond(tmp_path)
     assert first == second == [0.0] * 7
     assert sorted(itertools.chain.from_iterable(written)) == whole().tolist()

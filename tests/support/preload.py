@@ -1,8 +1,6 @@
 """Imported once by the fork server: everything that ranks and commands would otherwise import again."""
 
 import isal.igzip  # noqa: F401
-import megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader  # noqa: F401
-import megatron.core.dist_checkpointing.strategies.state_dict_saver  # noqa: F401
 import megatron.core.models.mimo.optimizer  # noqa: F401  # megatron-core's own optimizer imports it, late
 import pyarrow.parquet  # noqa: F401
 import pytest  # noqa: F401

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 
 from megatron_7b.config.schema import RuntimeConfig
 from megatron_7b.runtime.cpu import backend as cpu_backend
@@ -63,7 +62,9 @@ def process_group_options(device_type: DeviceType, *, timeout: dt.timedelta, is_
         is_launched: Whether the environment describes a rendezvous; otherwise this process is a world of its own.
     """
     options: dict[str, Any] = {"backend": "nccl" if device_type == "cuda" else "gloo", "timeout": timeout}
-    return options if is_launched else {**options, "store": HashStore(), "rank": 0, "world_size": 1}
+    if is_launched:
+        return options
+    return {**options, "store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
 
 
 def leave_process_group() -> None:

@@ -1,16 +1,15 @@
 """A decoder as megatron-core builds it, with a true vocabulary size and a loss that needs no full logits."""
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.models.hybrid import hybrid_block
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from torch import Tensor
 
+from megatron_7b import upstream
 from megatron_7b.config.schema import RopeScalingConfig
 from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
@@ -85,7 +84,7 @@ class LanguageModel(ModelChunk, HybridModel):
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
         # The output layer's forward is not called: with overlap_param_gather, its hooks wait for the updated weight.
-        for wait in self.output_layer._forward_pre_hooks.values():
+        for wait in upstream.forward_pre_hooks(self.output_layer):
             wait(self.output_layer, ())
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
@@ -142,7 +141,7 @@ class LanguageModel(ModelChunk, HybridModel):
 def build_chunk(plan: ChunkPlan) -> LanguageModel:
     """Build one model chunk of this rank; its parameters are undefined. Collective: none."""
     model = plan.config.model
-    with _final_norm(plan.kernels.norm):
+    with upstream.final_norm(plan.kernels.norm):
         chunk = LanguageModel(
             table=plan.table,
             true_vocab_size=plan.vocab_size,
@@ -169,17 +168,6 @@ def build_chunk(plan: ChunkPlan) -> LanguageModel:
     return chunk
 
 
-@contextlib.contextmanager
-def _final_norm(norm: type) -> Iterator[None]:
-    """Make HybridStack build its final norm from `norm`: megatron-core 0.19 names Transformer Engine's there."""
-    original = hybrid_block.TENorm
-    hybrid_block.TENorm = norm
-    try:
-        yield
-    finally:
-        hybrid_block.TENorm = original
-
-
 def _fuse_gradient_accumulation(chunk: LanguageModel) -> None:
     """Have Transformer Engine's layers add weight gradients to the gradient buffer within the matrix product.
 
@@ -192,8 +180,8 @@ def _fuse_gradient_accumulation(chunk: LanguageModel) -> None:
 
 def _stretch_rotary_embedding(rotary: RotaryEmbedding, scaling: RopeScalingConfig) -> None:
     """Apply Llama 3.1's scaling, which HybridModel's constructor does not support."""
-    rotary.inv_freq = rotary._apply_scaling(
-        rotary.inv_freq,
+    rotary.inv_freq = upstream.stretched_frequencies(
+        rotary,
         factor=scaling.factor,
         low_freq_factor=scaling.low_freq_factor,
         high_freq_factor=scaling.high_freq_factor,

@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 from torch.nn import functional
 
+from megatron_7b import upstream
 from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.encoder.layers import build_block_spec
@@ -175,7 +176,7 @@ class EncoderModel(ModelChunk, LanguageModule):
         """Return the masked sum of losses; only the tokens that count go through the head and the output layer."""
         kept = loss_mask.nonzero().squeeze(1)
         # The output layer's forward is not called: with overlap_param_gather, its hooks wait for the updated weight.
-        for wait in self.output_layer._forward_pre_hooks.values():
+        for wait in upstream.forward_pre_hooks(self.output_layer):
             wait(self.output_layer, ())
         group, weight = self.pg_collection.tp, self._output_weight()
         first_token = group.rank() * weight.shape[0]
