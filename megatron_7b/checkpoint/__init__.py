@@ -1,4 +1,4 @@
-"""Checkpoints: sharded in megatron-core's format, published only when complete, loadable at any layout.
+"""Checkpoints: sharded as torch's distributed ones, published only when complete, loadable at any layout.
 
 A checkpoint is a folder `checkpoints/step_00000010/` with the sharded tensors under canonical names, `config.yaml`,
 companions and `checkpoint.json`: counters, layout, the hash of every file, and a checksum of itself. What is read has

@@ -127,6 +127,11 @@ def begin_save(
     save = PendingSave(write, complete, background)
     if background is not None:
         save.begin()
+        if layout.is_main:
+            logger.info(
+                "step %d is being saved while training continues, which waited %.2f s for it",
+                counters.step, time.perf_counter() - started,
+            )  # fmt: skip
     return save
 
 

@@ -277,6 +277,8 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 saves only at the end and on signals."""
     keep_last: int = 3
     """Number of newest checkpoints to keep; 0 keeps all."""
+    asynchronous: bool = False
+    """Write the checkpoints of the interval while training continues, from copies in host memory."""
     save_optimizer: bool = True
     """Save the optimizer state as well; without it a run cannot resume."""
     initialize_from: str | None = None

@@ -1,6 +1,7 @@
 """Process groups: the only reader of megatron-core's global parallel state."""
 
 import contextlib
+import datetime as dt
 from collections.abc import Iterator
 
 import torch
@@ -80,6 +81,19 @@ def leaving_process_groups() -> Iterator[None]:
             leave()
         raise
     leave()
+
+
+def new_background_group(timeout_minutes: float = RuntimeConfig.distributed_timeout_minutes) -> dist.ProcessGroup:
+    """Return a group of all ranks for a thread that communicates while the main one does, over the CPU.
+
+    Args:
+        timeout_minutes: How long a collective of the group may wait for a late rank.
+
+    Collective: all ranks.
+    """
+    group = dist.new_group(backend="gloo", timeout=dt.timedelta(minutes=timeout_minutes))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def process_groups() -> ProcessGroupCollection:

@@ -1,7 +1,9 @@
 """Training: `assemble` builds everything, `step` does one update, `loop` repeats it, `hooks` act around it."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.process.logs import configure_logging, loading
@@ -12,8 +14,13 @@ from megatron_7b.training.run_plan import RunPlan, plan_run
 
 __all__ = ["RunPlan", "load_run_config", "plan_run", "pretrain"]
 
+if TYPE_CHECKING:
+    from megatron_7b.training.hooks import Hook
 
-def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None) -> int:
+
+def pretrain(
+    config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None, *, hooks: "Sequence[Hook]" = ()
+) -> int:
     """Train a model in a run folder; see `training.loop.pretrain`, which this calls.
 
     What comes first here needs no torch: what cannot be used is refused at once, and logging is in place before
@@ -24,4 +31,4 @@ def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None 
     with loading("torch and megatron-core"):
         from megatron_7b.training import loop
 
-    return loop.pretrain(config, run_dir, stop_request)
+    return loop.pretrain(config, run_dir, stop_request, hooks=hooks)

@@ -4,11 +4,13 @@ import logging
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from megatron_7b.checkpoint.folders import resolve_checkpoint, step_folder, step_of
 from megatron_7b.checkpoint.load import load_checkpoint, load_weights
-from megatron_7b.checkpoint.save import save_checkpoint
-from megatron_7b.errors import TrainingError
+from megatron_7b.checkpoint.publishing import recover
+from megatron_7b.checkpoint.save import begin_save
+from megatron_7b.errors import CheckpointError, TrainingError
 from megatron_7b.files import flush_to_disk
 from megatron_7b.training.history import record_save
 from megatron_7b.training.run import Run
@@ -51,24 +53,30 @@ def _check_that_data_fits(run: Run) -> None:
         )
 
 
-def save(run: Run, *, to_resume: bool = False, replace_older: bool = True) -> None:
+def save(
+    run: Run, *, to_resume: bool = False, replace_older: bool = True, background: dist.ProcessGroup | None = None
+) -> None:
     """Write a checkpoint of everything that a resumed run needs, and remove checkpoints that are not to be kept.
+
+    A save that is still in progress is waited for.
 
     Args:
         run: The run, between two steps.
         to_resume: The run ends early, so the optimizer state is needed whatever the configuration says.
         replace_older: Whether older checkpoints than the configuration wants to keep are removed.
+        background: From `new_background_group`: return while the checkpoint is being written, as `run.pending`.
 
     Collective: all ranks.
 
     Raises:
-        CheckpointError: It could not be written; earlier ones are untouched.
+        CheckpointError: It, or the one in progress, could not be written; earlier ones are untouched.
     """
+    finish_save(run)
     trainer = run.trainer
     with_optimizer = run.config.checkpoint.save_optimizer or to_resume
     if run.ranks.is_main:
         _flush_metrics(run)
-    save_checkpoint(
+    pending = begin_save(
         run.folder.checkpoints,
         chunks=trainer.model,
         optimizer=trainer.optimizer if with_optimizer else None,
@@ -78,10 +86,45 @@ def save(run: Run, *, to_resume: bool = False, replace_older: bool = True) -> No
         companions=run.companions,
         sample_order=trainer.sample_order.to_dict(),
         replace_older=replace_older,
+        background=background,
     )
-    run.saved = run.counters
+    run.pending = pending, run.counters
+    if background is None:
+        finish_save(run)
+
+
+def finish_save(run: Run) -> None:
+    """Wait for the save that is in progress, if there is one, and take note of it.
+
+    Collective: all ranks, unless it is written in the background.
+
+    Raises:
+        CheckpointError: It could not be written. All ranks raise it.
+    """
+    if run.pending is None:
+        return
+    (save, counters), run.pending = run.pending, None
+    try:
+        save.wait()
+    except CheckpointError as error:
+        if run.departure is None:
+            raise
+        _clean_up_after_move(run, error)
+        return
+    run.saved = counters
     if run.ranks.is_main:
-        record_save(run.folder, run.step)
+        record_save(run.folder, counters.step)
+
+
+def _clean_up_after_move(run: Run, error: CheckpointError) -> None:
+    """Give up a checkpoint whose folder was moved under the hands of its writers: a run that was moved saves again."""
+    if not run.ranks.is_main:
+        return
+    logger.warning("%s; a later one follows at the new place", error.args[0])
+    try:
+        recover(run.folder.checkpoints)
+    except (CheckpointError, OSError) as problem:
+        logger.warning("%s may hold what is left of it: %s", run.folder.checkpoints, problem)
 
 
 def save_after_skipped_step(run: Run) -> None:
@@ -96,6 +139,7 @@ def save_after_skipped_step(run: Run) -> None:
         TrainingError: Every step of this start was skipped, weights are not finite, or the run is complete (and saved).
         CheckpointError: It could not be written.
     """
+    finish_save(run)
     if run.counters.optimizer_steps == run.resumed.optimizer_steps:
         raise TrainingError(
             f"every step of this start, {run.resumed.step + 1} to {run.step}, was skipped, because loss or gradient "
@@ -131,9 +175,10 @@ def save_before_failing(run: Run) -> None:
 
     Collective: all ranks.
     """
-    if run.saved == run.counters or not _has_new_weights(run):
-        return
     try:
+        finish_save(run)
+        if run.saved == run.counters or not _has_new_weights(run):
+            return
         if not run.last_step_skipped or _weights_are_finite(run):
             save(run, to_resume=True, replace_older=not run.last_step_skipped)
     except Exception as error:  # noqa: BLE001 (whatever it is, it must not hide the first failure)

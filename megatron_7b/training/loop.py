@@ -1,13 +1,14 @@
 """The training loop: from the first step or the newest checkpoint to the last step or a request to stop."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.optim.schedules import learning_rate
 from megatron_7b.runtime.process.signals import StopRequest
 from megatron_7b.training.batch_schedule import global_batch_size
-from megatron_7b.training.hooks import Hook
+from megatron_7b.training.hooks import Hook, ending
 from megatron_7b.training.metrics import StepMetrics
 from megatron_7b.training.run import Run, Stopwatch
 from megatron_7b.training.run_folder import RunFolder
@@ -15,7 +16,9 @@ from megatron_7b.training.start import built, started
 from megatron_7b.training.step import train_step
 
 
-def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None) -> int:
+def pretrain(
+    config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None, *, hooks: Sequence[Hook] = ()
+) -> int:
     """Train a model in a run folder; a folder that has checkpoints is resumed from its latest.
 
     The signals of `runtime.signals`, Ctrl-C among them, and `training.exit_after_seconds` end the run after the current
@@ -25,6 +28,7 @@ def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None 
         config: The run, checked.
         run_dir: The run folder, which has passed `check_run_folder`; created if necessary.
         stop_request: What listens for requests to stop; None makes one that takes note until the first step is done.
+        hooks: Of the caller, for this start; called after those of the package, and before the step is saved.
 
     Returns:
         0 when all steps are done, 75 when the run stopped early and the same command continues it.
@@ -40,8 +44,8 @@ def pretrain(config: RunConfig, run_dir: Path, stop_request: StopRequest | None 
             stop_request = StopRequest(config.training.exit_after_seconds)
             stack.enter_context(stop_request.listening())
         run = stack.enter_context(built(config, folder, stop_request))
-        hooks = stack.enter_context(started(run))
-        train(run, hooks)
+        all_hooks = stack.enter_context(started(run, hooks))
+        train(run, all_hooks)
     return run.exit_code
 
 
@@ -55,18 +59,13 @@ def train(run: Run, hooks: list[Hook]) -> None:
     # Together: a rank that left at once while another was at its first step would look like a lost peer.
     run.ranks.maximum(0)
     run.stop_request.begin_steps()
-    try:
+    with ending(run, hooks):
         for hook in hooks:
             hook.on_start(run)
         while not run.is_leaving:
             metrics = do_step(run)
             for hook in hooks:
                 hook.after_step(run, metrics)
-    except Exception:
-        if run.ranks.failed_together:
-            for hook in hooks:
-                hook.before_failing(run)
-        raise
 
 
 def do_step(run: Run) -> StepMetrics:
@@ -82,7 +81,7 @@ def do_step(run: Run) -> StepMetrics:
     result = train_step(run.trainer, batches, rate)
     seconds = watch.seconds
     run.count_step(batch_size, skipped=result.skipped)
-    run.look_around()
+    run.agree_on_stop()
     tokens_per_second, tflops, mfu = run.throughput.rates(batch_size * config.data.seq_length, seconds)
     return StepMetrics(
         step=run.step,

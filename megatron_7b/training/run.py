@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_7b.checkpoint import Companions
 from megatron_7b.checkpoint.manifest import Counters
+from megatron_7b.checkpoint.pending import PendingSave
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import TrainingError
 from megatron_7b.runtime.machine.hardware import peak_memory_bytes
@@ -40,8 +41,11 @@ class Run:
         opened: The main rank's hold on the folder.
         saved: Progress at the newest checkpoint of the folder; None if there is none.
         resumed: Progress at the beginning of this start.
+        pending: The save that is in progress while training continues, and the progress that it saves.
         last_step_skipped: Whether the last step of this start left the parameters as they were.
         departure: Where the folder is by now, if it was moved while the run was in progress.
+        early_end: Why the run is complete although not all steps are done, if `finish_early` was called.
+        failure: Why the run fails, once it does.
     """
 
     trainer: Trainer
@@ -56,8 +60,11 @@ class Run:
     opened: OpenFolder | None = None
     saved: Counters | None = None
     resumed: Counters = dataclasses.field(default_factory=Counters)
+    pending: tuple[PendingSave, Counters] | None = None
     last_step_skipped: bool = False
     departure: Path | None = None
+    early_end: str | None = None
+    failure: BaseException | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -80,8 +87,8 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.config.training.train_steps
+        """Whether all steps are done, or no more are wanted."""
+        return self.step >= self.config.training.train_steps or self.early_end is not None
 
     @property
     def must_stop(self) -> bool:
@@ -109,7 +116,17 @@ class Run:
         )
         self.last_step_skipped = skipped
 
-    def look_around(self) -> None:
+    def finish_early(self, reason: str) -> None:
+        """Let this step be the last: the run is saved and ends as complete, with exit code 0.
+
+        Args:
+            reason: For the log: "the loss is below 2".
+
+        Collective: all ranks have to call it after the same step.
+        """
+        self.early_end = reason
+
+    def agree_on_stop(self) -> None:
         """Agree on whether to stop, even if only one rank was asked to, on the peak memory, and on where the folder is.
 
         Collective: all ranks.

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import TrainingError, exit_code
@@ -48,8 +48,12 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
 
 
 @contextlib.contextmanager
-def started(run: Run) -> Iterator[list[Hook]]:
+def started(run: Run, callers: Sequence[Hook] = ()) -> Iterator[list[Hook]]:
     """Open the run folder, resume where the run left off, and yield its hooks, for the duration of a with block.
+
+    Args:
+        run: From `built`.
+        callers: Hooks of whoever started the run.
 
     However the block ends, status.json records it, and loss.png is drawn from the metrics so far.
 
@@ -57,7 +61,7 @@ def started(run: Run) -> Iterator[list[Hook]]:
     """
     with _folder_opened(run), _loss_drawn(run), _status_recorded(run):
         resume(run)
-        with _hooks_built(run) as hooks:
+        with _hooks_built(run, callers) as hooks:
             _say_what_begins(run)
             yield hooks
         _say_how_it_ended(run)
@@ -81,7 +85,7 @@ def resume(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def _hooks_built(run: Run) -> Iterator[list[Hook]]:
+def _hooks_built(run: Run, callers: Sequence[Hook]) -> Iterator[list[Hook]]:
     """Yield the hooks in the order in which they are called.
 
     Saving is last: a checkpoint exists only once its step has been reported, guarded and validated.
@@ -93,7 +97,8 @@ def _hooks_built(run: Run) -> Iterator[list[Hook]]:
                 sinks = held.enter_context(open_sinks(run.folder, run.config, resumed_step=run.step))
         reporting = Reporting(sinks)
         guard = NonfiniteGuard(run.config.training.max_consecutive_nonfinite_steps)
-        yield [reporting, StatusKeeping(), guard, Validation(reporting), Saving()]
+        validation = Validation([reporting, *callers])
+        yield [reporting, StatusKeeping(), guard, validation, *callers, Saving()]
 
 
 @contextlib.contextmanager
@@ -195,6 +200,9 @@ def _say_how_it_ended(run: Run) -> None:
             hint=f"continue with --run-dir {run.departure}",
         )
     if not run.ranks.is_main:
+        return
+    if run.early_end is not None:
+        logger.info("finished after step %d of %d: %s", run.step, run.config.training.train_steps, run.early_end)
         return
     if run.stop is StopReason.NONE:
         logger.info("finished: %d steps, %s tokens", run.step, format_count(run.counters.consumed_tokens))
