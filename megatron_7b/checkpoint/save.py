@@ -88,13 +88,8 @@ def begin_save(
         CheckpointError: There is too little disk space, or the folder cannot be written to.
     """
     started = time.perf_counter()
-    replicas = data_parallel_group()
-    gather_parameters(chunks)
-    model = model_state(chunks)
-    pieces: Pieces = {"": _share_of_weights(model, replicas.rank(), replicas.size())}
-    if optimizer is not None:
-        pieces = {**pieces, OPTIMIZER: OptimizerShare(optimizer, model, replicas.rank(), replicas.size()).pieces}
-    staging, num_bytes = _agree_on_staging_folder(checkpoints, counters.step, _num_bytes(pieces), layout)
+    pieces = own_pieces(chunks, optimizer)
+    staging, num_bytes = _agree_on_staging_folder(checkpoints, counters.step, num_bytes_of(pieces), layout)
     if background is not None:
         pieces = _copied_to_host(pieces)
     random = random_state(layout.rank, layout.world_size)
@@ -133,6 +128,20 @@ def begin_save(
                 counters.step, time.perf_counter() - started,
             )  # fmt: skip
     return save
+
+
+def own_pieces(chunks: Sequence[torch.nn.Module], optimizer: Optimizer | None) -> Pieces:
+    """Return what this rank writes of model and optimizer: views, which the next step changes.
+
+    Collective: the data-parallel group.
+    """
+    replicas = data_parallel_group()
+    gather_parameters(chunks)
+    model = model_state(chunks)
+    pieces: Pieces = {"": _share_of_weights(model, replicas.rank(), replicas.size())}
+    if optimizer is None:
+        return pieces
+    return {**pieces, OPTIMIZER: OptimizerShare(optimizer, model, replicas.rank(), replicas.size()).pieces}
 
 
 def publish_staged(
@@ -180,7 +189,8 @@ def _share_of_weights(model: Mapping[str, Sharded], replica: int, num_replicas: 
     return pieces
 
 
-def _num_bytes(pieces: Pieces) -> int:
+def num_bytes_of(pieces: Pieces) -> int:
+    """Return the size of pieces."""
     return sum(piece.data.nbytes for held in pieces.values() for piece in held)
 
 

@@ -5,6 +5,7 @@ activations. Without the refusal the kernel ends a process, after minutes and wi
 ask a GPU.
 """
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable
@@ -93,10 +94,13 @@ def check_rank(config: RunConfig, *, on_gpu: bool, rank: int, world_size: int, i
     import torch
 
     needed, _ = _need(config, [rank], world_size, is_training=is_training, has_native_bf16=True)
+    needed = dataclasses.replace(needed, copies=0)
     available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     if needed.total > available:
         hint = f"divide it over more GPUs (tensor or pipeline parallelism){_smaller(config, is_training, world_size)}"
         raise _refusal(f"rank {rank}", needed, f"the GPU has {gigabytes(available)}", hint)
+    if is_training and config.checkpoint.asynchronous:
+        _check_copies(config, ranks_of_launcher(rank), world_size)
 
 
 def ranks_of_launcher(rank: int) -> range:
@@ -133,6 +137,22 @@ def _check_host(config: RunConfig, needed: MemoryNeed, count: int, *, is_trainin
         hint = f"take a smaller model, or divide it over more machines{_smaller(config, is_training, count)}"
         raise _refusal(f"{who} of this machine", needed, f"{gigabytes(available)} are available", hint)
     return available
+
+
+def _check_copies(config: RunConfig, ranks: range, world_size: int) -> None:
+    """Refuse copies of what ranks with GPUs save that their machine's memory cannot hold.
+
+    Raises:
+        ConfigError: They are too large.
+    """
+    needed, count = _need(config, ranks, world_size, is_training=True, has_native_bf16=True)
+    available = available_memory()
+    if needed.copies > available:
+        raise ConfigError(
+            f"checkpoint.asynchronous is True: the {count} ranks of this machine would copy {gigabytes(needed.copies)} "
+            f"into its memory to save them while training continues, but {gigabytes(available)} are available",
+            hint=f"set --checkpoint.asynchronous False; {_OVERRIDE}",
+        )
 
 
 def _smaller(config: RunConfig, is_training: bool, world_size: int) -> str:

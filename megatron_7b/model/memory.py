@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
@@ -24,17 +24,19 @@ class MemoryNeed:
         gradients: The buffer that gradients are accumulated in.
         optimizer: Main parameters, where the working ones are not FP32, and Adam's moments.
         activations: The inputs of layers for one microbatch, which even full recompute keeps.
+        copies: In host memory, of what this rank writes while training continues.
     """
 
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
     activations: int = 0
+    copies: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return sum(vars(self).values())
 
     def __add__(self, other: Self) -> Self:
         return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -63,12 +65,18 @@ def training_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parame
     tokens = training.micro_batch_size * config.data.seq_length // layout.cp_size
     if parallel.sequence_parallel:
         tokens //= layout.tp_size
-    return MemoryNeed(
+    need = MemoryNeed(
         parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter),
         gradients=elements * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
         optimizer=elements * (main_parameter + 2 * moment) // replicas,
         activations=tokens * config.model.hidden_size * bytes_per_parameter * kept_layers,
     )
+    if not config.checkpoint.asynchronous:
+        return need
+    # What all replicas hold is divided among them for writing; with the distributed optimizer its state is already.
+    whole, share = need.parameters + need.optimizer * replicas, layout.dp_size * layout.cp_size
+    written = count_held_parameters(config.model, layout, with_shared=False)
+    return replace(need, copies=whole * written // elements // share)
 
 
 def inference_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int) -> MemoryNeed:
@@ -76,10 +84,15 @@ def inference_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_param
     return MemoryNeed(parameters=count_held_parameters(config.model, layout) * bytes_per_parameter)
 
 
-def count_held_parameters(model: ModelConfig, layout: ParallelLayout) -> int:
+def count_held_parameters(model: ModelConfig, layout: ParallelLayout, *, with_shared: bool = True) -> int:
     """Return the elements of all parameters that a rank holds, vocabulary padding included.
 
     Interleaved stages do not change the count: all layers are of one size, and the stages have equally many.
+
+    Args:
+        model: Its shape.
+        layout: Position of the rank.
+        with_shared: Count on the last stage what it has a copy of.
     """
     vocab_size = padded_vocab_size(model.vocab_size or 1, model.make_vocab_size_divisible_by, layout.tp_size)
     table = parameter_table(model, vocab_size)
@@ -87,7 +100,7 @@ def count_held_parameters(model: ModelConfig, layout: ParallelLayout) -> int:
     numbers = [number for number, row in enumerate(rows) if _LAYER.match(row.name)]
     first, end = (numbers[0], numbers[-1] + 1) if numbers else (len(rows), len(rows))  # a kind may have no layers
     before, layers, after = rows[:first], rows[first:end], rows[end:]
-    if layout.pp_size > 1:  # the last stage has a copy of what it shares with the first
+    if layout.pp_size > 1 and with_shared:  # the last stage has a copy of what it shares with the first
         after += [row for row in before if row.is_multiplied]
     return (
         _elements(layers, layout) // layout.pp_size
