@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_block import TransformerBlock
 from torch import Tensor
 from torch.nn import functional
 
+from megatron_7b import upstream
 from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.model.kinds.encoder_decoder.layers import FUSED_NORMS, build_block_spec
@@ -200,7 +201,7 @@ class EncoderDecoderModel(ModelChunk, LanguageModule):
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
         # The output layer's forward is not called: with overlap_param_gather, its hooks wait for the updated weight.
-        for wait in self.output_layer._forward_pre_hooks.values():
+        for wait in upstream.forward_pre_hooks(self.output_layer):
             wait(self.output_layer, ())
         weight = self._output_weight()
         first_token = group.rank() * weight.shape[0]
