@@ -192,6 +192,17 @@ def _encoders_see_whole_sequences(case: Case) -> Iterator[Problem]:
         )
 
 
+@rule("model.architecture", "precision.fp8")
+def _encoder_decoders_have_any_lengths(case: Case) -> Iterator[Problem]:
+    fp8, model = case.config.precision.fp8, case.config.model
+    if fp8 != "none" and model.traits.kind == "encoder_decoder":
+        yield case.problem(
+            "precision.fp8",
+            f"must be none for {model.architecture}, whose answers have lengths that FP8 products do not take: "
+            "use BF16",
+        )
+
+
 @rule("model.architecture", "parallel.pipeline_model_parallel_size")
 def _encoder_decoders_have_one_stage(case: Case) -> Iterator[Problem]:
     size, model = case.config.parallel.pipeline_model_parallel_size, case.config.model

@@ -115,7 +115,8 @@ def build_corruption(config: RunConfig, tokenizer: Tokenizer | None) -> Corrupti
             hint="name it as data.tokenizer",
         )
     num_spans = fit_lengths(config.data.seq_length, config.objective).spans
-    sentinels, start, eos = find_sentinels(tokenizer), tokenizer.special_id("pad"), tokenizer.eod_id
+    sentinels, start = find_sentinels(tokenizer), tokenizer.special_id("pad")
+    eos = tokenizer.special_id("sep") if tokenizer.eod_id is None else tokenizer.eod_id  # BERT's has no other end
     place = f" ({tokenizer.path})" if tokenizer.path is not None else ""
     if not sentinels or start is None or eos is None:
         found = (("an end of document", eos), ("<pad>", start), ("<extra_id_0>, <extra_id_1>, …", sentinels or None))

@@ -60,6 +60,7 @@ CASES = [
     ({TP: 2}, 3, "number of ranks", "2 * 1 * 1 = 2; nearest: 2 or 4"),
     ({TP: 2, "model.num_query_groups": 1}, 2, TP, "must divide model.num_query_groups = 1"),
     ({**T5, PP: 2}, 2, PP, "must be 1 for t5, as megatron-core has no pipeline in which every stage"),
+    ({**T5, "precision.fp8": "hybrid"}, 1, "precision.fp8", "must be none for t5"),
     ({**T5, CP: 2}, 2, CP, "must be 1 for encoders such as t5"),
     ({**T5, "model.init_method_std": 0.01}, 1, "model.init_method_std", "follow from the width of each matrix"),
     ({**T5, "model.relative_attention_num_buckets": 3}, 1, "model.relative_attention_num_buckets", "at least 4"),

@@ -76,6 +76,26 @@ def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199) -> torch.
     return model.eval()
 
 
+def save_tiny_t5(folder: Path, *, is_tied: bool = True, **changes: Any) -> torch.nn.Module:
+    """Make a T5 with random parameters, of which every size is its own; save it and return it in FP32."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes = {
+        "vocab_size": 199, "d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_heads": 4,
+        "relative_attention_num_buckets": 8, "relative_attention_max_distance": 21, "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+    model = T5ForConditionalGeneration(T5Config(**{**sizes, **changes}))
+    if not is_tied:  # transformers 5 ties all that it makes, but not all that it loads
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * noise if "layer_norm" in name else 0.2 * noise)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
 def save_tiny_tokenizer(folder: Path, *, vocab_size: int = 300) -> None:
     """Train a byte-level BPE that cuts words where none of the families would, and save it with a chat template."""
     from megatron_7b.tokenizer.train import BpeOptions, save_hugging_face_folder, train_bpe
