@@ -10,7 +10,7 @@ from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.companions import give_back_companions, imported_config
 from megatron_7b.conversion.hf_config import check_exportable
 from megatron_7b.conversion.hf_tokenizer import give_back_tokenizer
-from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
+from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_export
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import to_hugging_face
@@ -42,13 +42,15 @@ class ExportOptions:
     overwrite: bool = False
 
 
-def export_to_hugging_face(checkpoint: Path, output: Path, options: ExportOptions, report: Report) -> None:
+def export_to_hugging_face(
+    checkpoint: str | Path, output: str | Path, options: ExportOptions | None = None, report: Report = tell_nobody
+) -> None:
     """Write a checkpoint as a Hugging Face folder, and publish it if both models compute the same logits.
 
     Args:
         checkpoint: A checkpoint, or a folder that has one.
         output: Folder to write.
-        options: How.
+        options: How; None takes the defaults.
         report: Takes what is being done, and warnings.
 
     Raises:
@@ -59,7 +61,7 @@ def export_to_hugging_face(checkpoint: Path, output: Path, options: ExportOption
             is imported.
     """
     started = time.perf_counter()
-    checkpoint = resolve_checkpoint(checkpoint)
+    checkpoint, output, options = resolve_checkpoint(Path(checkpoint)), Path(output), options or ExportOptions()
     check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
     check_replaces_export(output)
     manifest, model = read_manifest(checkpoint), read_config(checkpoint).model

@@ -17,7 +17,7 @@ from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
 from megatron_7b.conversion.fresh_head import fresh_shapes, fresh_tensors
 from megatron_7b.conversion.hf_config import from_hugging_face_config
-from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, torch_dtype
+from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
 from megatron_7b.conversion.staging import staged_folder, take_checkpoint
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
@@ -50,7 +50,9 @@ class ImportOptions:
     overwrite: bool = False
 
 
-def import_from_hugging_face(source: Path, output: Path, options: ImportOptions, report: Report) -> None:
+def import_from_hugging_face(
+    source: str | Path, output: str | Path, options: ImportOptions | None = None, report: Report = tell_nobody
+) -> None:
     """Write a Hugging Face folder as a checkpoint, and publish it if both models compute the same logits.
 
     What the folder holds beside weights goes along, for the exports of all runs that start from the checkpoint.
@@ -58,7 +60,7 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
     Args:
         source: Folder with config.json and safetensors.
         output: Checkpoint to write.
-        options: How.
+        options: How; None takes the defaults.
         report: Takes what is being done, and warnings.
 
     Raises:
@@ -67,7 +69,7 @@ def import_from_hugging_face(source: Path, output: Path, options: ImportOptions,
             needs no torch is checked before torch is imported.
     """
     started = time.perf_counter()
-    folder = HuggingFaceFolder(source)
+    folder, output, options = HuggingFaceFolder(Path(source)), Path(output), options or ImportOptions()
     check_new_folder(output, overwrite=options.overwrite, inputs=(folder.path,))
     check_replaces_import(output)
     model = from_hugging_face_config(folder.config, max_position_embeddings=options.max_position_embeddings)

@@ -15,6 +15,10 @@ type Report = Callable[[str, str], None]
 DtypeName = Literal["auto", "bf16", "fp32"]
 
 
+def tell_nobody(_topic: str, _message: str) -> None:
+    """Be a `Report` that shows nothing."""
+
+
 def describe_model(model: ModelConfig, vocab_size: int) -> str:
     """Name a model in one line."""
     num_parameters = count_parameters(model, vocab_size=vocab_size)
