@@ -1,7 +1,7 @@
 """Errors that a user can fix.
 
 Every message names the offending value, says what was expected, and where possible ends with a hint. The command line
-prints these without a traceback; any other exception is a bug of ours and keeps its traceback.
+prints these without a traceback; any other exception is our bug and keeps its traceback.
 """
 
 import errno
@@ -51,7 +51,7 @@ class CollectiveError(MegatronError):
 
 
 class TrainingError(MegatronError):
-    """Training cannot go on: the loss is not finite, or the environment lacks what the run needs."""
+    """Training cannot continue: the loss is not finite, or the environment lacks what the run needs."""
 
 
 def is_path_error(error: BaseException) -> bool:

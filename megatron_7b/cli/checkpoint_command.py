@@ -1,4 +1,4 @@
-"""What `evaluate` and `generate` share: a checkpoint at a layout of one's own, in this process or on several ranks."""
+"""What `evaluate` and `generate` share: a checkpoint at any layout, in this process or on several ranks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from megatron_7b.runtime.process.launch import is_rank, launch, megatron_command
 
 
 def checkpoint_parser(command: str, summary: str) -> Parser:
-    """A parser that takes `--checkpoint`, the flags of ranks, and the options of the configuration."""
+    """Return a parser that takes `--checkpoint`, the flags of ranks, and the options of the configuration."""
     parser = Parser(command, summary, with_config=True)
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="step folder, RUN/checkpoints/latest, or a run folder"

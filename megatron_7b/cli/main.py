@@ -106,7 +106,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    """The list of commands with their summaries."""
+    """Return the list of commands with their summaries."""
     lines = ["From raw text to a trained model and back to text.", "", "usage: megatron-7b COMMAND [options]", ""]
     for stage, commands in COMMANDS.items():
         installed = [command for command in commands if command in _installed_commands()]
@@ -126,7 +126,7 @@ def _module_file(command: str) -> Path:
 
 
 def _summary(command: str) -> str:
-    """A command's SUMMARY, read from its source: importing every command would make the overview slow."""
+    """Return a command's SUMMARY, read from its source: importing every command would make the overview slow."""
     for node in ast.parse(_module_file(command).read_text(encoding="utf-8")).body:
         match node:
             case ast.Assign(targets=[ast.Name(id="SUMMARY")], value=ast.Constant(value=str(summary))):

@@ -144,7 +144,7 @@ def add_config_flag(parser: Parser) -> None:
 
 
 def _config_sources(argv: Sequence[str]) -> list[str]:
-    """The values of `--config`, found without the rest having to be right."""
+    """Return the values of `--config`, found without the rest having to be right."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", nargs="*", default=[])
     sources = finder.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])[0].config
@@ -152,7 +152,7 @@ def _config_sources(argv: Sequence[str]) -> list[str]:
 
 
 def _describe_options(config: object) -> Iterator[str]:
-    """Lines of help: every option of the schema that `config` is of, with its value there."""
+    """Yield lines of help: every option of the schema that `config` is of, with its value there."""
     root: type = type(config)
     width = min(shutil.get_terminal_size().columns, 120)
     for section, summary in sections(root).items():

@@ -134,7 +134,7 @@ def _open_bar(*columns: str, begin: str | None = None) -> Iterator[Any]:
 
     Args:
         columns: Names of rich's columns, or of fields of the task that are shown as they are.
-        begin: A field that stands before the bar.
+        begin: A field that is shown before the bar.
     """
     if not sys.stderr.isatty():
         yield None

@@ -39,7 +39,7 @@ def given_world_size(flags: argparse.Namespace) -> int | None:
 
 
 def ranks_here(flags: argparse.Namespace, world_size: int) -> range:
-    """The ranks of this machine, whichever launcher starts them."""
+    """Return the ranks of this machine, whichever launcher starts them."""
     if is_rank():
         return ranks_of_launcher(int(os.environ["RANK"]))
     num_local_ranks = world_size // flags.nnodes
@@ -53,7 +53,7 @@ def launch_plan(
     num_threads: int | None = None,
     log_folder: Path | None = None,
 ) -> LaunchPlan:
-    """The plan that the flags of `add_launch_flags` describe.
+    """Return the plan that the flags of `add_launch_flags` describe.
 
     Raises:
         ConfigError: The flags contradict one another.

@@ -174,7 +174,7 @@ def _samples_of_masked_text_are_whole(case: Case) -> Iterator[Problem]:
 @rule("model.architecture", "objective.name", "data.seq_length")
 def _frame_leaves_room_for_text(case: Case) -> Iterator[Problem]:
     if case.config.objective_name == "masked" and case.config.data.seq_length <= _FRAME_TOKENS:
-        yield case.problem("data.seq_length", f"must be above {_FRAME_TOKENS}: [CLS] and [SEP] stand around the text")
+        yield case.problem("data.seq_length", f"must be above {_FRAME_TOKENS}: [CLS] and [SEP] enclose the text")
     if case.config.objective_name == "span" and case.config.data.seq_length < _FEWEST_CORRUPTED:
         yield case.problem(
             "data.seq_length", f"must be at least {_FEWEST_CORRUPTED}: a token of text, a sentinel and the end of text"

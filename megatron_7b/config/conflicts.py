@@ -20,7 +20,7 @@ def find_conflicts(
     require_data: bool = False,
     ignore: Collection[str] = (),
 ) -> list[Problem]:
-    """All values out of range and all impossible combinations.
+    """Return all values out of range and all impossible combinations.
 
     Args:
         config: What to check.

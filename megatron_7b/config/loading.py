@@ -60,7 +60,7 @@ def load_config(
 
 
 def override_config(config: RunConfig, overrides: Mapping[str, object]) -> RunConfig:
-    """A copy of `config` with the values of `overrides`, given by dotted path.
+    """Return a copy of `config` with the values of `overrides`, given by dotted path.
 
     Raises:
         ConfigError: An option is unknown or of the wrong type; all of them in one message.
@@ -84,12 +84,12 @@ def check_config(config: RunConfig, *, world_size: int | None = None, require_da
 
 
 def config_to_dict(config: RunConfig) -> dict[str, object]:
-    """The whole configuration as nested dicts of YAML scalars and lists."""
+    """Return the whole configuration as nested dicts of YAML scalars and lists."""
     return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
 
 
 def config_from_dict(tree: Mapping[str, object]) -> RunConfig:
-    """The inverse of `config_to_dict`; absent options take their defaults.
+    """Return the inverse of `config_to_dict`; absent options take their defaults.
 
     Raises:
         ConfigError: Options are unknown or of the wrong type; all of them in one message.
@@ -103,7 +103,7 @@ def save_config(config: RunConfig, path: str | Path) -> None:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The effective configuration as YAML text that `load_config` reads back."""
+    """Return the effective configuration as YAML text that `load_config` reads back."""
     return write_yaml(config_to_dict(config), "Effective configuration; megatron-7b pretrain --config reads it.")
 
 

@@ -83,7 +83,7 @@ _METAVARS = {bool: "True|False", int: "INT", float: "FLOAT", str: "TEXT"}
 
 @cache
 def options(root: type = schema.RunConfig) -> dict[str, Option]:
-    """Every option by dotted path, in the order of the schema; nested groups follow their parent.
+    """Return every option by dotted path, in the order of the schema; nested groups follow their parent.
 
     Args:
         root: A dataclass of sections: that of a run, or another that is read in the same way.
@@ -93,18 +93,18 @@ def options(root: type = schema.RunConfig) -> dict[str, Option]:
 
 @cache
 def sections(root: type = schema.RunConfig) -> dict[str, str]:
-    """The sections of a schema with the one-line description of each."""
+    """Return the sections of a schema with the one-line description of each."""
     hints = typing.get_type_hints(root)
     return {field.name: _summary(hints[field.name]) for field in dataclasses.fields(root)}
 
 
 def leaf_options(root: type = schema.RunConfig) -> list[Option]:
-    """The options that take a value on the command line: all but the nested groups themselves."""
+    """Return the options that take a value on the command line: all but the nested groups themselves."""
     return [option for option in options(root).values() if not dataclasses.is_dataclass(option.annotation)]
 
 
 def get_value(config: object, path: str) -> object:
-    """The value at a dotted path; None where a nested group on the way is absent."""
+    """Return the value at a dotted path; None if a nested group on the way is absent."""
     for name in path.split("."):
         config = getattr(config, name, None)
     return config

@@ -32,7 +32,7 @@ class Problem:
 
 
 def shown(value: object) -> str:
-    """A value as it would be written on the command line or in YAML."""
+    """Return a value as it would be written on the command line or in YAML."""
     if value is None:
         return "none"
     if isinstance(value, str):
@@ -43,7 +43,7 @@ def shown(value: object) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` is most likely a misspelling of, or None where nothing is close."""
+    """Return the one of `names` that `name` is most likely a misspelling of, or None if nothing is close."""
     candidates = list(names)
     for cutoff in (0.8, 0.6):
         if matches := difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff):
@@ -52,7 +52,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def nearest_path(path: str, paths: Sequence[str]) -> str | None:
-    """The option that `path` most likely means: the same name in another section counts before a similar one."""
+    """Return the option that `path` most likely means: the same name in another section counts before a similar one."""
     _, _, name = path.rpartition(".")
     same_name = [known for known in paths if known.rpartition(".")[2] == name]
     return same_name[0] if len(same_name) == 1 else nearest(path, paths)

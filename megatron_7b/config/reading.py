@@ -59,7 +59,7 @@ def _group_class(annotation: object) -> type:
 
 
 def _read_value(value: object, option: Option) -> object:
-    """Convert one written value; raises ValueError where it is none of what the option allows."""
+    """Convert one written value; raises ValueError if the option does not allow it."""
     if option.optional and _is_none(value):
         return None
     if option.choices:

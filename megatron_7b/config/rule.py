@@ -45,7 +45,7 @@ class Case:
         return parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
 
     def problem(self, path: str, message: str) -> Problem:
-        """A problem with the option at `path`, its value filled in."""
+        """Return a problem with the option at `path`, its value filled in."""
         return Problem(path, get_value(self.config, path), message)
 
 
@@ -61,7 +61,7 @@ Check = Callable[[Case], Iterator[Problem]]
 
 
 def adder_to(rules: list[Rule]) -> Callable[..., Callable[[Check], Check]]:
-    """A decorator factory that appends checks to `rules`: `@rule("section.option", …)` names what the check reads."""
+    """Return a decorator factory that appends checks to `rules`; `@rule("section.option")` names what one reads."""
 
     def rule(*reads: str) -> Callable[[Check], Check]:
         def add(check: Check) -> Check:
@@ -74,7 +74,7 @@ def adder_to(rules: list[Rule]) -> Callable[..., Callable[[Check], Check]]:
 
 
 def nearest_divisors(value: int, near: int) -> str:
-    """The divisors of `value` next to `near`, below and above, as words: "2 or 4"."""
+    """Return the divisors of `value` next to `near`, below and above, as words: "2 or 4"."""
     divisors = [d for d in range(1, value + 1) if value % d == 0]
     below = [d for d in divisors if d < near][-1:]
     above = [d for d in divisors if d > near][:1]
@@ -82,6 +82,6 @@ def nearest_divisors(value: int, near: int) -> str:
 
 
 def nearest_multiples(step: int, near: int) -> str:
-    """The positive multiples of `step` next to `near`, as words: "12 or 16"."""
+    """Return the positive multiples of `step` next to `near`, as words: "12 or 16"."""
     below = near // step * step
     return " or ".join(str(m) for m in (below, below + step) if m > 0)

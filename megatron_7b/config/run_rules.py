@@ -39,7 +39,7 @@ INTERLEAVING = (
 
 
 def _interleaving_unit(case: Case) -> int | None:
-    """Samples that a global batch must be a multiple of under the interleaved schedule, else None."""
+    """Return what a global batch must be a multiple of under the interleaved schedule [samples], else None."""
     parallel = case.config.parallel
     if (parallel.virtual_pipeline_model_parallel_size or 1) == 1:
         return None

@@ -38,7 +38,7 @@ class Source:
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets, sorted; `_`-files only serve to be extended."""
+    """Return the names of the shipped presets, sorted; `_`-files only serve to be extended."""
     return sorted(path.stem for path in PRESETS_FOLDER.glob("[!_]*.yaml"))
 
 
@@ -70,7 +70,7 @@ def merge(layers: Iterable[Mapping[str, Setting]]) -> dict[str, Setting]:
 
 
 def flatten(tree: Mapping[str, object], origin: str, prefix: str = "", *, root: type = RunConfig) -> dict[str, Setting]:
-    """Settings by dotted path from a nested mapping of sections; dotted keys are taken as they are.
+    """Return the settings by dotted path from a nested mapping of sections; dotted keys are taken as they are.
 
     A section may be there with all its fields commented out: it sets nothing.
     """
@@ -157,5 +157,5 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _c
 
 
 def write_yaml(tree: Mapping[str, object], header: str) -> str:
-    """A nested mapping as YAML text in its own order, below a comment line."""
+    """Return a nested mapping as YAML text in its own order, below a comment line."""
     return f"# {header}\n" + yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)

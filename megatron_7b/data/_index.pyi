@@ -5,22 +5,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 class IndexWriter:
-    """Writes PREFIX.bin and PREFIX.idx; they appear on finish(). Dropped unfinished, it leaves nothing behind."""
+    """Writes PREFIX.bin and PREFIX.idx; they appear on finish(). Dropped unfinished, it leaves no files."""
 
     @overload
     def __init__(self, prefix: str, token_bytes: int) -> None: ...
     @overload
     def __init__(self, prefix: str, token_bytes: int, checkpoint: tuple[int, int, int, bool]) -> None:
-        """Go on behind a checkpoint of an earlier writer; DataFormatError where the .tmp files hold less."""
+        """Continue after a checkpoint of an earlier writer; DataFormatError if the .tmp files hold less."""
 
     def add_document(self, ids: NDArray[np.integer], sequence_lengths: NDArray[np.integer] | None = None) -> None:
         """Append one document, [length]; as one sequence unless `sequence_lengths` cuts it."""
 
     def add_documents(self, ids: NDArray[np.integer], lengths: NDArray[np.integer]) -> None:
-        """Append many documents whose ids lie one after the other, without the GIL."""
+        """Append many documents whose ids follow one another, without the GIL."""
 
     def checkpoint(self) -> tuple[int, int, int, bool]:
-        """Hand all to the kernel: (documents, sequences, tokens, whether each document is one sequence) to go on from.
+        """Hand all to the kernel: (documents, sequences, tokens, whether each document is one sequence) so far.
 
         What was written before outlives this process; only `complete` makes it outlive the machine.
         """
@@ -29,7 +29,7 @@ class IndexWriter:
         """Complete PREFIX.bin.tmp and PREFIX.idx.tmp, on the disk; renaming them is left to the caller."""
 
     def suspend(self) -> None:
-        """Close the temporary files for a later writer, which goes on behind the last checkpoint."""
+        """Close the temporary files for a later writer, which continues after the last checkpoint."""
 
     def finish(self) -> None:
         """Flush both files to the disk and give them their names, the index last."""
@@ -166,7 +166,7 @@ class Batcher:
         first_sample: int = 0,
         consumed: Sequence[int] = (),
     ) -> None:
-        """The numbers begin at `first_sample`; of each stream so many samples, if given, were `consumed` before."""
+        """The numbers begin at `first_sample`; of each stream `consumed` samples, if given, were taken before."""
 
     def assemble(
         self, indices: NDArray[np.int64]
@@ -191,7 +191,7 @@ def parse_jsonl(
 def frame_documents(
     ids: NDArray[np.uint32], lengths: NDArray[np.int64], token_bytes: int, bos: int | None, eod: int | None
 ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """Narrow ids to uint16 or int32, with bos before and eod behind every document that has any."""
+    """Narrow ids to uint16 or int32, with bos before and eod after every document that has any."""
 
 def find_unknown(text: str, known: NDArray[np.bool_]) -> list[int]:
-    """Where the characters from U+0080 on lie that are False in `known` [0x110000]; the first of each."""
+    """Where the characters from U+0080 on that are False in `known` [0x110000] are; the first of each."""

@@ -28,7 +28,7 @@ def initialize_model_parallel(
     Collective: every rank of the default group.
 
     Raises:
-        ConfigError: the world size does not fit the layout.
+        ConfigError: The world size does not fit the layout.
     """
     layout = build_layout(parallel, world_size=dist.get_world_size(), rank=dist.get_rank())
     parallel_state.initialize_model_parallel(

@@ -65,7 +65,7 @@ class StageCount:
         self.peak_memory = max(self.peak_memory, other.peak_memory)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; reasons with the most documents first."""
+        """Return it as plain data, reasons with the most documents first."""
         return {
             **_fields(self),
             "removed": dict(self.removed.most_common()),
@@ -74,7 +74,7 @@ class StageCount:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "StageCount":
-        """The inverse of `to_json`."""
+        """Return the inverse of `to_json`."""
         return cls(**{**data, "removed": Counter(data["removed"]), "changes": Counter(data["changes"])})
 
 
@@ -106,12 +106,12 @@ class Distributions:
                 mine.setdefault(name, Counter()).update(counts)  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; JSON makes the integer keys texts."""
+        """Return it as plain data; JSON makes the integer keys texts."""
         return _fields(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Distributions":
-        """The inverse of `to_json`, also after the integers became texts."""
+        """Return the inverse of `to_json`, also after the integers became texts."""
 
         def by_number(counts: Mapping[str, Mapping[Any, int]]) -> dict[str, Counter[int]]:
             return {name: Counter({int(key): n for key, n in one.items()}) for name, one in counts.items()}
@@ -145,7 +145,7 @@ class RunReport:
     """Of the recipe, the inputs and the versions: the same command finds its work done by it."""
 
     def check(self) -> None:
-        """Every stage adds up, and each gets what the one before it kept.
+        """Check that every stage adds up, and that each gets what the one before it kept.
 
         Raises:
             AssertionError: Documents were lost, or counted twice: a defect.
@@ -159,7 +159,7 @@ class RunReport:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return it as plain data."""
         return {
             **_fields(self),
             "stages": [stage.to_json() for stage in self.stages],
@@ -168,7 +168,7 @@ class RunReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "RunReport":
-        """The inverse of `to_json`."""
+        """Return the inverse of `to_json`."""
         return cls(
             **{
                 **data,
@@ -205,5 +205,5 @@ def merge_stages(parts: Iterable[Iterable[StageCount]]) -> list[StageCount]:
 
 
 def _fields(record: StageCount | Distributions | RunReport) -> dict[str, Any]:
-    """Its fields by name; `dataclasses.asdict` would count the items of a Counter instead of copying it."""
+    """Return its fields by name; `dataclasses.asdict` would count the items of a Counter instead of copying it."""
     return {one.name: getattr(record, one.name) for one in fields(record)}

@@ -15,7 +15,7 @@ class DuplicatesSection:
     similarity: float = 0.65
     """Estimated Jaccard similarity of the runs of words from which on the later document goes."""
     shingle_words: int = 4
-    """Words of a run; a changed word changes so many runs."""
+    """Words of a run; a changed word changes this many runs."""
     num_hashes: int = 128
     """Of a document's signature, 4 bytes each; more make the estimate sharper."""
 
@@ -29,9 +29,9 @@ class DecontaminationSection:
     keys: tuple[str, ...] = ()
     """Keys that hold their texts; without any, every string of a record counts."""
     ngram_words: int = 13
-    """A document goes if it shares so many words in a row with an evaluation text."""
+    """A document is removed if it shares this many words in a row with an evaluation text."""
     min_words: int = 8
-    """A shorter evaluation text counts if it has so many words, and a document holds all of it."""
+    """A shorter evaluation text counts if it has this many words, and a document holds all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class AugmentationSection:
     """Training documents made from others; each says under `augmentation` how, and from which."""
 
     method: Literal["none", "rewrite", "back_translation", "concatenation", "callable"] = "none"
-    """rewrite and back_translation ask the model behind endpoint, callable your function, concatenation joins."""
+    """rewrite and back_translation ask the model of the endpoint, callable your function, concatenation joins."""
     share: float = 1.0
     """Share of the training documents that this is done with, chosen by a hash of the text."""
     keep_original: bool = True

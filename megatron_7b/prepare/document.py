@@ -51,7 +51,7 @@ class DocumentStep(Protocol):
         """Names the stage in the accounts and the file of its samples: letters, digits and `_`."""
 
     def __call__(self, document: Document) -> Document | Removed:
-        """The document, changed in place or not, or why it goes."""
+        """Return the document, changed in place or not, or why it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class BatchResult:
     """What became of the documents that a batch step was given: given + added = documents + removed."""
 
     documents: list[Document]
-    """Those that go on, in order."""
+    """Those that continue, in order."""
     removed: list[tuple[Document, Removed]]
     added: int = 0
     """Documents among `documents` or `removed` that were not given but made here."""
@@ -96,7 +96,7 @@ class DuplicateFinder(Protocol):
         """
 
     def find_keepers(self, signatures: Sequence[Path], present: NDArray[np.bool_], folder: Path) -> NDArray[np.int64]:
-        """Which document stays in place of each.
+        """Return which document stays in place of each.
 
         Args:
             signatures: One `.npy` file per shard, in input order; documents are numbered through all of them from 0.

@@ -67,12 +67,12 @@ class LanguageSection:
     min_score: float = 0.5
     """Below this probability of the language a document goes."""
     characters: int = 1000
-    """So many from the beginning are looked at; 0 for all."""
+    """How many from the beginning are looked at; 0 for all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GopherRepetitionSection:
-    """Gopher's rules against repetition; shares are of the text's characters where nothing else is said."""
+    """Gopher's rules against repetition; shares are of the text's characters unless something else is said."""
 
     max_duplicate_lines: float = 0.3
     """Share of lines that repeat an earlier one."""
@@ -104,7 +104,7 @@ class GopherQualitySection:
     min_alphabetic_words: float = 0.8
     """Share of words with a letter in them."""
     min_stop_words: int = 2
-    """So many different ones of the stop words must occur."""
+    """How many different stop words must occur."""
     stop_words: tuple[str, ...] = ()
     """Empty takes Gopher's eight English ones, and asks only English documents for them."""
 

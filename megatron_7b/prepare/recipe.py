@@ -3,10 +3,10 @@
 A file may add a list `per_source`, whose entries change options of the document's sections for some files:
 
     quality:
-      c4: true
+      c4: {}
     per_source:
       - files: "code/*"
-        quality: {c4: false, fineweb: false}
+        quality: {c4: none, fineweb: none}
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class RecipeBook:
     """Patterns of paths, and the whole recipe for the files that match one of them."""
 
     def find_entry(self, source: str) -> tuple[int | None, Recipe]:
-        """The recipe of a file: that of the last entry with a pattern that its path, as named by the user, matches.
+        """Return the recipe of a file: that of the last entry with a pattern that matches the path that the user gave.
 
         Returns:
             The entry's index, None where no entry matches, and the recipe.
@@ -112,12 +112,12 @@ def load_recipe(
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, object]:
-    """All of a recipe as nested dicts of plain values."""
+    """Return all of a recipe as nested dicts of plain values."""
     return {name: _plain(value) for name, value in dataclasses.asdict(recipe).items()}
 
 
 def book_to_dict(book: RecipeBook) -> dict[str, object]:
-    """A recipe with what differs per source, as plain values: what the journal is keyed by."""
+    """Return a recipe with what differs per source, as plain values: what the journal is keyed by."""
     tree = recipe_to_dict(book.recipe)
     if book.per_source:
         tree[_PER_SOURCE] = [
@@ -127,7 +127,7 @@ def book_to_dict(book: RecipeBook) -> dict[str, object]:
 
 
 def find_problems(recipe: Recipe) -> list[Problem]:
-    """Values out of range or impossible together."""
+    """Return the problems of values that are out of range or impossible together."""
     return [
         *_out_of_range(recipe, ("reading.max_bad_fraction", "language.min_score"), 0.0, 1.0),
         *_out_of_range(recipe, ("split.validation", "split.test"), 0.0, 1.0),
@@ -138,7 +138,7 @@ def find_problems(recipe: Recipe) -> list[Problem]:
 
 
 def _corpus_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Values of the corpus's sections that are out of range or impossible together."""
+    """Yield the problems of the corpus's sections: values that are out of range or impossible together."""
     ranges: dict[str, tuple[float, float]] = {
         "duplicates.similarity": (0.1, 1.0),
         "duplicates.shingle_words": (1, 100),
@@ -199,7 +199,7 @@ def _as_list(setting: Setting | None, problems: list[Problem]) -> list[object]:
 
 
 def _read_entry(entry: object, where: str, problems: list[Problem]) -> tuple[dict[str, Setting], tuple[str, ...]]:
-    """The settings of one entry of `per_source`, and its patterns."""
+    """Return the settings of one entry of `per_source`, and its patterns."""
     if not isinstance(entry, Mapping) or not entry.get("files"):
         problems.append(Problem(where, entry, "expected a mapping with `files` (a pattern, or a list) and sections"))
         return {}, ()

@@ -5,7 +5,7 @@ spaces (Chinese, Japanese, Thai, Lao, Burmese, Khmer), is a word of its own. So 
 makes two texts different.
 
 Every hash is a polynomial over a segment, taken from prefix sums modulo 2**64: sum(v[i] * p**i), made independent of
-where the segment lies by a multiplication with p**-start. Bytes give words, words give shingles.
+where the segment begins by a multiplication with p**-start. Bytes give words, words give shingles.
 """
 
 from collections.abc import Sequence
@@ -78,14 +78,14 @@ def hash_shingles(texts: Sequence[str], size: int) -> tuple[NDArray[np.uint64], 
 
 
 def _join(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All texts in lower case as bytes, a separator after each, and where each begins."""
+    """Return all texts in lower case as bytes, a separator after each, and where each begins."""
     encoded = [text.lower().encode(errors="surrogatepass") for text in texts]
     borders = np.cumsum([0, *(len(text) + 1 for text in encoded)], dtype=np.int64)
     return np.frombuffer(b"\n".join([*encoded, b""]), dtype=np.uint8), borders
 
 
 def _find_words(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each word begins and ends; the last byte is a separator."""
+    """Return where each word begins and ends; the last byte is a separator."""
     kinds = _byte_kinds()[data]
     alone = np.empty(0, dtype=np.int64)
     if data.max(initial=0) >= 0x80:
@@ -148,7 +148,7 @@ def _powers(base: int, count: int) -> tuple[NDArray[np.uint64], NDArray[np.uint6
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finisher of splitmix64: a permutation after which every input bit has reached every output bit."""
+    """Apply the finisher of splitmix64: a permutation after which every input bit has reached every output bit."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))

@@ -28,7 +28,7 @@ def parse_object(text: str) -> dict[str, Any]:
     """Read a text that is one JSON object.
 
     Raises:
-        MismatchError: It is none, gives a key twice, or holds what JSON has no word for, such as NaN.
+        MismatchError: It is not JSON, gives a key twice, or holds what JSON has no word for, such as NaN.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique_pairs, parse_constant=_refuse_constant)

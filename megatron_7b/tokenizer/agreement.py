@@ -10,7 +10,7 @@ from megatron_7b.tokenizer.probes import build_text_probes
 
 
 def why_ids_differ(tokenizer: Tokenizer, folder: Path) -> str | None:
-    """What AutoTokenizer does otherwise with a folder than a tokenizer, in words; None if nothing was found.
+    """Return what AutoTokenizer does otherwise with a folder than a tokenizer, in words; None if nothing was found.
 
     Compared are probes (digits, blanks, scripts, control characters, every special token alone and glued to words), the
     and the token that ends a text, if AutoTokenizer has one.
@@ -20,7 +20,7 @@ def why_ids_differ(tokenizer: Tokenizer, folder: Path) -> str | None:
         folder: What transformers would load.
 
     Raises:
-        DataFormatError: transformers cannot load the folder.
+        DataFormatError: Transformers cannot load the folder.
     """
     answer = ask_transformers(folder.absolute())
     theirs = HuggingFaceTokenizer(

@@ -41,7 +41,7 @@ def ask_transformers(folder: Path) -> Answer:
     """Load a folder with AutoTokenizer, without a network and without running code that the folder brings.
 
     Raises:
-        DataFormatError: transformers is not installed, cannot load the folder, or takes a tokenizer that no
+        DataFormatError: Transformers is not installed, cannot load the folder, or takes a tokenizer that no
             tokenizer.json describes.
     """
     # Where a process has it at hand already, asking there saves starting another.
@@ -52,7 +52,7 @@ def ask_transformers(folder: Path) -> Answer:
 
 
 def build_answer(folder: Path) -> dict[str, Any]:
-    """The fields of an `Answer`, or `problem` in words, and perhaps a `hint`."""
+    """Return the fields of an `Answer`, or `problem` in words, and perhaps a `hint`."""
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -68,7 +68,7 @@ def describe_auto_tokenizer(tokenizer: Any) -> dict[str, Any]:
     """Take a loaded tokenizer apart, and check that its parts give the ids that it gives."""
     name = type(tokenizer).__name__
     if not getattr(tokenizer, "is_fast", False) or not hasattr(tokenizer, "backend_tokenizer"):
-        return {"problem": f"its class {name} runs in Python, so that no tokenizer.json can stand for it"}
+        return {"problem": f"its class {name} runs in Python, so that no tokenizer.json can replace it"}
     definition = json.loads(tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
     split = bool(tokenizer.split_special_tokens)
     differing = _find_difference(tokenizer, definition, split_special_tokens=split)
@@ -84,7 +84,7 @@ def _role_id(tokenizer: Any, role: str) -> int | None:
 
 
 def _find_difference(tokenizer: Any, definition: Mapping[str, Any], *, split_special_tokens: bool) -> str | None:
-    """The first probe that the tokenizer encodes otherwise than its definition does."""
+    """Return the first probe that the tokenizer encodes otherwise than its definition does."""
     from tokenizers import Tokenizer as Backend
 
     backend = Backend.from_str(json.dumps(definition))

@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
 
     @property
     def identity(self) -> str:
-        """Hash of everything that decides which ids a text gets; equal wherever the files lie."""
+        """Hash of everything that decides which ids a text gets; equal wherever the files are."""
 
     @property
     def vocab_size(self) -> int:
@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids of control tokens, which stand for no text."""
+        """Ids of control tokens, which have no text."""
 
     def special_id(self, role: SpecialRole) -> int | None:
         """Special token of a role, as the files declare it, else by its usual name; None if there is none."""
@@ -72,10 +72,10 @@ class Tokenizer(Protocol):
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
+        """Return the text of token ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
 
     def spell(self, token: int) -> str | None:
-        """The name that a token has in the vocabulary, control tokens included; None for an id without a token."""
+        """Return a token's name in the vocabulary, control tokens included; None for an id without a token."""
 
     def save(self, folder: Path) -> None:
         """Write the files that make it up, so that `load_tokenizer(folder)` has the same identity."""
@@ -92,7 +92,7 @@ def find_usual_name(role: SpecialRole, special_tokens: Mapping[str, int]) -> int
 
 
 def hash_identity(kind: str, *parts: bytes) -> str:
-    """Hash the kind and the parts, each with its length, so that no two lists of parts collide."""
+    """Return the hash of kind and parts, each with its length, so that no two lists of parts collide."""
     digest = hashlib.blake2b(kind.encode(), digest_size=16)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))

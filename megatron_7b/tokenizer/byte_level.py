@@ -11,9 +11,9 @@ _LAYOUT = {"kind": "bytes", "eod_id": 256, "bos_id": 257, "pad_id": 258}
 
 
 def byte_characters() -> dict[int, str]:
-    """Return the printable character that stands for each byte in byte-level vocabularies.
+    """Return the printable character of each byte in byte-level vocabularies.
 
-    Bytes that are printable in Latin-1 stand for themselves, the others take the code points from 256 on.
+    Bytes that are printable in Latin-1 are themselves, the others take the code points from 256 on.
 
     Source: the published vocabulary of GPT-2.
     """
@@ -36,28 +36,28 @@ class ByteTokenizer:
     special_ids = frozenset({256, 257, 258})
 
     def special_id(self, role: SpecialRole) -> int | None:
-        """Only the one that fills up."""
+        """Return the id of the one that fills up, else None."""
         return self.pad_id if role == "pad" else None
 
     def encode(self, text: str) -> list[int]:
-        """The text's UTF-8 bytes."""
+        """Return the text's UTF-8 bytes."""
         return list(text.encode())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The UTF-8 bytes of each text."""
+        """Return the UTF-8 bytes of each text."""
         return [list(text.encode()) for text in texts]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The text's UTF-8 bytes, and the character that each is of."""
+        """Return the text's UTF-8 bytes, and the character that each is of."""
         ids = self.encode(text)
         return ids, locate_bytes(text, [1] * len(ids))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the bytes; control tokens give nothing."""
+        """Return the text of the bytes; control tokens give nothing."""
         return bytes(token for token in ids if token < 256).decode(errors="replace")
 
     def spell(self, token: int) -> str | None:
-        """The byte in hexadecimal digits, or what a control token is for."""
+        """Return the byte in hexadecimal digits, or what a control token is for."""
         return f"<0x{token:02X}>" if token < 256 else {256: "<eod>", 257: "<bos>", 258: "<pad>"}.get(token)
 
     def save(self, folder: Path) -> None:

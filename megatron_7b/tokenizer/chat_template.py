@@ -141,7 +141,7 @@ class ChatTemplate:
             raise ConfigError(f"the chat template cannot be applied to the messages: {error}") from error
 
     def _named_tokens(self) -> dict[str, str]:
-        """Names of special tokens as the settings give them; without settings, as the tokenizer knows them."""
+        """Return the names of special tokens from the settings, or from the tokenizer if there are none."""
         values = {name: self._settings.get(name) for name in _NAMED_TOKENS}
         contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
         if not any(contents.values()):
@@ -197,7 +197,7 @@ def _find_templates(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def _normalized(message: Message) -> dict[str, Any]:
-    """A message without empty fields, its reasoning under the names that templates read."""
+    """Return a message without empty fields, its reasoning under the names that templates read."""
     fields = {name: value for name, value in message.items() if value is not None}
     reasoning = next((fields[name] for name in _REASONING if name in fields), None)
     return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}

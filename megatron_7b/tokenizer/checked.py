@@ -27,7 +27,7 @@ from megatron_7b.tokenizer.probes import build_text_probes
 type Verify = Literal["sample", "all"]
 
 type FindUnknown = Callable[[str, NDArray[np.bool_]], Sequence[int]]
-"""Where in a text the characters lie that a table of all code points does not have, the first of each, ascending."""
+"""Where in a text there are characters that a table of all code points lacks, the first of each, ascending."""
 
 _EXCERPT = 2048
 """Characters of one sampled excerpt."""
@@ -70,7 +70,7 @@ class CheckedIds:
     lengths: NDArray[np.int64]
     """Ids of each text [number of texts]."""
     disagreements: list[Disagreement] = field(default_factory=list)
-    """Where the reference's ids stand in place of the fast engine's."""
+    """Texts with the reference's ids in place of the fast engine's."""
     compared_texts: int = 0
     compared_characters: int = 0
 
@@ -135,7 +135,7 @@ class CheckedEngine:
         return self._take_reference(texts, encoded, suspects, sample)
 
     def _compare_sample(self, texts: Sequence[str], characters: int) -> list[str]:
-        """The excerpts that were compared."""
+        """Return the excerpts that were compared."""
         if characters <= 0 or not texts:
             return []
         count = min(len(texts), -(-characters // _EXCERPT))
@@ -143,7 +143,7 @@ class CheckedEngine:
         return self._reject_unless_equal([_excerpt(text) for text in picked])
 
     def _prove(self, text: str) -> bool:
-        """Whether all characters are proven, after comparing around those that were not."""
+        """Return whether all characters are proven, after comparing around those that were not."""
         new = self._find_unknown(text, self._proven)
         if len(new) == 0:
             return True
@@ -211,7 +211,7 @@ def build_probes(tokenizer: Tokenizer) -> list[str]:
 def find_disagreement(
     text_index: int, text: str, fast: NDArray[np.uint32], reference: NDArray[np.uint32]
 ) -> Disagreement | None:
-    """The first token where two encodings of one text differ, or None."""
+    """Return the first token where two encodings of one text differ, or None."""
     common = min(len(fast), len(reference))
     differing = np.flatnonzero(fast[:common] != reference[:common])
     if differing.size == 0 and len(fast) == len(reference):
@@ -228,7 +228,7 @@ def find_disagreement(
 
 
 def find_unknown_slowly(text: str, known: NDArray[np.bool_]) -> list[int]:
-    """Where the characters lie that are False in `known` [0x110000], the first of each, ascending."""
+    """Return where the characters that are False in `known` [0x110000] are, the first of each, ascending."""
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     new = np.flatnonzero(~known[points])
     _, first = np.unique(points[new], return_index=True)
@@ -241,7 +241,7 @@ def _excerpt(text: str) -> str:
 
 
 def _merge_windows(positions: NDArray[np.int64], length: int) -> list[tuple[int, int]]:
-    """Windows around sorted positions, overlapping ones joined."""
+    """Return windows around sorted positions, overlapping ones joined."""
     borders = np.flatnonzero(np.diff(positions) > 2 * _CONTEXT)
     firsts = positions[np.concatenate(([0], borders + 1))]
     lasts = positions[np.concatenate((borders, [len(positions) - 1]))]

@@ -41,7 +41,7 @@ class Definition:
 
     @property
     def folder(self) -> Path:
-        """Where the companions lie."""
+        """Folder of the companions."""
         return self.path if self.path.is_dir() else self.path.parent
 
 
@@ -77,7 +77,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def read_object_if_there(file: Path) -> dict[str, Any]:
-    """The same, and an empty one if there is no such file."""
+    """Return the same, and an empty object if there is no such file."""
     return read_object(file) if file.is_file() else {}
 
 
@@ -85,7 +85,7 @@ def read_definition(file: Path) -> dict[str, Any]:
     """Read a tokenizer.json without its padding and truncation: a corpus is never cut.
 
     Raises:
-        DataFormatError: It has no model with a vocabulary, or added tokens that are none.
+        DataFormatError: It has no model with a vocabulary, or its added tokens are malformed.
     """
     definition = read_object(file)
     model = definition.get("model")
@@ -98,7 +98,7 @@ def read_definition(file: Path) -> dict[str, Any]:
     try:
         followed = _are_ids_followed(model["vocab"], added)
     except (TypeError, IndexError, KeyError) as error:
-        raise DataFormatError(f"{file} is not a tokenizer.json: its vocabulary is none ({error})") from error
+        raise DataFormatError(f"{file} is not a tokenizer.json: its vocabulary is malformed ({error})") from error
     return definition if followed else _as_the_library_has_it(definition, file)
 
 
@@ -114,7 +114,7 @@ def find_token(definition: Mapping[str, Any], content: str) -> int | None:
 
 
 def token_content(value: object) -> str | None:
-    """Text of a token as settings give it, a string or an object with `content`; None for anything else."""
+    """Return the text of a token as settings give it, a string or an object with `content`; None for anything else."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
 
@@ -126,7 +126,7 @@ def named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _are_ids_followed(vocabulary: Mapping[str, int] | Sequence[Any], added: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the added tokens have the ids that the library gives them: the vocabulary's, or the next one after it."""
+    """Return whether the added tokens have the ids that the library gives them: the vocabulary's, or the next."""
     known = vocabulary if isinstance(vocabulary, dict) else {piece[0]: index for index, piece in enumerate(vocabulary)}
     expected = len(known)
     if max(known.values(), default=-1) != expected - 1:
@@ -140,7 +140,7 @@ def _are_ids_followed(vocabulary: Mapping[str, int] | Sequence[Any], added: Sequ
 
 
 def _as_the_library_has_it(definition: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The definition with the ids that its added tokens really get, whatever the file says."""
+    """Return the definition with the ids that its added tokens really get, whatever the file says."""
     from tokenizers import Tokenizer as Backend
 
     try:

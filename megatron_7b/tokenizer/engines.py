@@ -117,12 +117,12 @@ class GigatokenEngine:
 
 
 def build_reference_engine(tokenizer: Tokenizer) -> Engine:
-    """The engine that is right by definition."""
+    """Return the engine that is right by definition."""
     return ByteEngine() if tokenizer.kind == "bytes" else ReferenceEngine(tokenizer)
 
 
 def build_fast_engine(tokenizer: Tokenizer, engine: str, num_threads: int) -> tuple[Engine | None, str]:
-    """The fast engine for a tokenizer, or None with the reason in words.
+    """Return the fast engine for a tokenizer, or None with the reason in words.
 
     Args:
         tokenizer: Any kind; fast engines know Hugging Face definitions.
@@ -163,7 +163,7 @@ def build_fast_engine(tokenizer: Tokenizer, engine: str, num_threads: int) -> tu
 
 
 def _load_native(package: str) -> Any:
-    """A package's native module without the package, whose own front takes longer to import than a small run lasts."""
+    """Return a package's native module without the package, which takes longer to import than a small run lasts."""
     name = f"{package}._native"
     if name not in sys.modules:
         found = find_spec(package)

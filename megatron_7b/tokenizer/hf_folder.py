@@ -1,6 +1,6 @@
 """Reading a Hugging Face folder so that its ids are those of transformers' AutoTokenizer.
 
-If the files show that tokenizer.json alone decides, it is run as it stands; else transformers is asked, and what it
+If the files show that tokenizer.json alone decides, it is run as it is; else transformers is asked, and what it
 builds from the folder is the tokenizer. Saved, either is a folder that decides by its tokenizer.json alone.
 """
 
@@ -43,7 +43,7 @@ _DECIDING_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
 def is_hugging_face_folder(folder: Path) -> bool:
-    """Whether a folder without tokenizer.json has files that AutoTokenizer would build one by.
+    """Return whether a folder without tokenizer.json has files that AutoTokenizer would build one by.
 
     Raises:
         DataFormatError: One of the files that say so is not a JSON object.
@@ -88,7 +88,7 @@ def open_other_files(folder: Path) -> Definition:
     """Read a folder of transformers' without a tokenizer.json: a SentencePiece model, vocab.json and merges.txt, ….
 
     Raises:
-        DataFormatError: transformers cannot load it.
+        DataFormatError: Transformers cannot load it.
     """
     reason = f"there is no {TOKENIZER_FILE}"
     return _from_answer(folder, _ask(folder, reason), read_declarations(folder), reason)
@@ -126,7 +126,7 @@ def _role_tokens(declared: Declarations, name: str) -> dict[str, str | None]:
 def _settings_without_model(
     declared: Declarations, name: str, tokens: Mapping[str, str | None], *, byte_level: bool
 ) -> dict[str, Any] | None:
-    """The tokenizer_config.json that says what config.json said, which is not saved; None if that said nothing new."""
+    """Return the tokenizer_config.json that says what config.json said; None if that said nothing new."""
     alone = replace(declared, model={})
     alone_name = find_class(alone, byte_level=byte_level) or BACKEND
     if alone.is_empty == declared.is_empty and alone_name == name and _role_tokens(alone, alone_name) == tokens:
@@ -175,7 +175,7 @@ def _roles_of(answer: Answer) -> dict[str, Any]:
 
 
 def _settled_config(settings: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
-    """A tokenizer_config.json with which tokenizer.json alone decides, and nothing else is lost."""
+    """Return a tokenizer_config.json with which tokenizer.json alone decides, and nothing else is lost."""
     named = {int(token["id"]): token["content"] for token in answer.definition["added_tokens"]}
     roles = {"eos_token": answer.eod_id, "bos_token": answer.bos_id, "pad_token": answer.pad_id}
     kept = {
@@ -190,7 +190,7 @@ def _settled_config(settings: Mapping[str, Any], answer: Answer) -> dict[str, An
 
 
 def _is_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether two definitions give the same ids, told by their parts as the library writes them."""
+    """Return whether two definitions give the same ids, told by their parts as the library writes them."""
     from tokenizers import Tokenizer as Backend
 
     try:

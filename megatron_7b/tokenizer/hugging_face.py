@@ -92,7 +92,7 @@ class HuggingFaceTokenizer:
         return frozenset(added | roles)
 
     def special_id(self, role: SpecialRole) -> int | None:
-        """The token that the settings name, else the special token with a usual name."""
+        """Return the token that the settings name, else the special token with a usual name."""
         named = self._definition.named_tokens.get(f"{role}_token")
         if named is not None and (token := find_token(self._content, named)) is not None:
             return token
@@ -106,20 +106,20 @@ class HuggingFaceTokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts, on all cores, offsets not tracked."""
+        """Return the same for many texts, on all cores, offsets not tracked."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The same, with the library's own offsets."""
+        """Return the same, with the library's own offsets."""
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text with special tokens written out."""
+        """Return the text with special tokens written out."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def spell(self, token: int) -> str | None:
-        """The token as the vocabulary writes it."""
+        """Return the token as the vocabulary writes it."""
         return self.backend.id_to_token(token)
 
     def save(self, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Classes of transformers that take vocabulary and merges from a tokenizer.json and build the rest themselves.
 
 Known here are those whose rules most byte-level folders follow anyway, so that nobody has to be asked for these.
-**Source:** transformers 5.24, `models/gpt2/tokenization_gpt2.py` and `models/qwen2/tokenization_qwen2.py`.
+Source: transformers 5.24, `models/gpt2/tokenization_gpt2.py` and `models/qwen2/tokenization_qwen2.py`.
 """
 
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ REBUILDING_CLASSES: dict[str, _Rules] = {
 
 
 def why_rebuilt_otherwise(name: str, definition: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
-    """Why a class builds another tokenizer than tokenizer.json describes, in words; None if it is the same.
+    """Return why a class builds another tokenizer than tokenizer.json describes, in words; None if it is the same.
 
     Args:
         name: One of `REBUILDING_CLASSES`.
@@ -89,7 +89,7 @@ def why_rebuilt_otherwise(name: str, definition: Mapping[str, Any], settings: Ma
 
 
 def _without_offsets(pre_tokenizer: object) -> object:
-    """A pre-tokenizer without what only offsets depend on, with the default that old files leave out."""
+    """Return a pre-tokenizer without what only offsets depend on, with the default that old files leave out."""
     if isinstance(pre_tokenizer, list):
         return [_without_offsets(step) for step in pre_tokenizer]
     if not isinstance(pre_tokenizer, dict):
@@ -99,7 +99,7 @@ def _without_offsets(pre_tokenizer: object) -> object:
 
 
 def _adds_the_same(rules: _Rules, definition: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether the added tokens of tokenizer.json come out with the ids and flags that they have there."""
+    """Return whether the added tokens of tokenizer.json come out with the ids and flags that they have there."""
     added, vocabulary = definition["added_tokens"], definition["model"]["vocab"]
     known = {token["content"] for token in added}
     roles = {role: token_content(settings[role]) if role in settings else token for role, token in rules.roles.items()}

@@ -49,7 +49,7 @@ class SentencePieceTokenizer:
         return frozenset(token for token in range(self.vocab_size) if self._processor.is_byte(token))
 
     def special_id(self, role: SpecialRole) -> int | None:
-        """The control token with a usual name."""
+        """Return the control token with a usual name."""
         if role == "pad" and self.pad_id is not None:
             return self.pad_id
         return find_usual_name(role, {self._processor.id_to_piece(token): token for token in self.special_ids})
@@ -60,22 +60,22 @@ class SentencePieceTokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts, on all cores."""
+        """Return the same for many texts, on all cores."""
         ids: list[list[int]] = self._processor.encode(list(texts), num_threads=-1)
         return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The same, with the library's own offsets."""
+        """Return the same, with the library's own offsets."""
         encoded = self._processor.encode(text, return_type="offset_mapping")
         return encoded["ids"], encoded["offsets"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; control tokens give nothing."""
+        """Return the text of the ids; control tokens give nothing."""
         text: str = self._processor.decode(list(ids))
         return text
 
     def spell(self, token: int) -> str | None:
-        """The piece."""
+        """Return the piece."""
         piece: str | None = self._processor.id_to_piece(token) if 0 <= token < self.vocab_size else None
         return piece
 

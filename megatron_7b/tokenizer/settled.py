@@ -2,7 +2,7 @@
 
 transformers adds tokens that are declared beside tokenizer.json, and many of its classes rebuild the tokenizer by rules
 of their own. For a folder without any of this, nobody has to be asked, which takes seconds. Whatever is not known here
-to be harmless counts as a reason to ask. **Source:** transformers 5.24, `models/auto/tokenization_auto.py`,
+to be harmless counts as a reason to ask. Source: transformers 5.24, `models/auto/tokenization_auto.py`,
 `tokenization_utils_base.py: _from_pretrained`, `tokenization_utils_tokenizers.py`; the tests compare with the release
 that is installed.
 """
@@ -21,7 +21,7 @@ MODEL_FILE = "config.json"
 DECLARING_FILES = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
 
 BACKEND = "TokenizersBackend"
-"""The class that runs a tokenizer.json as it stands; by its older names too."""
+"""The class that runs a tokenizer.json as it is; by its older names too."""
 _BACKEND_NAMES = (BACKEND, "PreTrainedTokenizer")
 
 CLASS_OF_MODEL: dict[str, str | None] = {
@@ -53,12 +53,12 @@ HARMLESS_SETTINGS = frozenset({
     "tokenize_chinese_chars", "tokenizer_class", "tokenizer_file", "trim_offsets", "truncation_side",
     "truncation_strategy", "transformers_version", "use_default_system_prompt", "use_fast",
 })  # fmt: skip
-"""Settings that do not change ids if a class runs tokenizer.json as it stands, or that are followed here."""
+"""Settings that do not change ids if a class runs tokenizer.json as it is, or that are followed here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declarations:
-    """What lies beside a vocabulary."""
+    """What the files beside a vocabulary say."""
 
     settings: Mapping[str, Any]
     """tokenizer_config.json, under special_tokens_map.json if transformers reads that."""
@@ -100,11 +100,11 @@ def read_declarations(folder: Path) -> Declarations:
 
 
 def why_not_settled(definition: Mapping[str, Any], declared: Declarations, *, byte_level: bool) -> str | None:
-    """Why AutoTokenizer may give other ids than a tokenizer.json, in words; None if it does not.
+    """Return why AutoTokenizer may give other ids than a tokenizer.json, in words; None if it does not.
 
     Args:
         definition: The tokenizer.json.
-        declared: What lies beside it.
+        declared: What the files beside it say.
         byte_level: Its text has the word "ByteLevel", which transformers looks for.
     """
     if declared.is_empty:
@@ -122,7 +122,7 @@ def why_not_settled(definition: Mapping[str, Any], declared: Declarations, *, by
 
 
 def find_class(declared: Declarations, *, byte_level: bool) -> str | None:
-    """The class that AutoTokenizer takes, without `Fast`; None if only transformers knows."""
+    """Return the class that AutoTokenizer takes, without `Fast`; None if only transformers knows."""
     model_type = declared.model.get("model_type")
     said = declared.settings.get("tokenizer_class") or declared.model.get("tokenizer_class")
     said = said.removesuffix("Fast") if isinstance(said, str) else None
@@ -154,7 +154,7 @@ def _why_tokens_differ(definition: Mapping[str, Any], declared: Declarations) ->
 
 
 def _is_same_token(known: Mapping[str, Any], index: str, declared: Mapping[str, Any]) -> bool:
-    """Whether a token of `added_tokens_decoder` is one of tokenizer.json, flags included."""
+    """Return whether a token of `added_tokens_decoder` is one of tokenizer.json, flags included."""
     special = bool(declared.get("special", False))
     flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": not special, "special": False}
     return str(known["id"]) == index and all(

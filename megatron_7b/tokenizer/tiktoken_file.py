@@ -73,33 +73,33 @@ class TiktokenTokenizer:
         return hash_identity(self.kind, self._content, json.dumps(asdict(self.settings), sort_keys=True).encode())
 
     def special_id(self, role: SpecialRole) -> int | None:
-        """The special token with a usual name."""
+        """Return the special token with a usual name."""
         if role == "pad" and self.pad_id is not None:
             return self.pad_id
         return find_usual_name(role, self.settings.special_tokens)
 
     def encode(self, text: str) -> list[int]:
-        """The library's ids of the text taken as ordinary text."""
+        """Return the library's ids of the text taken as ordinary text."""
         ids: list[int] = self._encoding.encode_ordinary(text)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts, on threads."""
+        """Return the same for many texts, on threads."""
         ids: list[list[int]] = self._encoding.encode_ordinary_batch(list(texts))
         return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The same, with the characters that the tokens' bytes belong to."""
+        """Return the same, with the characters that the tokens' bytes belong to."""
         ids = self.encode(text)
         return ids, locate_bytes(text, [len(self.token_bytes(token)) for token in ids])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text with special tokens written out."""
+        """Return the text with special tokens written out."""
         text: str = self._encoding.decode(list(ids))
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """Bytes of one token; none of an id that stands for nothing."""
+        """Return the bytes of one token; empty for an id without a token."""
         try:
             content: bytes = self._encoding.decode_single_token_bytes(token)
         except KeyError:
@@ -107,7 +107,7 @@ class TiktokenTokenizer:
         return content
 
     def spell(self, token: int) -> str | None:
-        """The token's text; bytes that are not UTF-8 become U+FFFD."""
+        """Return the token's text; bytes that are not UTF-8 become U+FFFD."""
         return self.token_bytes(token).decode(errors="replace") or None
 
     def save(self, folder: Path) -> None:
@@ -180,7 +180,7 @@ def _with_end_of_text(pattern: str, token: int) -> TiktokenSettings:
 
 
 def _llama3_settings() -> TiktokenSettings:
-    """The 256 control tokens after the 128,000 ranks of Llama 3. **Source:** the model's published tokenizer."""
+    """Return the 256 control tokens after the 128,000 ranks of Llama 3. Source: the model's published tokenizer."""
     names = ["<|begin_of_text|>", "<|end_of_text|>"]
     names += [f"<|reserved_special_token_{index}|>" for index in range(4)]
     names += ["<|start_header_id|>", "<|end_header_id|>", "<|reserved_special_token_4|>", "<|eot_id|>"]

@@ -77,7 +77,7 @@ def _train_on_characters(texts: Iterator[Sequence[str]], options: BpeOptions) ->
 
 
 def _pre_tokenizer(words: Any, options: BpeOptions) -> Any:
-    """What parts a text into the pieces that no token goes beyond."""
+    """Return what parts a text into the pieces that no token goes beyond."""
     if not options.split_digits:
         return words
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])

@@ -1,6 +1,6 @@
 """The vocabulary files of GPT-2 (`vocab.json`, `merges.txt`) and BERT (`vocab.txt`), which Megatron-LM's users have.
 
-**Source:** transformers' GPT2Tokenizer and BertTokenizer, which Megatron-LM builds from these files too.
+Source: transformers' GPT2Tokenizer and BertTokenizer, which Megatron-LM builds from these files too.
 """
 
 import json

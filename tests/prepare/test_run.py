@@ -164,7 +164,7 @@ def test_nothing_of_somebody_else_is_replaced(tmp_path: Path) -> None:
     (output / "train" / "mine").touch()
     with pytest.raises(ConfigError, match="files of another origin"):
         prepare(inputs, output)
-    with pytest.raises(ConfigError, match="lies in the output folder"):
+    with pytest.raises(ConfigError, match="is in the output folder"):
         prepare(inputs, tmp_path / "raw")
     assert (output / "train" / "mine").exists()
 

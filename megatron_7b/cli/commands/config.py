@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 
 def _preset_table() -> str:
-    """One line per preset: name, ranks, description."""
+    """Return one line per preset: name, ranks, description."""
     width = max(len(name) for name in preset_names())
     lines = [f"{'preset':<{width}}  ranks  description"]
     for name in preset_names():
@@ -44,7 +44,7 @@ def _preset_table() -> str:
 
 
 def _size_comment(config: RunConfig) -> str:
-    """What the numbers come to, as YAML comments."""
+    """Return what the numbers come to, as YAML comments."""
     tokens = config.training.global_batch_size * config.data.seq_length
     lines = [f"# {tokens:,} tokens per step, {tokens * config.training.train_steps:,} in all"]
     if config.model.vocab_size is not None:

@@ -20,7 +20,7 @@ _IDS_SHOWN = 64
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="megatron-7b data", description=SUMMARY)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("prepare", help="raw files to clean, deduplicated, split JSONL, with a report", add_help=False)

@@ -53,7 +53,7 @@ def _add_flags(parser: Parser) -> None:
         type=float,
         default=600.0,
         metavar="S",
-        help="end a worker that gets no further for so long, and quarantine the document that two workers ended at",
+        help="end a worker that makes no progress for this long, and quarantine the document that two workers ended at",
     )
     parser.add_argument("--languages", nargs="+", metavar="CODE", help="the same as --language.languages")
     parser.add_argument("--overwrite", action="store_true", help="replace the result of another recipe in DIR")
@@ -156,7 +156,7 @@ def _print_report(report: "RunReport", folder: str) -> None:
 
 
 def _describe_stage(stage: "StageCount") -> str:
-    """One row: MB/s of text per second of one core."""
+    """Return one row: MB/s of text per second of one core."""
     speed = stage.characters_per_second
     rate = "-" if speed is None else f"{speed / 1e6:,.1f}"
     gone = f"{stage.removed.total() + stage.quarantined:,}"

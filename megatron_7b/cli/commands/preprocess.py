@@ -50,7 +50,7 @@ example:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; names are Megatron's where it has the option."""
+    """Return the parser; names are Megatron's if it has the option."""
     parser = argparse.ArgumentParser(
         prog="megatron-7b preprocess",
         description=SUMMARY,

@@ -14,7 +14,7 @@ SUMMARY = "Train a byte-level BPE tokenizer, show what a tokenizer is, count wha
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="megatron-7b tokenizer", description=SUMMARY)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     train = actions.add_parser(

@@ -19,7 +19,7 @@ def add_fertility(actions: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "fertility",
         help="count the tokens that tokenizers spend on words, by language or file",
         description="Count the tokens that tokenizers spend on the words of a text (fertility: less is better), and "
-        "the bytes that a token stands for (more is better), by language, file or a key of the records.",
+        "the bytes of text per token (more is better), by language, file or a key of the records.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     fertility.set_defaults(run=_measure)

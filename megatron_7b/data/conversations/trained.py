@@ -92,7 +92,7 @@ class ConversationEncoder:
         return EncodedConversation(text, np.asarray(ids, np.int32), mask, np.asarray(ends, np.int64), offsets)
 
     def _weights(self, record: WeightedConversation) -> dict[int, float]:
-        """How much each message counts that has to be found: all but those that count like the text around them."""
+        """Return the weight of each message that has to be found: all but those that count like the text around."""
         replies = [number for number, message in enumerate(record.conversation.messages) if _is_reply(message)]
         counted = replies[-1:] if self._train_on == "last" else replies
         weights: dict[int, float] = dict.fromkeys(counted, 1.0)
@@ -113,7 +113,7 @@ class ConversationEncoder:
                     return text, {number: spans[number] for number in wanted}
         text = self._template.render(conversation, add_generation_prompt=False)
         if START_MARK in text or STOP_MARK in text:
-            raise RecordError("it contains U+E000 or U+E001, which stand for no character")
+            raise RecordError("it contains U+E000 or U+E001, which are no characters")
         return text, {number: self._find_one(conversation, number, text) for number in wanted}
 
     def _find_one(self, conversation: Conversation, number: int, text: str) -> Span:

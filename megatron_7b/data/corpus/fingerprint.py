@@ -34,7 +34,7 @@ def spot_hash(file: Path) -> str:
 
 
 def spot_offsets(size: int) -> list[int]:
-    """Where the blocks of a file of `size` bytes begin, in bytes."""
+    """Return where the blocks of a file of `size` bytes begin, in bytes."""
     if size <= NUM_SPOTS * SPOT_BYTES:
         return list(range(0, size, SPOT_BYTES))
     return [spot * (size - SPOT_BYTES) // (NUM_SPOTS - 1) for spot in range(NUM_SPOTS)]
@@ -49,7 +49,7 @@ class CorpusSpots:
 
     @property
     def fingerprint(self) -> str:
-        """What a corpus is, wherever it lies."""
+        """What a corpus is, wherever its files are."""
         return self.bin + self.idx
 
 

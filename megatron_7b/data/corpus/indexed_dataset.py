@@ -23,17 +23,17 @@ DEFAULT_SUFFIX = "_text_document"
 
 
 def token_bytes_for(vocab_size: int | None) -> int:
-    """Bytes per token id in the .bin file, as Megatron chooses them: 2 for uint16, 4 for int32."""
+    """Return the bytes per token id in the .bin file, as Megatron chooses them: 2 for uint16, 4 for int32."""
     return 2 if vocab_size is not None and vocab_size < UINT16_VOCABULARY_LIMIT else 4
 
 
 def token_dtype_for(vocab_size: int | None) -> np.dtype[Any]:
-    """The type of the ids in the .bin file, as Megatron chooses it."""
+    """Return the type of the ids in the .bin file, as Megatron chooses it."""
     return np.dtype(np.uint16) if token_bytes_for(vocab_size) == 2 else np.dtype(np.int32)
 
 
 def resolve_prefix(prefix: str | Path) -> str:
-    """The prefix of an existing .idx file, from what a user typed.
+    """Return the prefix of an existing .idx file, from what a user typed.
 
     Accepts the prefix itself, the prefix without `_text_document`, and the name of any of the three files.
 
@@ -107,14 +107,14 @@ class IndexedDataset:
         return self.corpus.num_sequences
 
     def __getitem__(self, index: int) -> NDArray[np.integer]:
-        """Ids of one sequence, [length], a read-only view of the map."""
+        """Return the ids of one sequence, [length], a read-only view of the map."""
         return self.corpus.sequence(index + len(self) if index < 0 else index)
 
     def __iter__(self) -> Iterator[NDArray[np.integer]]:
         return (self[index] for index in range(len(self)))
 
     def document(self, index: int) -> NDArray[np.integer]:
-        """Ids of one document, [length]: its sequences one after the other.
+        """Return the ids of one document, [length]: its sequences one after the other.
 
         Raises:
             IndexError: There is no such document.
@@ -130,13 +130,13 @@ class IndexedDataset:
         return np.concatenate([np.empty(0, self.dtype), *(self[sequence] for sequence in range(begin, end))])
 
     def document_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document, [num_documents]. Takes time and memory proportional to the index.
+        """Return the tokens of each document, [num_documents]; takes time and memory proportional to the index.
 
         Raises:
             DataFormatError: The index is damaged where opening did not look.
         """
         bounds, lengths = self.document_indices, self.sequence_lengths
-        # Both ends were checked when the corpus was opened: bounds that never fall lie between them.
+        # Both ends were checked when the corpus was opened: bounds that never fall are between them.
         falling = np.flatnonzero(bounds[1:] < bounds[:-1])
         if len(falling):
             raise self._damage(int(falling[0]))

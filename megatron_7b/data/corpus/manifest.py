@@ -28,7 +28,7 @@ class TokenizerFacts:
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> TokenizerFacts:
-    """What a manifest remembers of a tokenizer. Its path is made absolute: a later run starts in another folder."""
+    """Return what a manifest remembers of a tokenizer; its path is absolute, as later runs start elsewhere."""
     return TokenizerFacts(
         identity=tokenizer.identity,
         kind=tokenizer.kind,

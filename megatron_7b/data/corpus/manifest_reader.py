@@ -13,12 +13,12 @@ _TOKEN_TYPES: dict[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np
 
 
 def manifest_path(prefix: str) -> Path:
-    """Where the manifest of a corpus lies; a dot in PREFIX is no ending."""
+    """Return the path of the manifest of a corpus; a dot in PREFIX is no ending."""
     return Path(f"{prefix}.json")
 
 
 def load_manifest(prefix: str) -> Manifest | None:
-    """The manifest of a corpus, every field of the right type; None where there is none (a corpus from Megatron-LM).
+    """Return the manifest of a corpus, every field of the right type; None if there is none (one from Megatron-LM).
 
     Args:
         prefix: As `resolve_prefix` returns it.
@@ -40,7 +40,7 @@ def load_manifest(prefix: str) -> Manifest | None:
 
 
 def find_edit(prefix: str) -> tuple[str, str] | None:
-    """The checksum that a manifest holds and the one of its content, where they differ: something was changed in it.
+    """Return the checksum in a manifest and that of its content if they differ: something was changed in it.
 
     Args:
         prefix: As `resolve_prefix` returns it, of a corpus whose manifest can be loaded.
@@ -53,7 +53,7 @@ def find_edit(prefix: str) -> tuple[str, str] | None:
 
 
 def load_tokenizer_facts(prefix: str) -> TokenizerFacts | None:
-    """What the manifest of a corpus says of its tokenizer, whatever else it holds; None where there is no manifest.
+    """Return what the manifest of a corpus says of its tokenizer, whatever else it holds; None if there is none.
 
     Args:
         prefix: As `resolve_prefix` returns it.

@@ -1,4 +1,4 @@
-"""How a corpus gets its names: all files lie complete under PREFIX.*.tmp, and are renamed one after the other.
+"""How a corpus gets its names: all files are complete under PREFIX.*.tmp, and are renamed one after the other.
 
 A corpus is found by its index, so that comes last. Whatever moment a process dies at, either `publish` can be called
 once more, or the files can be removed.
@@ -42,7 +42,7 @@ def remove_temporary(prefix: str) -> None:
 
 
 def find_existing(prefix: str) -> list[Path]:
-    """The published files there are; what a run left that died while it renamed is none of them."""
+    """Return the published files that exist, without what a run left that died while it renamed."""
     if _temporary(prefix, ".idx").exists() and not get_suffixed(prefix, ".idx").exists():
         return []
     return [file for suffix in PUBLISHED if (file := get_suffixed(prefix, suffix)).exists()]

@@ -31,7 +31,7 @@ def tell_nobody(_num_bytes: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class IdFacts:
-    """What the ids of a .bin are; None where there are none."""
+    """What the ids of a .bin are; None if there are none."""
 
     min_id: int | None
     max_id: int | None
@@ -50,7 +50,7 @@ class ScannedBin:
 
 
 def read_chunks(stream: BinaryIO, advance: Advance) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of an unbuffered file in pieces of CHUNK_BYTES, the last one shorter; each is valid until the next."""
+    """Yield the bytes of an unbuffered file in pieces of CHUNK_BYTES at most; each is valid until the next."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     buffer = np.empty(CHUNK_BYTES, np.uint8)
@@ -83,7 +83,7 @@ def scan_bin(file: Path, dtype: np.dtype[Any], vocab_size: int, advance: Advance
     """Size, hash and ids.
 
     Args:
-        file: The .bin; bytes behind its last whole id are hashed only.
+        file: The .bin; bytes after its last whole id are hashed only.
         dtype: Of its ids.
         vocab_size: What ids must be below.
         advance: Told of the progress.
@@ -118,7 +118,7 @@ def scan_bin(file: Path, dtype: np.dtype[Any], vocab_size: int, advance: Advance
 
 
 def count_empty_documents(dataset: IndexedDataset) -> int:
-    """Documents without a token, in bounded memory. The structure must have been verified."""
+    """Return how many documents have no token, in bounded memory. The structure must have been verified."""
     bounds, lengths, empty = dataset.document_indices, dataset.sequence_lengths, 0
     for first in range(0, dataset.num_documents, _DOCUMENTS_AT_ONCE):
         some = bounds[first : first + _DOCUMENTS_AT_ONCE + 1].astype(np.int64)
@@ -128,7 +128,7 @@ def count_empty_documents(dataset: IndexedDataset) -> int:
 
 
 def document_of(dataset: IndexedDataset, position: int) -> int:
-    """Number of the document that a token of the .bin belongs to. The structure must have been verified."""
+    """Return the number of the document that a token of the .bin belongs to. The structure must have been verified."""
     starts = dataset.corpus.sequence_pointers
     sequence = int(np.searchsorted(starts, position * dataset.dtype.itemsize, side="right")) - 1
     return int(np.searchsorted(dataset.document_indices, sequence, side="right")) - 1

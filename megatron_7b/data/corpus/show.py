@@ -39,7 +39,7 @@ class ShownDocument:
         document: Its number.
         tokens: How many it has.
         ids: All of them.
-        text: What they stand for; None if the tokenizer is not known.
+        text: Their text; None if the tokenizer is not known.
     """
 
     document: int

@@ -53,7 +53,7 @@ class BatchEncoder(Protocol):
         """Library and version."""
 
     def encode_checked(self, texts: Sequence[str], *, sample_characters: int = 0) -> CheckedIds:
-        """Encode texts, comparing at least so many characters of them."""
+        """Encode texts, comparing at least `sample_characters` of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def _assemble(
 def frame_documents(
     ids: NDArray[np.uint32], lengths: NDArray[np.int64], options: EncodingOptions
 ) -> tuple[TokenIds, NDArray[np.int64]]:
-    """Put bos before and eod behind each document that has tokens, in the corpus's id width."""
+    """Put bos before and eod after each document that has tokens, in the corpus's id width."""
     framed, framed_lengths = frame_natively(ids, lengths, options.dtype.itemsize, options.bos_id, options.eod_id)
     return framed, framed_lengths
 

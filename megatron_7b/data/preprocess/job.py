@@ -53,7 +53,7 @@ class PreprocessJob:
         return PreprocessReport(outcome=outcome, prefixes=self.get_output_prefixes())
 
     def get_output_prefixes(self) -> list[str]:
-        """One corpus per key."""
+        """Return one corpus per key."""
         shard = "" if self.shard is None else self.shard.suffix
         return [f"{self.output_prefix}{shard}_{key}_{self.level}" for key in self.keys]
 
@@ -62,7 +62,7 @@ class PreprocessJob:
         return get_suffixed(self.get_output_prefixes()[0], ".journal")
 
     def describe(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """All that decides what is written, for the journal: a run goes on only with what is the same in all of it."""
+        """Return all that decides what is written, for the journal: a run continues only if all of it is the same."""
         return {
             "inputs": [
                 {
@@ -116,7 +116,7 @@ class PreprocessReport:
 
 
 def check_job(job: PreprocessJob, sources: Sequence[Source]) -> None:
-    """Everything about a job that can be known before the first byte is read.
+    """Refuse all about a job that can be known to be wrong before the first byte is read.
 
     Raises:
         ConfigError: All problems at once.
@@ -155,7 +155,7 @@ def check_job(job: PreprocessJob, sources: Sequence[Source]) -> None:
 
 
 def open_journal(job: PreprocessJob, sources: Sequence[Source]) -> Journal:
-    """The journal of a job, which knows what a killed run of it has done.
+    """Return the journal of a job, which knows what a killed run of it has done.
 
     Raises:
         ConfigError: It is that of another job, another process holds it, or the output exists besides.
@@ -165,7 +165,7 @@ def open_journal(job: PreprocessJob, sources: Sequence[Source]) -> Journal:
         differences = journal.find_differences()
         if differences and not job.overwrite:
             raise ConfigError(
-                f"an unfinished run of another command lies at {journal.path}:\n  " + "\n  ".join(differences),
+                f"an unfinished run of another command is at {journal.path}:\n  " + "\n  ".join(differences),
                 hint="that command continues it; --overwrite discards it",
             )
         if differences:
@@ -186,7 +186,7 @@ def discard_remains(job: PreprocessJob, journal: Journal) -> None:
 
 
 def is_done(job: PreprocessJob, sources: Sequence[Source]) -> bool:
-    """Whether this very job has already written its corpora."""
+    """Return whether this very job has already written its corpora."""
     expected = hash_job(job.describe(sources))
     for prefix in job.get_output_prefixes():
         files = [get_suffixed(prefix, suffix) for suffix in (".bin", ".idx")]

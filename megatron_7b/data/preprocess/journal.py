@@ -1,7 +1,7 @@
-"""`PREFIX.journal`: how far a run has come, so that the same command goes on where a killed one stopped.
+"""`PREFIX.journal`: how far a run has come, so that the same command continues where a killed one stopped.
 
 A line of JSON for the job, then one for every checkpoint, then one that says that all is written and only names are to
-be given. Nothing waits for the disk: a checkpoint holds hashes of all that was written before, and whoever goes on
+be given. Nothing waits for the disk: a checkpoint holds hashes of all that was written before, and whoever continues
 compares them, taking the last one that the files still bear out. So a killed process costs the work since its last
 checkpoint, a power cut what the kernel had not written, and neither costs a wrong byte.
 
@@ -22,7 +22,7 @@ import xxhash
 from megatron_7b.errors import ConfigError
 
 type Entry = dict[str, Any]
-"""A checkpoint as it stands in the journal."""
+"""A checkpoint as the journal has it."""
 
 _FORMAT = 1
 
@@ -84,7 +84,7 @@ class Journal:
         return [line for line, _ in self._lines[1:] if "complete" not in line]
 
     def find_differences(self) -> list[str]:
-        """What sets the run that was here before apart from this one, in words; nothing if that was the same."""
+        """Return what sets the run that was here before apart from this one, in words; nothing if that was the same."""
         if not self._header:
             return []
         if self._header.get("journal") != _FORMAT:
@@ -108,7 +108,7 @@ class Journal:
         self.append(self._header)
 
     def keep(self, num_entries: int) -> None:
-        """Forget the checkpoints behind the first so many."""
+        """Forget the checkpoints after the first ones."""
         self._lines = self._lines[: 1 + num_entries]
         os.ftruncate(self._file.fileno(), self._lines[-1][1])
 
@@ -125,13 +125,13 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def remove(self) -> None:
-        """Nothing is left to be gone on with."""
+        """Remove all that could be continued."""
         self.path.unlink(missing_ok=True)
         self._header, self._lines = {}, []
 
 
 def hash_job(job: Mapping[str, Any]) -> str:
-    """The same for the same job."""
+    """Return a hash that is the same for the same job."""
     return xxhash.xxh3_128_hexdigest(json.dumps(job, sort_keys=True).encode())
 
 
@@ -154,7 +154,7 @@ def _open_locked(path: Path) -> Any:
 
 
 def _read_lines(file: Any) -> list[tuple[Entry, int]]:
-    """The whole lines with where each ends; what a power cut may have left behind them is none."""
+    """Return the whole lines with where each ends, without what a power cut may have left after them."""
     file.seek(0)
     lines: list[tuple[Entry, int]] = []
     end = 0

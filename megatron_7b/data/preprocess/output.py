@@ -25,7 +25,7 @@ _LENGTH_BYTES = 4
 
 @dataclass(kw_only=True)
 class OutputState:
-    """What a corpus holds at a checkpoint; enough to go on from, and to see whether its files still hold it."""
+    """What a corpus holds at a checkpoint; enough to continue from, and to see whether its files still hold it."""
 
     documents: int = 0
     sequences: int = 0
@@ -54,7 +54,7 @@ class CorpusOutput:
 
     @classmethod
     def resume(cls, prefix: str, dtype: TokenDtype, vocab_size: int, found: "Remains", checkpoint: int) -> Self:
-        """Go on behind a checkpoint; what was written behind it is cut off.
+        """Continue after a checkpoint; what was written after it is cut off.
 
         Args:
             prefix: Of the corpus.
@@ -149,7 +149,7 @@ class CorpusOutput:
             )
 
     def _add_with_empty(self, ids: TokenIds, lengths: NDArray[np.int64]) -> None:
-        """An empty text is a document without sequences, as Megatron's tool writes it."""
+        """Write an empty text as a document without sequences, as Megatron's tool does."""
         nothing = np.empty(0, np.int32)
         start = first = 0
         for empty in np.flatnonzero(lengths == 0):
@@ -167,7 +167,7 @@ class CorpusOutput:
 
 @dataclass(frozen=True)
 class Remains:
-    """What is left of a corpus: the checkpoints that its files bear out, and the hashes to go on with at each."""
+    """What is left of a corpus: the checkpoints that its files confirm, and the hashes to continue with at each."""
 
     states: list[OutputState]
     hashes: list[tuple[Any, Any]]
@@ -203,7 +203,7 @@ def hash_file(file: Path) -> FileFacts:
 
 
 def _hash_prefixes(file: Path, skipped: int, expected: Sequence[tuple[int, str]]) -> list[Any]:
-    """Hash objects behind each (size, hash) that the file's bytes after `skipped` begin with, as long as they do."""
+    """Return the hash objects at each (size, hash) that the file's bytes after `skipped` begin with."""
     digest, done = xxhash.xxh3_128(), 0
     found: list[Any] = []
     if not file.exists():
@@ -221,7 +221,7 @@ def _hash_prefixes(file: Path, skipped: int, expected: Sequence[tuple[int, str]]
 
 
 def _has_bounds(prefix: str, state: OutputState) -> bool:
-    """Whether the spooled bounds can be those of this state: as many, rising from nothing to all sequences."""
+    """Return whether the spooled bounds can be those of this state: as many, rising from nothing to all sequences."""
     file = get_suffixed(prefix, ".bounds.tmp")
     count = state.documents + 1
     if not file.exists() or file.stat().st_size < count * 8:

@@ -29,7 +29,7 @@ from megatron_7b.data.reading.sources import Source, SourceRecord
 from megatron_7b.errors import DataFormatError
 
 NUM_BAD_KEPT = 10
-"""So many bad records and differences are kept in words; the rest is counted."""
+"""How many bad records and differences are kept in words; the rest is counted."""
 SECONDS_BETWEEN_CHECKPOINTS = 0.25
 """A checkpoint costs some 50 µs."""
 _COUNTERS = ("documents", "num_bad", "num_differences", "compared_texts", "compared_characters")
@@ -46,7 +46,7 @@ class Progress(ReadingProgress, Protocol):
 
 @dataclass(slots=True)
 class _Place:
-    """How far the input has been read behind a block."""
+    """How far the input has been read after a block."""
 
     source: int
     cursor: Cursor
@@ -58,10 +58,10 @@ class _Place:
 def run_preprocess(
     job: PreprocessJob, sources: Sequence[Source], encoder: BatchEncoder, progress: Progress, journal: Journal
 ) -> PreprocessReport:
-    """Preprocess all sources into one corpus per key, going on where the journal's last checkpoint was.
+    """Preprocess all sources into one corpus per key, from the journal's last checkpoint on.
 
-    Nothing is published unless all of it succeeds. Where it cannot succeed nothing is left; where it was stopped (a
-    signal, a full disk), journal and temporary files stay, and the same call goes on.
+    Nothing is published unless all of it succeeds. If it cannot succeed nothing is left; if it was stopped (a
+    signal, a full disk), journal and temporary files stay, and the same call continues.
 
     Raises:
         DataFormatError: A source is damaged as a whole, no document came out, a record is bad and the job strict, or
@@ -117,7 +117,7 @@ class _Run:
         self._next_checkpoint = 0.0
 
     def execute(self) -> None:
-        """All blocks through the workers, results written in order; complete under temporary names at the end."""
+        """Send all blocks through the workers and write results in order; at the end they have temporary names."""
         start = self._open_outputs()
         self._next_checkpoint = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
         # With each block how far reading had come: progress is what has been written, not what was read ahead.
@@ -138,7 +138,7 @@ class _Run:
         self._complete()
 
     def suspend(self) -> None:
-        """Leave everything for the same call to go on."""
+        """Leave everything for the same call to continue."""
         for output in self._outputs:
             output.suspend()
 
@@ -169,7 +169,7 @@ class _Run:
         return self._restore(entries[:num_kept])
 
     def _restore(self, entries: Sequence[Entry]) -> _Place:
-        """What the last of these checkpoints says."""
+        """Return what the last of these checkpoints says."""
         report, last = self.report, entries[-1]
         for entry in entries:
             for path, size, digest, span in entry["finished"]:
@@ -185,7 +185,7 @@ class _Run:
         return _Place(last["source"], Cursor(*last["cursor"]), last["owed"], 0)
 
     def _read_all(self, start: _Place | None) -> Iterator[tuple[Block, int, _Place]]:
-        """Blocks with their share of the sample, in excerpts: the share of small blocks is saved up."""
+        """Yield the blocks with their share of the sample, in excerpts: the share of small blocks is saved up."""
         job, total = self._job, max(1, sum(source.share for source in self._sources))
         first = 0 if start is None else start.source
         owed = float(_EXCERPT_CHARACTERS) if start is None else start.owed  # the first block is always sampled

@@ -16,10 +16,10 @@ _TRAINING_CHARACTERS = 20_000_000
 def build_sentence_splitter(
     sources: Sequence[Source], key: str, language: str, text_documents: TextDocuments
 ) -> tuple[Callable[[str], list[str]], str]:
-    """A function from text to sentences, and where its model comes from, in words.
+    """Return a function from text to sentences, and where its model comes from, in words.
 
     Raises:
-        ConfigError: nltk is not installed, or takes the language for no name.
+        ConfigError: Nltk is not installed, or takes the language for no name.
         DataFormatError: No installed model, and the corpus has no text to learn from.
     """
     try:

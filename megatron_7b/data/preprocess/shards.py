@@ -1,8 +1,8 @@
 """Shard i of N of the input: consecutive records, so that N shards one after the other are one run.
 
-All files lie one behind the other on one axis of bytes, which is cut into N equal parts. A record of an uncompressed
+All files follow one another on one axis of bytes, which is cut into N equal parts. A record of an uncompressed
 JSONL file belongs to the part in which it begins, a row group of parquet or a compressed file to the part in which its
-middle lies. No shard needs to know anything of the others.
+middle is. No shard needs to know anything of the others.
 """
 
 import json
@@ -27,7 +27,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From `i/N`.
+        """Read `i/N`.
 
         Raises:
             ConfigError: It is not that, or i is not below N.
@@ -49,7 +49,7 @@ class Shard:
 
 
 def find_slurm_shard(environment: Mapping[str, str]) -> tuple[Shard, str] | None:
-    """The shard that a Slurm job array, or a step of several tasks, makes of this process; and where that stands.
+    """Return the shard of this process in a Slurm job array or a step of several tasks, and the variables that say so.
 
     A batch script's own shell and a shell that salloc opened are tasks of no step, or of a step of one: for them there
     is no shard, whatever was allocated.
@@ -77,12 +77,12 @@ def find_slurm_shard(environment: Mapping[str, str]) -> tuple[Shard, str] | None
 
 
 def hash_inputs(sources: Sequence[Source]) -> str:
-    """The same for all shards of one run, wherever its files are mounted: of their names and sizes, in order."""
+    """Return a hash of names and sizes, the same for all shards of one run, wherever its files are mounted."""
     return xxhash.xxh3_128_hexdigest(json.dumps([(source.path.name, source.size) for source in sources]).encode())
 
 
 def take_shard(sources: Sequence[Source], shard: Shard, text_documents: TextDocuments) -> list[Source]:
-    """The sources that a shard reads, whole or in part."""
+    """Return the sources that a shard reads, whole or in part."""
     total = sum(source.size for source in sources)
     begin, end = total * shard.index // shard.count, total * (shard.index + 1) // shard.count
     taken, offset = [], 0

@@ -18,10 +18,10 @@ def read_row_blocks(
 
     Args:
         path: The file.
-        span: Only the row groups whose middle lies in these bytes [begin, end); None for all.
+        span: Only the row groups whose middle is in these bytes [begin, end); None for all.
         keys: The columns.
         block_bytes: Size to aim at.
-        start: The end of a block, to go on behind it.
+        start: The end of a block, to continue after it.
 
     Yields:
         How far the file has been read, as a share of its rows, and the block.
@@ -68,7 +68,7 @@ def _read_batches(
 
 
 def get_column(batch: pa.RecordBatch, key: str) -> list[object]:
-    """Values of a column as Python objects; text that is not UTF-8 comes as bytes.
+    """Return the values of a column as Python objects; text that is not UTF-8 comes as bytes.
 
     Binary columns are text too: what some writers (older Spark, for one) make of strings.
     """

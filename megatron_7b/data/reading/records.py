@@ -87,7 +87,7 @@ _NOT_PARSED = object()
 
 
 def _examine(line: bytes, keys: Sequence[str]) -> list[str] | str:
-    """Values of the keys, or what is wrong, in words."""
+    """Return the values of the keys, or what is wrong, in words."""
     try:
         record = orjson.loads(line)
     except ValueError:
@@ -164,7 +164,7 @@ def _parse_text(block: Block) -> ParsedBlock:
 
 
 def _cut_documents(block: Block) -> Iterator[tuple[int, bytes]]:
-    """Documents of plain text with the line that each begins at; blank ones are none."""
+    """Yield the documents of plain text with the line that each begins at; blank ones do not count."""
     data = bytes(block.data)
     if block.kind == "file":
         if data.strip():

@@ -1,8 +1,8 @@
 """Which files a run reads, and their bytes in blocks that begin and end where records do.
 
 A block is about `block_bytes` of text whatever the file's size, so memory does not grow with the corpus; only a single
-record that is larger makes a larger block. Reading can begin at any block's end: that is how a run goes on after it was
-killed, and where blocks lie does not depend on it.
+record that is larger makes a larger block. Reading can begin at any block's end, so that a killed run can be continued,
+and where blocks begin does not depend on it.
 """
 
 import glob
@@ -45,7 +45,7 @@ class SourceRecord:
     size: int
     """Of the whole file, in bytes."""
     xxh3_128: str | None
-    """Of the bytes that were read, as they lie on disk; None where they were not read in one stream (parquet)."""
+    """Of the bytes that were read, as they are on disk; None if they were not read in one stream (parquet)."""
     span: tuple[int, int] | None = None
     """The bytes that were read; None for all."""
 
@@ -54,11 +54,11 @@ class Source:
     """One input file, or a shard's part of it, and how far it has been read."""
 
     def __init__(self, path: Path, span: tuple[int, int] | None = None) -> None:
-        """A file.
+        """Look at a file.
 
         Args:
-            path: Where it lies.
-            span: Only the records that begin in these bytes [begin, end); of parquet, the row groups whose middle lies
+            path: The file.
+            span: Only the records that begin in these bytes [begin, end); of parquet, the row groups whose middle is
                 there.
         """
         self.path = path
@@ -88,19 +88,19 @@ class Source:
         return _get_compression(self.path)
 
     def can_be_cut(self, text_documents: TextDocuments) -> bool:
-        """Whether it can be read from any byte on: borders of records can be found there."""
+        """Return whether it can be read from any byte on: borders of records can be found there."""
         return not self.compression and (self.format in _JSON_SUFFIXES or self._kind(text_documents) == "line")
 
     def read_blocks(
         self, keys: Sequence[str], text_documents: TextDocuments, block_bytes: int, start: Cursor | None = None
     ) -> Iterator[Block]:
-        """Its records in order.
+        """Yield its records in order.
 
         Args:
             keys: Of the texts, for parquet's columns.
             text_documents: What one document of plain text is.
             block_bytes: Size to aim at.
-            start: The end of a block, to go on behind it; what lies before is read once more, for the hash.
+            start: The end of a block, to continue after it; what comes before is read once more, for the hash.
 
         Raises:
             DataFormatError: The file is damaged as a whole (cut compression, not parquet, a missing column).
@@ -128,7 +128,7 @@ class Source:
             raise DataFormatError(f"{self.path} is damaged or not a whole {self.compression} file: {error}") from error
 
     def has_changed(self) -> bool:
-        """Whether the file is another one now than when this was made."""
+        """Return whether the file is another one now than when this was made."""
         try:
             status = self.path.stat()
         except OSError:
@@ -141,7 +141,7 @@ class Source:
         self.bytes_read = self.share
 
     def to_record(self) -> SourceRecord:
-        """Its facts for the manifest, to be called at the end."""
+        """Return its facts for the manifest, to be called at the end."""
         digest = self._digest or (None if self.format == ".parquet" else self._hash.hexdigest())
         return SourceRecord(str(self.path), self.size, digest, self._read_span)
 
@@ -153,7 +153,7 @@ class Source:
         self._hash.update(data)
 
     def _cut(self, window: Window, kind: BlockKind, block_bytes: int, start: Cursor | None) -> Iterator[Block]:
-        """Cut the window's bytes behind the last end of a record in each `block_bytes`."""
+        """Cut the window's bytes after the last end of a record in each `block_bytes`."""
         label = self.path
         if self.span is not None:
             self._read_span = (window.begin, window.end)
@@ -181,7 +181,7 @@ class Source:
 
 
 def find_sources(patterns: Sequence[str]) -> list[Source]:
-    """Files, globs and folders to sources, in the order given; a folder's and a glob's files sorted by name.
+    """Return the sources of files, globs and folders, in the order given; those of a folder or glob by name.
 
     Raises:
         PathError: Something is not there, not readable, named twice, or matches no file; all of it in one message.
@@ -257,7 +257,7 @@ def _find_paths(pattern: str) -> list[Path]:
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:
-    """All files below a folder, through links too, each folder once; what begins with a dot is left out as in globs."""
+    """Yield all files below a folder, through links too, each folder once, without names that begin with a dot."""
     seen = set()
     for name, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(one for one in folders if not one.startswith("."))
@@ -269,7 +269,7 @@ def walk_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_manifest(file: Path) -> bool:
-    """Whether a corpus that was written beside its texts has this name; see `corpus_manifest`."""
+    """Return whether a corpus that was written beside its texts has this name; see `corpus_manifest`."""
     return file.suffix == ".json" and file.with_suffix(".idx").exists()
 
 
@@ -279,7 +279,7 @@ def _get_compression(path: Path) -> str:
 
 
 def _get_suffix(path: Path) -> str:
-    """The ending before the compression's."""
+    """Return the ending before the compression's."""
     return (path.with_suffix("") if _get_compression(path) else path).suffix.lower()
 
 
@@ -294,7 +294,7 @@ def _explain_nothing(pattern: str) -> str:
 
 
 def _find_last_end(chunk: bytes, kind: BlockKind) -> int:
-    """Where the last whole record ends; 0 where none does."""
+    """Return where the last whole record ends; 0 if none does."""
     if kind == "file":
         return 0
     if kind != "paragraph":

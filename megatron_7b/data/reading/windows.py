@@ -9,7 +9,7 @@ from typing import IO, Any, Protocol, cast
 _SKIP_BYTES = 1 << 20
 
 type Observe = Callable[[memoryview], None]
-"""Is shown every byte that lies on disk, once and in order."""
+"""Is shown every byte on disk, once and in order."""
 
 
 class Window(Protocol):
@@ -24,7 +24,7 @@ class Window(Protocol):
         """Behind the last byte of the last record, where that is known beforehand; else 0."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on, fewer only at the end. Offsets never lie before earlier ones."""
+        """`size` bytes from `offset` on, fewer only at the end. Offsets never decrease."""
 
     def skip_to(self, offset: int) -> None:
         """Make `offset` the next one."""
@@ -56,12 +56,12 @@ class FileWindow:
         return chunk
 
     def skip_to(self, offset: int) -> None:
-        """Read what lies before, for the observer."""
+        """Read what comes before, for the observer."""
         while self._observed < offset:
             self.read(self._observed, min(_SKIP_BYTES, offset - self._observed))
 
     def _find_line(self, at: int, size: int) -> int:
-        """Where the first line begins that begins at `at` or later."""
+        """Return where the first line begins that begins at `at` or later."""
         if at == 0:
             return 0
         at -= 1
@@ -83,7 +83,7 @@ class StreamWindow:
         self._offset = 0
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read on, keeping what lies behind `offset`."""
+        """Read on, keeping what comes after `offset`."""
         pieces = [self._held[offset - self._offset :]]
         missing = size - len(pieces[0])
         while missing > 0 and (more := self._stream.read(missing)):
@@ -93,7 +93,7 @@ class StreamWindow:
         return self._held if missing >= 0 else self._held[:size]
 
     def skip_to(self, offset: int) -> None:
-        """Decompress what lies before."""
+        """Decompress what comes before."""
         while self._offset < offset:
             step = min(_SKIP_BYTES, offset - self._offset)
             if len(self._stream.read(step)) < step:
@@ -103,10 +103,10 @@ class StreamWindow:
 
 @contextmanager
 def open_stream(file: io.FileIO, compression: str, observe: Observe) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file.
+    """Yield the decompressed bytes of a file.
 
     Args:
-        file: As it lies on disk.
+        file: As it is on disk.
         compression: `.gz` or `.zst`.
         observe: Is shown the compressed bytes, to the end of the file.
     """

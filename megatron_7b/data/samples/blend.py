@@ -36,7 +36,7 @@ def parse_blend(entries: Sequence[str], *, name: str = "data.train") -> tuple[Bl
 
 
 def integer_weights(weights: Sequence[Fraction]) -> list[int]:
-    """Integers in the same proportion.
+    """Return integers in the same proportion as the weights.
 
     Exact wherever the smallest such integers add up to at most 2^40 (weights of a few decimals always do); rounded to
     shares of 2^40 otherwise, which shifts no set by a sample before 10^12 samples.

@@ -13,10 +13,10 @@ from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 
 
 def read_corpus_tokenizer(prefix: str) -> tuple[str, TokenizerFacts] | None:
-    """Return a corpus's full prefix and what its manifest says, or None where there is none (one from Megatron-LM).
+    """Return a corpus's full prefix and what its manifest says, or None if it has none (one from Megatron-LM).
 
     Raises:
-        DataFormatError: the corpus does not exist, or its manifest cannot be read.
+        DataFormatError: The corpus does not exist, or its manifest cannot be read.
     """
     resolved = resolve_prefix(prefix)
     facts = load_tokenizer_facts(resolved)
@@ -35,9 +35,9 @@ def find_tokenizer(data: DataConfig, *, of_model: Path | None = None) -> Tokeniz
         None where nothing is named, or what is named is not there any more.
 
     Raises:
-        ConfigError: corpora of the run were written with different tokenizers, or with another than the one named or
+        ConfigError: Corpora of the run were written with different tokenizers, or with another than the one named or
             the model's.
-        DataFormatError: a corpus, manifest or tokenizer cannot be read.
+        DataFormatError: A corpus, manifest or tokenizer cannot be read.
     """
     corpora = _corpora(data)
     _check_agreement(corpora)
@@ -104,7 +104,7 @@ def corpus_vocab_size(data: DataConfig) -> int | None:
 
 
 def _corpora(data: DataConfig) -> list[tuple[str, TokenizerFacts]]:
-    """Those of a run that have a manifest."""
+    """Return those of a run that have a manifest."""
     blends = (("data.train", data.train), ("data.valid", data.valid))
     prefixes = [part.prefix for name, entries in blends if entries for part in parse_blend(entries, name=name)]
     return [corpus for corpus in map(read_corpus_tokenizer, prefixes) if corpus is not None]

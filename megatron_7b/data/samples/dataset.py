@@ -114,14 +114,14 @@ class Dataset:
             )
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """The samples of these global numbers, in this order. Releases the GIL; any thread may call it.
+        """Return the samples of these global numbers, in this order. Releases the GIL; any thread may call it.
 
         Raises:
-            DataFormatError: A token id lies outside of the vocabulary.
+            DataFormatError: A token id is outside the vocabulary.
             IndexError: All sets are exhausted before that.
         """
         return Batch(*self._batcher.assemble(np.asarray(indices, dtype=np.int64)))
 
     def locate(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The set, and the sample number within it, of each global number."""
+        """Return the set, and the sample number within it, of each global number."""
         return self._batcher.locate(np.asarray(indices, dtype=np.int64))

@@ -6,9 +6,9 @@ written as
     PSM  <prefix> prefix <suffix> suffix <middle> middle
     SPM  <prefix> <suffix> suffix <middle> prefix middle
 
-The unit is the part of a document that lies in one sample, without its closing end-of-document token, which stays in
+The unit is the part of a document that is in one sample, without its closing end-of-document token, which stays in
 its place. The three announcing tokens take the room of that part's last three, so lengths and document boundaries stay
-as they are; parts of three tokens or fewer are left alone. Cuts lie between tokens, so a model that is to complete text
+as they are; parts of three tokens or fewer are left alone. Cuts are between tokens, so a model that is to complete text
 from within a word sees fewer such places than with cuts between characters.
 
 What happens to a document is a function of the seed and of the sample that holds it: the same at every layout and after
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def find_fim_ids(config: "DataConfig", tokenizer: "Tokenizer | None") -> tuple[int, int, int] | None:
-    """The ids of `config.fim_tokens`, or None where `config.fim_rate` is 0.
+    """Return the ids of `config.fim_tokens`, or None if `config.fim_rate` is 0.
 
     Raises:
         ConfigError: No tokenizer is known, or it has no such token.
@@ -58,7 +58,7 @@ def _find_id(tokenizer: "Tokenizer", token: str) -> int:
 def build_fill_in_the_middle(
     config: "DataConfig", fim_ids: tuple[int, int, int] | None, *, eod_id: int | None, seed: int
 ) -> FillInTheMiddle:
-    """What the batcher needs to permute documents.
+    """Return what the batcher needs to permute documents.
 
     Raises:
         ConfigError: The ids are missing.

@@ -47,7 +47,7 @@ class ReadsBatches(Protocol):
         """Samples of one epoch."""
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
-        """The samples of these numbers, from any thread."""
+        """Return the samples of these numbers, from any thread."""
 
 
 class BatchLoader:
@@ -91,9 +91,9 @@ class BatchLoader:
 
         Raises:
             ConfigError: The global batch is not a whole number of microbatches on every rank.
-            DataFormatError: A token id lies outside of the vocabulary.
+            DataFormatError: A token id is outside the vocabulary.
 
-        **Collective:** none.
+        Collective: none.
         """
         if self._pool is None:
             return [self.dataset.batch(indices) for indices in self._indices(consumed_samples, global_batch_size)]

@@ -105,7 +105,7 @@ class MaskedLanguageModelDataset:
         self.dataset.check_end(num_samples)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """The samples of these global numbers, in this order; each is a document of its own."""
+        """Return the samples of these global numbers, in this order; each is a document of its own."""
         shape = (len(indices), self.seq_length)
         labels = np.empty(shape, dtype=np.int64)
         labels[:, 0], labels[:, -1] = self.masking.cls_id, self.masking.sep_id
@@ -165,7 +165,7 @@ def open_masked_split(
     contents: Mapping[str, str] = UNKNOWN_CONTENTS,
     reached: Reached | None = None,
 ) -> MaskedLanguageModelDataset:
-    """The masked samples of one split, of `config.seq_length` tokens with their frame.
+    """Return the masked samples of one split, of `config.seq_length` tokens with their frame.
 
     Args:
         config: The data section.
@@ -198,7 +198,7 @@ def windows_of_samples(config: DataConfig) -> DataConfig:
 def find_words(
     ids: NDArray[np.int64], begins_word: NDArray[np.bool_] | None, never: NDArray[np.bool_]
 ) -> list[list[int]]:
-    """The places of each word among `ids`, [s]; tokens in `never`, [vocab_size], belong to none and end one."""
+    """Return the places of each word among `ids`, [s]; tokens in `never`, [vocab_size], belong to none and end one."""
     words: list[list[int]] = []
     is_open = False
     for place, token in enumerate(ids.tolist()):
@@ -213,7 +213,7 @@ def find_words(
 
 
 def find_word_beginnings(pieces: Iterable[str]) -> NDArray[np.bool_]:
-    """Which tokens begin a word, from their spelling in the vocabulary, in the order of their ids, [vocab_size].
+    """Return which tokens begin a word, from their spelling in the vocabulary, in the order of their ids, [vocab_size].
 
     Knows WordPiece (`##` continues), SentencePiece (`▁` begins) and byte-level BPE (`Ġ`, `Ċ`, `ĉ` begin).
     """

@@ -44,7 +44,7 @@ def open_split(
     contents: Mapping[str, str] = UNKNOWN_CONTENTS,
     reached: Reached | None = None,
 ) -> Dataset:
-    """The shuffled, endless samples of one split.
+    """Return the shuffled, endless samples of one split.
 
     `train` and `test` are shares of `config.train`, and so is `valid` unless `config.valid` names a corpus, which is
     then read whole (and training gets the validation's share as well). Sets of `config.train` with too little text for
@@ -65,7 +65,7 @@ def open_split(
             the samples would not continue those of `reached`.
         DataFormatError: A file is damaged, or the split of a set, or of all its sets, is smaller than one sample.
 
-    **Collective:** none.
+    Collective: none.
     """
     if config.eod_mask_loss and eod_id is None:
         raise ConfigError(
@@ -110,10 +110,10 @@ def open_sequential(
     document_boundaries: bool = False,
     reset_position_ids: bool = False,
 ) -> Dataset:
-    """A whole corpus, read once in the order of the file: for evaluation.
+    """Return a whole corpus, read once in the order of the file: for evaluation.
 
     Samples 0 to num_samples - 1 predict every token but the first exactly once; in the last one, and in all samples
-    behind it, what lies behind the corpus's end is token 0 with loss mask 0.
+    after it, what comes after the corpus's end is token 0 with loss mask 0.
 
     Args:
         prefix: The corpus.
@@ -141,7 +141,7 @@ def open_sequential(
 
 
 def has_split(config: "DataConfig", split: Split, *, window_length: int | None = None) -> bool:
-    """Whether a split holds any sample. A corpus of few documents may have no validation share.
+    """Return whether a split holds any sample. A corpus of few documents may have no validation share.
 
     Args:
         config: The data section.
@@ -166,7 +166,7 @@ def has_split(config: "DataConfig", split: Split, *, window_length: int | None =
 
 
 def _is_read_whole(config: "DataConfig", split: Split) -> bool:
-    """Whether a user has named these sets for just this purpose, so that each must have something to give."""
+    """Return whether a user has named these sets for just this purpose, so that each must have something to give."""
     return split == "train" or (split == "valid" and bool(config.valid))
 
 
@@ -176,7 +176,7 @@ def _num_tokens(dataset: IndexedDataset, documents: tuple[int, int]) -> int:
 
 
 def _split_source(config: "DataConfig", split: Split) -> tuple[tuple[str, ...], str, tuple[float, float, float]]:
-    """What a split is read from: entries, the name of their setting, and shares in which only `split`'s matters."""
+    """Return what a split is read from: entries, their setting's name, and shares of which only `split`'s matters."""
     shares = parse_split(config.split)
     if not config.valid:
         return config.train, "data.train", shares
@@ -254,7 +254,7 @@ class _OpenedSet:
     """Epochs; 0 is no bound."""
 
     def in_order(self, seq_length: int, contents: Mapping[str, str]) -> SetOrder:
-        """As the record of the order has it."""
+        """Return it as the record of the order has it."""
         return SetOrder(
             prefix=str(Path(self.dataset.prefix).absolute()),
             number=self.number,
@@ -285,7 +285,7 @@ class _Origin(TypedDict, total=False):
 
 
 def _origin(order: SampleOrder) -> _Origin:
-    """Where a blend begins that takes over from an earlier one."""
+    """Return where a blend begins that takes over from an earlier one."""
     return {"first_sample": order.first_sample, "consumed": [one.consumed for one in order.sets]}
 
 
@@ -303,7 +303,7 @@ def _build_batcher(streams: Sequence[TokenStream], order: SampleOrder, **options
 
 
 def _bounds_per_set(max_epochs: Sequence[float], num_sets: int) -> list[Fraction]:
-    """Most epochs of each set, 0 for no bound; exactly the decimal number that was written.
+    """Return the most epochs of each set, 0 for no bound; exactly the decimal number that was written.
 
     Raises:
         ConfigError: There are neither as many bounds as sets, nor one for all.

@@ -83,7 +83,7 @@ class PackedDataset:
             prefix: The corpus; each of its documents is a unit.
             seq_length: Tokens per sample.
             seed: Decides the order of the rows.
-            pad_id: What fills a row up; also the label where there is none.
+            pad_id: What fills a row up; also the label if there is none.
 
         Raises:
             DataFormatError: A file is damaged, or holds no tokens.
@@ -102,12 +102,12 @@ class PackedDataset:
         return self.packing.num_rows
 
     def row_of(self, index: int) -> int:
-        """The row that a global sample number reads: each of them once per epoch."""
+        """Return the row that a global sample number reads: each of them once per epoch."""
         epoch, place = divmod(index, self.num_samples)
         return Permutation(self.num_samples, (self._key + epoch) % 2**64)(place)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """The samples of these global numbers; `cu_seqlens` has a segment for each piece, and one for padding."""
+        """Return the samples of these numbers; `cu_seqlens` has a segment for each piece, and one for padding."""
         shape = (len(indices), self.seq_length)
         tokens = np.full(shape, self._pad_id, dtype=np.int64)
         labels = np.full(shape, self._pad_id, dtype=np.int64)

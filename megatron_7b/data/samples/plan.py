@@ -46,7 +46,7 @@ def plan_sets(dataset: Dataset, num_samples: int) -> list[SetPlan]:
     blend, taken = order.blend(), order.consumed_at(num_samples)
 
     def number_after(set_number: int, count: int | None) -> int | None:
-        """Samples of all sets after which one has given `count`, where the run comes to that."""
+        """Return the samples of all sets after which one has given `count`, if the run comes to that."""
         if count is None or taken[set_number] < count:
             return None
         position = count - order.sets[set_number].consumed

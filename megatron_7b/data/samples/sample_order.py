@@ -3,7 +3,7 @@
 The order is a function of the sample number (`sampling`, `blend`). Continuing it is exact only as long as nothing that
 it depends on has changed. A resumed run therefore compares the record of its checkpoint with its own settings:
 
-- nothing has changed: the numbers go on. Where the corpora lie, how samples are grouped into batches, what is masked
+- nothing has changed: the numbers continue. Where the corpora are, how samples are grouped into batches, what is masked
   and what is rearranged within documents do not matter here.
 - the blend has changed (weights, limits, sets added, dropped or in another sequence): the new blend begins at the next
   sample, and each set continues after the last sample that was read from it. Nothing is read twice or skipped.
@@ -28,7 +28,7 @@ class SetOrder:
     """One set of a blend."""
 
     prefix: str
-    """Where it lies, as an absolute path; not part of what it is."""
+    """Where it is, as an absolute path; not part of what it is."""
     number: int
     """What its order is drawn from, besides the seed: its own for the whole run."""
     weight: int
@@ -37,7 +37,7 @@ class SetOrder:
     num_tokens: int
     """Of these documents."""
     content: str
-    """`CorpusSpots.fingerprint`; empty where it was not taken, and then the prefix stands for it."""
+    """`CorpusSpots.fingerprint`; empty if it was not taken; then the prefix takes its place."""
     max_samples: int | None
     """Samples of one pass after which it has run out; None: never."""
     consumed: int = 0
@@ -75,21 +75,21 @@ class SampleOrder:
         return None if None in remaining else self.first_sample + sum(count for count in remaining if count is not None)
 
     def blend(self) -> CappedBlend:
-        """The schedule; its sample 0 is `first_sample`, and sample 0 of a set the one after its `consumed` ones."""
+        """Return the schedule: its sample 0 is `first_sample`, and a set's sample 0 comes after its `consumed` ones."""
         return CappedBlend([one.weight for one in self.sets], [one.remaining for one in self.sets])
 
     def consumed_at(self, num_samples: int) -> list[int]:
-        """Samples of this pass that each set has given once the run has consumed `num_samples`."""
+        """Return how many samples of this pass each set has given once the run has consumed `num_samples`."""
         taken = self.blend().counts(num_samples - self.first_sample)
         return [one.consumed + int(count) for one, count in zip(self.sets, taken, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Return it as JSON can hold it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """Return the inverse of `to_dict`.
 
         Raises:
             TypeError: There are other fields than those.
@@ -124,7 +124,7 @@ class Continuation:
 
 
 def continue_order(reached: Reached, wanted: SampleOrder, on_change: OnOrderChange) -> Continuation:
-    """The order of the samples that follow what a run has consumed, as the settings of this start want it.
+    """Return the order of the samples that follow what a run has consumed, as the settings of this start want it.
 
     Args:
         reached: What was read so far.
@@ -191,7 +191,7 @@ def _is_same_set(old: SetOrder, new: SetOrder) -> bool:
 def _problems(
     before: SampleOrder, wanted: SampleOrder, partners: Sequence[SetOrder | None], left: Sequence[SetOrder]
 ) -> list[str]:
-    """What makes it impossible to continue, in words."""
+    """Return what makes it impossible to continue, in words."""
     problems = [
         f"{name} is {after}, the run had {was}"
         for name, was, after in (
@@ -236,7 +236,7 @@ def _is_same_blend(before: SampleOrder, wanted: SampleOrder, partners: Sequence[
 def _reblend(
     before: SampleOrder, wanted: SampleOrder, partners: Sequence[SetOrder | None], consumed_samples: int
 ) -> Continuation:
-    """The wanted blend from the next sample on; each set continues after the last sample that was read from it."""
+    """Return the wanted blend from the next sample on; each set continues after the last one read from it."""
     ever_read = [
         replace(one, consumed=consumed)
         for one, consumed in zip(before.sets, before.consumed_at(consumed_samples), strict=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def sample_generator(seed: int, purpose: str, index: int) -> np.random.Generator:
-    """A generator for one sample.
+    """Return a generator for one sample.
 
     Args:
         seed: The run's.

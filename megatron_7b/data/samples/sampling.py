@@ -8,7 +8,7 @@ Here sample i is computed from (seed, i) alone, so nothing has to be built or wa
   document drawn for that epoch, and the epochs follow one another without a gap in one endless stream.
 - Sample i, before shuffling, is inputs `[i s, (i + 1) s)` of that stream, and the same shifted by one as labels. **Each
   epoch therefore reads every token exactly once as an input**: nothing is dropped at an epoch's end, the last sample
-  goes on into the next epoch. As T is hardly ever a multiple of s, and the ring's beginning moves, cuts fall
+  continues into the next epoch. As T is hardly ever a multiple of s, and the ring's beginning moves, cuts fall
   differently in each epoch.
 - The samples that begin in an epoch are shuffled among themselves by a keyed bijection (a Feistel network with cycle
   walking), which needs no table.
@@ -48,7 +48,7 @@ def open_stream(
     key: int = 0,
     shuffle: bool = True,
 ) -> TokenStream:
-    """The samples of one split of one corpus.
+    """Return the samples of one split of one corpus.
 
     Args:
         dataset: The corpus.
@@ -56,7 +56,7 @@ def open_stream(
         shares: Of train, valid and test, adding up to 1.
         split: Which of them.
         key: What the order is drawn from.
-        shuffle: False reads the split once, in the order of the file; labels behind its end are masked.
+        shuffle: False reads the split once, in the order of the file; labels after its end are masked.
 
     Raises:
         DataFormatError: The sequences don't follow one another in the .bin, or the split holds less than one sample.

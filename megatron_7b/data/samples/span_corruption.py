@@ -66,14 +66,14 @@ class Lengths:
 
 
 def plan_lengths(raw: int, how: Corruption | ObjectiveConfig) -> Lengths:
-    """What becomes of a window of `raw` tokens, at least 2 of which one stays."""
+    """Return what becomes of a window of `raw` tokens, at least 2 of which one stays."""
     noise = min(max(round(raw * how.noise_density), 1), raw - 1)
     spans = min(max(round(noise / how.mean_span_length), 1), noise, raw - noise)
     return Lengths(raw, noise, spans)
 
 
 def fit_lengths(encoder_seq_length: int, how: Corruption | ObjectiveConfig) -> Lengths:
-    """The longest window whose corrupted text fits the encoder.
+    """Return the longest window whose corrupted text fits the encoder.
 
     Raises:
         ConfigError: The encoder is too short for any.
@@ -142,7 +142,7 @@ class SpanCorruptionDataset:
         self.dataset.check_end(num_samples)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """The samples of these global numbers, in this order."""
+        """Return the samples of these global numbers, in this order."""
         windows = self.dataset.batch(indices)
         plans = [self._plan(int(labels)) for labels in (windows.loss_mask != 0).sum(axis=1)]
         encoder, labels = (
@@ -202,7 +202,7 @@ def open_corrupted_split(
     contents: Mapping[str, str] = UNKNOWN_CONTENTS,
     reached: Reached | None = None,
 ) -> SpanCorruptionDataset:
-    """The corrupted samples of one split, whose encoder takes at most `config.seq_length` tokens.
+    """Return the corrupted samples of one split, whose encoder takes at most `config.seq_length` tokens.
 
     Args:
         config: The data section.
@@ -232,7 +232,7 @@ def windows_of_samples(config: DataConfig, how: Corruption | ObjectiveConfig) ->
 
 
 def draw_noise(lengths: Lengths, generator: np.random.Generator) -> NDArray[np.bool_]:
-    """Which tokens of a window are replaced, [raw]: text and spans in turn, text first."""
+    """Return which tokens of a window are replaced, [raw]: text and spans in turn, text first."""
     text = _cut(lengths.raw - lengths.noise, lengths.spans, generator)
     spans = _cut(lengths.noise, lengths.spans, generator)
     runs = np.stack([text, spans], axis=1).ravel()
@@ -246,5 +246,5 @@ def _cut(total: int, pieces: int, generator: np.random.Generator) -> NDArray[np.
 
 
 def _first(shape: tuple[int, ...], counts: Sequence[int]) -> NDArray[np.bool_]:
-    """Which places [b, s] are among the first ones of their rows, as many as counted."""
+    """Return which places [b, s] are among the first ones of their rows, as many as counted."""
     return np.arange(shape[1]) < np.array(counts)[:, None]

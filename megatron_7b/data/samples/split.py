@@ -34,7 +34,7 @@ def parse_split(split: str) -> tuple[float, float, float]:
 
 
 def document_range(num_documents: int, shares: tuple[float, float, float], split: Split) -> tuple[int, int]:
-    """Documents `[first, end)` of one split. The three ranges lie one after the other and cover all documents.
+    """Return the documents `[first, end)` of one split. The three ranges follow one another and cover all documents.
 
     Args:
         num_documents: Documents of the corpus.

@@ -1,7 +1,7 @@
 """Joining corpora, in order, by streaming: the files that one preprocessing run over the same documents writes.
 
 The .bin is the parts' ids one after the other. In the .idx the three tables are joined table by table; what refers to a
-position is moved by what lies before the part. Both are copied in pieces, so memory does not grow with the corpora.
+position is moved by what comes before the part. Both are copied in pieces, so memory does not grow with the corpora.
 Every part is compared with the hashes of its manifest on the way: no damage gets a valid hash of its own.
 """
 
@@ -101,7 +101,7 @@ class Merge:
         return sum(part.manifest.bin.size + part.manifest.idx.size for part in self._parts)
 
     def find_differences(self) -> list[str]:
-        """Options of preprocessing that parts were written with differently, in words: odd, but no reason to refuse."""
+        """Return the options that parts were written with differently, in words: odd, but no reason to refuse."""
         found = []
         for name in ("level", "append_eod", "prepend_bos"):
             values = {str(part.manifest.options[name]) for part in self._parts if name in part.manifest.options}
@@ -278,7 +278,7 @@ def _shifted(table: NDArray[np.integer[Any]], offset: int) -> Iterator[memoryvie
 
 
 def _write(file: Path, pieces: Iterator[memoryview] | Iterator[memoryview | bytes]) -> FileFacts:
-    """All pieces, on the disk when this returns."""
+    """Write all pieces; they are on disk when this returns."""
     digest, size = xxhash.xxh3_128(), 0
     stream: BinaryIO
     with file.open("wb") as stream:

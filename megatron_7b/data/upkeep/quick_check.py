@@ -41,7 +41,7 @@ class CheckedCorpus:
 
 
 def find_prefixes(config: "DataConfig") -> list[str]:
-    """Every corpus of a run, once, in full.
+    """Return every corpus of a run, once, in full.
 
     Raises:
         ConfigError: A blend is malformed.

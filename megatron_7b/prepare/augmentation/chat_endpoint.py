@@ -24,7 +24,7 @@ class AnswerError(Exception):
 
 
 class ChatEndpoint:
-    """Asks a model behind HTTP.
+    """A model that is asked over HTTP.
 
     Args:
         url: Base, such as `http://localhost:8000/v1`.
@@ -60,10 +60,10 @@ class ChatEndpoint:
         self._stopped = threading.Event()
 
     def ask(self, prompt: str) -> str:
-        """The answer to a prompt.
+        """Return the answer to a prompt.
 
         Raises:
-            AnswerError: There is none to this prompt, and asking again would not help.
+            AnswerError: There is no answer to this prompt, and asking again would not help.
             ConfigError: There is no answer to any: wrong address, key or model, or the server is gone.
         """
         body = {"model": self._model, "messages": [{"role": "user", "content": prompt}], **self._sampling}

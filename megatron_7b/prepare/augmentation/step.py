@@ -40,7 +40,7 @@ class Rewriter(Protocol):
     """Calls that may be under way at once."""
 
     def __call__(self, document: Document) -> str | None:
-        """The new text, or None to make nothing of this document.
+        """Return the new text, or None to make nothing of this document.
 
         Raises:
             AnswerError: Nothing could be made of it.
@@ -216,18 +216,18 @@ class _Answers:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def key(self, document: Document) -> str:
-        """Names a question."""
+        """Return the name of a question."""
         parts = [self._identity, document.text, document.fields.get("language")]
         return xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())
 
     def find(self, documents: Sequence[Document]) -> Iterator[tuple[Document, str | None]]:
-        """Documents with an answer."""
+        """Yield the documents with an answer."""
         for document in documents:
             if (key := self.key(document)) in self._known:
                 yield document, self._known[key]
 
     def lacks(self, document: Document) -> bool:
-        """Whether it must be asked for."""
+        """Return whether it must be asked for."""
         return self.key(document) not in self._known
 
     def add(self, document: Document, answer: str | None) -> None:
@@ -316,7 +316,7 @@ def _join_documents(
 
 
 def _derive(first: Document, text: str, how: dict[str, object], parts: Sequence[Document]) -> Document:
-    """A new document, with how it was made and of what."""
+    """Return a new document, with how it was made and of what."""
     originals = [
         {
             "source": part.source,

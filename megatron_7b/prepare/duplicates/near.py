@@ -76,7 +76,7 @@ class NearDuplicates:
     def _sort(
         self, band: NDArray[np.uint64], takes_part: NDArray[np.bool_]
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
-        """Documents and their keys, equal keys together and each group in input order, a bounded number at a time."""
+        """Yield documents with their keys, equal keys together, each group in input order, some at a time."""
         num_passes = -(-len(band) // self._rows_in_memory)
         for which in range(num_passes):
             numbers, keys = [], []
@@ -146,7 +146,7 @@ def check_duplicates(section: DuplicatesSection) -> None:
 
 
 def choose_rows_per_band(threshold: float, num_hashes: int) -> int:
-    """The most columns per band at which nearly all pairs at the threshold still agree in some band.
+    """Return the most columns per band at which nearly all pairs at the threshold still agree in some band.
 
     Of n hashes in bands of r, two documents of similarity s agree in some band with probability
     1 - (1 - s**r)**(n // r): more columns per band make fewer candidates.
@@ -178,7 +178,7 @@ def _batches(texts: Sequence[str]) -> list[Sequence[str]]:
 def _write_band_keys(
     files: SignatureFiles[np.uint32], present: NDArray[np.bool_], rows_per_band: int, path: Path
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """Hash every band of every signature into a file, [bands, documents]; and which documents have shingles at all."""
+    """Hash every band of every signature into a file, [bands, documents]; also return which documents have shingles."""
     takes_part = present.copy()
     keys: NDArray[np.uint64] | None = None
     for first, rows in files.read_parts():

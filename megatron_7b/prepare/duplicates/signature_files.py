@@ -29,14 +29,14 @@ class SignatureFiles[T: np.generic]:
         return int(self.starts[-1])
 
     def read_parts(self, rows_at_once: int = 1 << 14) -> Iterator[tuple[int, NDArray[T]]]:
-        """All rows in order, a bounded number at a time, each time with the number of the first."""
+        """Yield all rows in order, a bounded number at a time, each time with the number of the first."""
         for start, part in zip(self.starts, self._parts, strict=False):
             for first in range(0, len(part), rows_at_once):
                 yield int(start) + first, np.asarray(part[first : first + rows_at_once])
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[T]:
         """[len(numbers), columns] some rows, in the order asked for."""
-        order = np.argsort(numbers)  # so that each shard's lie together, and are read as they lie in the file
+        order = np.argsort(numbers)  # so that each shard's are together, and are read in the order of the file
         cuts = np.searchsorted(numbers[order], self.starts)
         first = self._parts[0]
         found = np.empty((len(numbers), *first.shape[1:]), dtype=first.dtype)

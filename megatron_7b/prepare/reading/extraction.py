@@ -30,7 +30,7 @@ class Extraction:
         self._extract: Any = None
 
     def __call__(self, document: Document) -> Document | Removed:
-        """The document as text."""
+        """Return the document as text."""
         if not document.is_html:
             return document
         if len(document.text) > self._section.max_megabytes * 1e6:
@@ -41,7 +41,7 @@ class Extraction:
         return document if document.text.strip() else Removed("extraction:no_text", "nothing but markup")
 
     def extract(self, html: str) -> str:
-        """The visible text of a page."""
+        """Return the visible text of a page."""
         if self._extract is None:
             self._extract = import_extra("resiliparse.extract.html2text", "reading html").extract_plain_text
         section = self._section
@@ -52,7 +52,7 @@ class Extraction:
 
 
 def is_deeper_than(html: str, depth: int) -> bool:
-    """Whether more elements than `depth` may be open at once; some that were never closed count as if they were."""
+    """Return whether more than `depth` elements may be open at once; some that were never closed count as well."""
     if html.count("<") <= depth:
         return False
     opened = 0
@@ -64,7 +64,7 @@ def is_deeper_than(html: str, depth: int) -> bool:
 
 
 def decode_html(data: bytes, charset: str | None = None) -> str:
-    """Bytes of a page as a text.
+    """Return the bytes of a page as text.
 
     What is UTF-8 beyond ASCII is read as such, whatever it calls itself: nothing else looks like it, and a guess from
     few letters is often wrong. Else the charset that the server named counts, then the one that the page names, then

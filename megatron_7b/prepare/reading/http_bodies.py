@@ -15,7 +15,7 @@ _TEXT_BYTES = 1000
 
 
 def decode_body(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """A body without its transfer and content encodings.
+    """Return a body without its transfer and content encodings.
 
     Args:
         body: As it was archived.
@@ -45,7 +45,7 @@ def _decode(body: bytes, encoding: str) -> bytes:
 
 
 def _is_text(body: bytes) -> bool:
-    """Whether it begins as a text does: without control characters but for the usual ones."""
+    """Return whether it begins as a text does: without control characters but for the usual ones."""
     head = body[:_TEXT_BYTES]
     return not head.translate(None, delete=_USUAL)
 

@@ -51,7 +51,7 @@ class Piece:
     start: int = 0
     """Byte (JSONL, lines of text, WARC) or row group (parquet)."""
     end: int | None = None
-    """Behind the last byte or row group; None for the end of the file."""
+    """End of the last byte or row group (exclusive); None for the end of the file."""
     first_record: int = 1
     """Number of its first line or row in the file; of an unpacked WARC file, the byte at which it begins."""
     size: int = 0
@@ -84,7 +84,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the patterns of a user stand for."""
+    """Return the files that the patterns of a user match."""
 
     files: list[InputFile]
     left_out: Counter[str]
@@ -92,7 +92,7 @@ class Inputs:
 
 
 def find_inputs(patterns: Sequence[str]) -> Inputs:
-    """Files, globs and folders, in the order given; those of a folder or glob sorted by name.
+    """Return files, globs and folders, in the order given; those of a folder or glob sorted by name.
 
     Raises:
         PathError: Something is not there, not readable, of no known format, or named twice; all in one message.
@@ -225,7 +225,7 @@ def _cut(file: InputFile, recipe: Recipe, limit: int) -> Iterator[Piece]:
 
 
 def _cut_lines(file: InputFile, limit: int) -> Iterator[Piece]:
-    """Pieces of whole lines, found while counting them."""
+    """Yield pieces of whole lines, found while counting them."""
     start = position = 0
     first = lines = 1
     with Path(file.path).open("rb") as stream:
@@ -270,7 +270,7 @@ def _spread(rows: int, count: int) -> list[int]:
 
 
 def _cut_archive(file: InputFile, limit: int) -> Iterator[Piece]:
-    """Pieces of whole records."""
+    """Yield pieces of whole records."""
     from megatron_7b.prepare.reading.warc import find_borders
 
     for start, end in pairwise(find_borders(Path(file.path), limit)):

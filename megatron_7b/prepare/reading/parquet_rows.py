@@ -13,7 +13,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 def read_group_sizes(path: str) -> list[tuple[int, int]]:
-    """Rows and compressed bytes of each row group.
+    """Return the rows and compressed bytes of each row group.
 
     Raises:
         DataFormatError: Not a parquet file, or a damaged one.
@@ -32,7 +32,7 @@ def read_group_sizes(path: str) -> list[tuple[int, int]]:
 def read_rows(
     path: str, text_key: str, start: int, end: int | None, rows: tuple[int, int] | None = None
 ) -> Iterator[dict[str, object]]:
-    """The rows of some row groups, or only those from one row of them to before another.
+    """Yield the rows of some row groups, or only those from one row of them to before another.
 
     Text that is not UTF-8 comes as bytes.
 

@@ -26,7 +26,7 @@ _BAD_TOLERATED = 10
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A record that is none: a line of `quarantine.jsonl`."""
+    """Not a record: a line of `quarantine.jsonl`."""
 
     source: str
     position: int
@@ -48,12 +48,12 @@ type Record = Document | Unreadable | Dropped
 
 
 def read_piece(piece: Piece, section: ReadingSection, unpacked: Path = Path()) -> Iterator[Record]:
-    """All records of a piece in order.
+    """Yield all records of a piece in order.
 
     Args:
         piece: What to read.
         section: How.
-        unpacked: Folder in which the parts of unpacked files lie.
+        unpacked: Folder of the parts of unpacked files.
 
     Raises:
         DataFormatError: The file is damaged as a whole (cut compression, not parquet, a missing column), or so many of
@@ -93,7 +93,7 @@ def _read_blocks(piece: Piece, section: ReadingSection, unpacked: Path) -> Itera
 
 
 def _read_range(piece: Piece) -> Iterator[Block]:
-    """Blocks of whole lines between two bytes of an uncompressed file."""
+    """Yield blocks of whole lines between two bytes of an uncompressed file."""
     assert piece.end is not None
     kind: BlockKind = "jsonl" if piece.file.format == "jsonl" else "line"
     path, first = Path(piece.file.path), piece.first_record
@@ -128,7 +128,7 @@ def _parse_lines(block: Block, piece: Piece, section: ReadingSection) -> Iterato
 
 
 def _examine(line: bytes, number: int, piece: Piece, section: ReadingSection) -> Document | Unreadable:
-    """A line that the fast way did not take: a document all the same (NaN, huge numbers), or what is wrong with it."""
+    """Return a document that the fast way did not take (NaN, huge numbers), or what is wrong with the line."""
     parsed = parse_block(Block("jsonl", Path(piece.file.path), number, line), (section.text_key,))
     if parsed.bad:
         return Unreadable(piece.file.path, number, parsed.bad[0].reason, _head(line))

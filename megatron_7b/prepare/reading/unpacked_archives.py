@@ -1,4 +1,4 @@
-"""WARC files whose records do not lie in frames of their own (or in Zstandard's), decompressed from end to end."""
+"""WARC files whose records have no frames of their own (or in Zstandard's), decompressed from end to end."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,9 +71,9 @@ def _open(path: Path, compression: str) -> Any:
 
 
 def _read_dictionary(path: Path) -> Any:
-    """The dictionary that .warc.zst files may begin with, in a frame that other readers skip.
+    """Return the dictionary that .warc.zst files may begin with, in a frame that other readers skip.
 
-    **Source:** IIPC's "WARC Zstandard compression", 1.0.
+    Source: IIPC's "WARC Zstandard compression", 1.0.
     """
     zstd = import_zstd()
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """WARC files (ISO 28500): web pages with their headers, read with FastWARC.
 
 FastWARC ends without a word where a file is cut off, and gives up at the first damaged record. Here a damaged record is
-handed on as such and reading goes on behind it, and a file that does not end as it should ends in such a record too.
+handed on as such and reading continues after it, and a file that does not end as it should ends in such a record too.
 """
 
 import io
@@ -33,7 +33,7 @@ class WarcPage:
     """A page, or a text that somebody extracted from one (WET)."""
 
     position: int
-    """Byte at which the record begins in the file, as it lies on the disk (what indices of archives call offset)."""
+    """Byte at which the record begins in the file, as it is on disk (what indices of archives call offset)."""
     url: str | None
     date: str | None
     status: int | None
@@ -79,19 +79,19 @@ def read_warc(path: Path, start: int = 0, end: int | None = None) -> Iterator[Wa
 
 
 def read_warc_bytes(data: bytes, offset: int) -> Iterator[WarcPage | BadRecord]:
-    """As `read_warc`, of records that begin at byte `offset` of a file."""
+    """Read as `read_warc`, but records that begin at byte `offset` of a file."""
     for record in _Reader(data).read(0, len(data)):
         yield replace(record, position=offset + record.position)
 
 
 def find_borders(path: Path, limit: int) -> list[int]:
-    """Where records begin, about `limit` bytes from one another: the first and the last byte of the file among them."""
+    """Return where records begin, about `limit` bytes apart, the first and the last byte of the file among them."""
     with _map(path) as data:
         return _Reader(data).find_borders(limit)
 
 
 def holds_many_records_per_member(path: Path) -> bool:
-    """Whether a .warc.gz file is one that a general gzip made: it can be read from its beginning only."""
+    """Return whether a .warc.gz file is one that a general gzip made: it can be read from its beginning only."""
     with _map(path) as data:
         decompressor = zlib.decompressobj(16 + zlib.MAX_WBITS)
         held, size, end = b"", 0, None
@@ -117,7 +117,7 @@ def find_record_end(data: bytes | mmap.mmap, start: int, *, is_whole: bool = Tru
     Args:
         data: Records.
         start: Where one begins.
-        is_whole: Whether an end that lies outside of `data` is none.
+        is_whole: Whether an end outside `data` does not count as one.
     """
     header_end = data.find(_RECORD_END, start)
     length = _CONTENT_LENGTH.search(data[start:header_end]) if header_end >= 0 else None
@@ -176,7 +176,7 @@ class _Reader:
             self._last_start = None
 
     def _read_from(self, start: int) -> Generator[WarcPage | BadRecord, None, bool]:
-        """The records from a byte on; True if they may go on behind the last one, whose body has confused FastWARC."""
+        """Yield the records from a byte on; True if more may follow the last one, whose body has confused FastWARC."""
         stream = _View(self._data, start)
         types = self._warc.WarcRecordType
         for record in self._warc.ArchiveIterator(stream, parse_http=True, auto_decode="none"):
@@ -226,7 +226,7 @@ class _Reader:
         return min(position, len(self._data)) - len(decompressor.unused_data) if decompressor.eof else None
 
     def find_borders(self, limit: int) -> list[int]:
-        """As the function of this name."""
+        """Do what the function of this name does."""
         borders = [0]
         position: int | None = 0
         while position is not None and borders[-1] + limit * 3 // 2 < len(self._data):
@@ -237,7 +237,7 @@ class _Reader:
         return [*borders, len(self._data)]
 
     def _walk(self, position: int | None, wanted: int) -> int | None:
-        """The first record that begins at `wanted` or later; one that stands in the body of another is none."""
+        """Return the first record that begins at `wanted` or later; not one in the body of another."""
         while position is not None and position < wanted:
             is_record = self._data[position : position + len(RECORD_MAGIC)] == RECORD_MAGIC
             end = find_record_end(self._data, position) if is_record else None
@@ -245,14 +245,14 @@ class _Reader:
         return position if position is not None and position < len(self._data) else None
 
     def _find_record(self, start: int) -> int | None:
-        """The next place from which a record can be read."""
+        """Return the next place from which a record can be read."""
         position = self._data.find(self._magic, start)
         while position >= 0:
             try:
                 record = next(iter(self._warc.ArchiveIterator(_View(self._data, position), parse_http=False)))
             except (OSError, StopIteration):
                 record = None
-            if record is not None and record.stream_pos == 0:  # not one behind it, found by skipping rubbish
+            if record is not None and record.stream_pos == 0:  # not one after it, found by skipping rubbish
                 return position
             position = self._data.find(self._magic, position + 1)
         return None
@@ -270,12 +270,12 @@ class _View(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         end = len(self._data) if size < 0 else min(len(self._data), self._position + size)
         chunk = self._data[self._position : end]
         self._position = end
         return chunk
 
     def tell(self) -> int:
-        """Bytes since the beginning of the stream."""
+        """Return the number of bytes since the beginning of the stream."""
         return self._position - self._start

@@ -32,7 +32,7 @@ def write_report(report: RunReport, samples: Mapping[str, Sequence[Sample]], pat
 
 
 def render_report(report: RunReport, samples: Mapping[str, Sequence[Sample]]) -> str:
-    """The report as one html document: no script, nothing fetched, text from documents escaped."""
+    """Return the report as one html document: no script, nothing fetched, text from documents escaped."""
     sections = [
         _summary(report),
         _stages(report.stages),
@@ -74,7 +74,7 @@ def _summary(report: RunReport) -> str:
 
 
 def _stages(stages: Sequence[StageCount]) -> str:
-    """One row per stage; columns in which no row has anything are left out."""
+    """Return one row per stage; columns in which no row has anything are left out."""
     most = max((stage.documents_in + stage.added for stage in stages), default=1)
     gone = [stage.removed.total() + stage.quarantined for stage in stages]
     speeds = [stage.characters_per_second for stage in stages]

@@ -56,7 +56,7 @@ def format_number(value: float) -> str:
 
 
 def format_size(value: float) -> str:
-    """A large number with three digits: 999, 1.23 k, 4.56 M."""
+    """Return a large number with three digits: 999, 1.23 k, 4.56 M."""
     for unit in ("", " k", " M", " G", " T"):
         if abs(value) < 999.5 or unit == " T":
             break
@@ -65,7 +65,7 @@ def format_size(value: float) -> str:
 
 
 def format_share(part: float, whole: float) -> str:
-    """A part in percent, never rounded to all or nothing."""
+    """Return a part in percent, never rounded to all or nothing."""
     if not whole:
         return "–"
     percent = 100 * part / whole
@@ -75,7 +75,7 @@ def format_share(part: float, whole: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the two largest units that it has."""
+    """Return a duration in the two largest units that it has."""
     if 0 < seconds < 0.05:
         return "< 0.1 s"
     if seconds < 60:
@@ -87,12 +87,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def card(value: str, name: str) -> str:
-    """One figure, large, with what it is."""
+    """Return one figure, large, with what it is."""
     return f'<div class="card"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: Sequence[int] = (0,)) -> str:
-    """A table.
+    """Return a table.
 
     Args:
         columns: Headings.
@@ -115,18 +115,18 @@ def _cell(content: str, is_text: bool) -> str:
 
 
 def bar(parts: Sequence[tuple[str, float]], whole: float) -> str:
-    """A horizontal bar.
+    """Return a horizontal bar.
 
     Args:
         parts: Class of its colour and size of each piece, from the left.
-        whole: The size that the full width stands for.
+        whole: The size that the full width means.
     """
     pieces = "".join(f'<i class="{kind}" style="width:{100 * size / (whole or 1):.3f}%"></i>' for kind, size in parts)
     return f'<div class="bar">{pieces}</div>'
 
 
 def ranking(counts: Mapping[str, int], name: str, *, whole: int, limit: int = 25, kind: str = "gone") -> str:
-    """The largest counts as a table with bars; what is left over is one more row.
+    """Return the largest counts as a table with bars; what is left over is one more row.
 
     Args:
         counts: By name.
@@ -172,7 +172,7 @@ def histogram(
         pieces.append(f'<line x1="{left}" x2="{_HISTOGRAM_WIDTH}" y1="{height:.1f}" y2="{height:.1f}"/>')
         pieces.append(f'<text x="{left - 7}" y="{height + 4:.1f}" text-anchor="end">{format_size(count)}</text>')
     for number, (kind, counts) in enumerate(series):
-        width = step * (0.84 - 0.36 * number)  # narrower in front, so that the one behind is seen wherever it ends
+        width = step * (0.84 - 0.36 * number)  # narrower in front, so that the one at the back is seen wherever it ends
         for place, count in sorted(counts.items()):
             height = count / highest * (bottom - top)
             x = left + (place - first + 0.5) * step - width / 2

@@ -68,7 +68,7 @@ class Decontamination:
             )
 
     def __call__(self, document: Document) -> Document | Removed:
-        """The document, or with which evaluation text it shares which words."""
+        """Return the document, or with which evaluation text it shares which words."""
         if not self._runs:
             return document
         words = hash_words([document.text])
@@ -100,7 +100,7 @@ def check_decontamination(section: DecontaminationSection) -> None:
 
 
 def read_evaluation(source: Source, keys: Sequence[str]) -> Iterator[EvaluationText]:
-    """The texts of one evaluation file: JSONL, parquet or plain text (a paragraph each).
+    """Yield the texts of one evaluation file: JSONL, parquet or plain text (a paragraph each).
 
     Args:
         source: The file.
@@ -155,7 +155,7 @@ def _read_rows(source: Source) -> Iterator[tuple[int, Any]]:
 
 
 def _strings(value: Any, keys: Sequence[str]) -> Iterator[str]:
-    """Every string in a value; of an object at the top, only under the keys, if there are any."""
+    """Yield every string in a value; of an object at the top, only under the keys, if there are any."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -170,7 +170,7 @@ def _strings(value: Any, keys: Sequence[str]) -> Iterator[str]:
 def _index_runs(
     texts: Sequence[EvaluationText], section: DecontaminationSection
 ) -> tuple[NDArray[np.uint64], dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]], NDArray[np.bool_]]:
-    """The runs of words to look for.
+    """Return the runs of words to look for.
 
     Returns:
         Sorted hashes of the first `min_words` words of every run; and by the number of words of a run, sorted hashes
@@ -197,13 +197,13 @@ def _index_runs(
 
 
 def _find(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which of `wanted` are among sorted hashes, and where there."""
+    """Return which of `wanted` are among sorted hashes, and where there."""
     places = np.minimum(np.searchsorted(hashes, wanted), len(hashes) - 1)
     at = np.flatnonzero(hashes[places] == wanted)
     return at, places[at]
 
 
 def _cut(text: str, words: Words, first: int, size: int) -> str:
-    """The words of a run, as the hashes see them (in lower case)."""
+    """Return the words of a run, as the hashes see them (in lower case)."""
     data = text.lower().encode(errors="surrogatepass")
     return data[words.starts[first] : words.ends[first + size - 1]].decode(errors="replace")

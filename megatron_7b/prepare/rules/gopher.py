@@ -1,6 +1,6 @@
 """The quality rules of Gopher (Rae et al. 2021, appendix A.1.1), on whole documents.
 
-**Source:** the decisions are those of datatrove's filters, which the tests compare with; n-grams are counted in NumPy,
+Source: the decisions are those of datatrove's filters, which the tests compare with; n-grams are counted in NumPy,
 because built as strings they take ten times as long as everything else in the pipeline together.
 """
 
@@ -218,7 +218,7 @@ class GopherQuality:
 
 
 def count_repeated(parts: Sequence[str]) -> tuple[int, int]:
-    """How many of the parts equal an earlier one, and their characters."""
+    """Return how many of the parts equal an earlier one, and their characters."""
     seen: set[str] = set()
     repeated = characters = 0
     for part in parts:

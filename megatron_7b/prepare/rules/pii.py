@@ -77,12 +77,12 @@ class PiiMasking:
             ]
 
     def __call__(self, document: Document) -> Document:
-        """The document with its text masked."""
+        """Return the document with its text masked."""
         document.text = self.mask(document.text)
         return document
 
     def mask(self, text: str) -> str:
-        """The text, masked; what was found is added to `changes`."""
+        """Return the text, masked; what was found is added to `changes`."""
         for rule in self._rules:
             text = rule(text)
         return text
@@ -131,7 +131,7 @@ class PiiMasking:
 
 
 def _find_iban_end(text: str, start: int) -> int | None:
-    """Where the IBAN that begins at `start` ends, or None where there is none: its country fixes its length."""
+    """Return where the IBAN that begins at `start` ends, or None if there is none: its country fixes its length."""
     length = _IBAN_LENGTHS.get(text[start : start + 2])
     if length is None:
         return None
@@ -153,7 +153,7 @@ def _find_iban_end(text: str, start: int) -> int | None:
 
 
 def _is_card(candidate: str) -> bool:
-    """An issuer's prefix, its length, and Luhn's checksum."""
+    """Return an issuer's prefix, its length, and Luhn's checksum."""
     digits = re.sub("[ -]", "", candidate)
     if not _CARD_ISSUERS.fullmatch(digits):
         return False

@@ -13,7 +13,7 @@ _SEED = 0x5EED
 
 
 def choose_split(text: str, section: SplitSection) -> SplitName:
-    """The split of a document, whatever other documents there are, in whatever order.
+    """Return the split of a document, whatever other documents there are, in whatever order.
 
     Each text has a fixed place between 0 and 1. Validation takes the lower end and test the upper one: when shares
     grow, documents leave only train, and none moves between the other two.

@@ -1,6 +1,6 @@
 """Rules for web pages: C4's (Raffel et al. 2020, section 2.2), FineWeb's (Penedo et al. 2024, section 3.6), bad words.
 
-**Source:** the decisions of the first two are those of datatrove's filters, which the tests compare with.
+Source: the decisions of the first two are those of datatrove's filters, which the tests compare with.
 """
 
 import re
@@ -29,7 +29,7 @@ class C4:
         self._section = section
 
     def __call__(self, document: Document) -> Document | Removed:
-        """The document with the lines that stay."""
+        """Return the document with the lines that stay."""
         section, lowered = self._section, document.text.lower()
         if section.drop_lorem_ipsum and "lorem ipsum" in lowered:
             return Removed("c4:lorem_ipsum", "the page has a placeholder's text")
@@ -43,7 +43,7 @@ class C4:
         return document
 
     def _clean(self, line: str) -> str | None:
-        """A line as it stays, or None."""
+        """Return a line as it stays, or None."""
         section, line = self._section, line.strip()
         words = split_words(line)
         if len(words) < section.min_words_per_line or any(len(word) > section.max_word_length for word in words):
@@ -115,7 +115,7 @@ class BadWords:
 
 
 def read_phrases(path: str) -> list[list[str]]:
-    """The words of each line of a list of words and phrases.
+    """Return the words of each line of a list of words and phrases.
 
     Raises:
         DataFormatError: The file cannot be read, or holds no word.

@@ -2,7 +2,7 @@
 
 Whitespace parts words, and punctuation stays on the word it touches: counted as words of its own it would make rules
 that were tuned on whitespace drop half of all clean documents. In scripts that are written without spaces (Chinese,
-Japanese, Thai, Lao, Burmese, Khmer) each character is a word, with the punctuation behind it.
+Japanese, Thai, Lao, Burmese, Khmer) each character is a word, with the punctuation after it.
 """
 
 import math
@@ -19,23 +19,23 @@ _LETTERS = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in order; linear in its length."""
+    """Return the words of a text, in order; linear in its length."""
     if text.isascii() or not _UNSPACED_CHARACTER.search(text):
         return text.split()
     return _WORD.findall(text)
 
 
 def split_bare_words(text: str) -> list[str]:
-    """As `split_words`, without punctuation: runs of letters, digits and underscores."""
+    """Split as `split_words`, without punctuation: runs of letters, digits and underscores."""
     return _LETTERS.findall(text)
 
 
 def is_unspaced(text: str, num_words: int) -> bool:
-    """Whether most of a text's words are single characters of a script without spaces."""
+    """Return whether most of a text's words are single characters of a script without spaces."""
     return not text.isascii() and 2 * len(_UNSPACED_CHARACTER.findall(text)) > num_words
 
 
 def mean_spaced_length(words: Sequence[str]) -> float:
-    """Mean length of the words with a letter or digit in scripts with spaces; infinite where there are none of them."""
+    """Return the mean length of words with a letter or digit in scripts with spaces; infinite if there are none."""
     spaced = [word for word in words if not _UNSPACED_CHARACTER.match(word) and _LETTERS.search(word)]
     return sum(map(len, spaced)) / len(spaced) if spaced else math.inf

@@ -70,7 +70,7 @@ class CorpusTask:
         """
         if self.folder.exists():
             return
-        # Answers that have been paid for outlive a killed worker, so they lie beside the folder that appears at once.
+        # Answers that have been paid for outlive a killed worker, so they are beside the folder that appears at once.
         answers = self.folder.with_name(f".{self.folder.name}.answers")
         answers.mkdir(parents=True, exist_ok=True)
         with publish(self.folder) as folder:
@@ -103,7 +103,7 @@ class CorpusTask:
         write_lines(folder / RESULT, [ledger.to_json()])
 
     def _augment(self, ledger: Ledger, splits: dict[str, list[Document]], answers: Path) -> None:
-        """Only training documents are rewritten; the others are counted as passing."""
+        """Rewrite training documents; the others are counted as passing."""
         step = Augmentation(self.documents.shard.recipe.augmentation)
         held_out = splits["validation"] + splits["test"]
         ledger.pass_step(step.name, None, held_out)
@@ -167,7 +167,7 @@ class _Decided:
 
 
 def _record(document: Document, *, provenance: bool) -> dict[str, Any]:
-    """A document as it is written: its text first, then its fields, then where it came from."""
+    """Return a document as it is written: its text first, then its fields, then where it came from."""
     record = {"text": document.text, **document.fields}
     if provenance:
         record.update(source_file=document.source, source_record=document.position)

@@ -34,7 +34,7 @@ _HEAD_CHARACTERS = 200
 
 
 def build_finders(recipe: Recipe) -> list[DuplicateFinder]:
-    """The finders of duplicates that a recipe asks for, in order."""
+    """Return the finders of duplicates that a recipe asks for, in order."""
     section = recipe.duplicates
     finders: list[DuplicateFinder] = []
     if section.exact:
@@ -56,7 +56,7 @@ class DocumentTask:
 
     @property
     def unpacked(self) -> Path:
-        """Where parts of unpacked files lie."""
+        """Folder of the parts of unpacked files."""
         return self.results.parent / UNPACKED
 
     @property
@@ -112,7 +112,7 @@ class _Run:
         write_lines(self._folder / RESULT, [result])
 
     def _stream(self) -> Iterator[list[Any]]:
-        """The kept documents, as they are written; everything else is noted on the way."""
+        """Yield the kept documents, as they are written; everything else is noted on the way."""
         for documents in self._read():
             for name in self._task.step_names:
                 languages = documents
@@ -126,7 +126,7 @@ class _Run:
                 yield [document.text, document.source, document.position, document.fields]
 
     def _read(self) -> Iterator[list[Document]]:
-        """Batches of documents; unreadable records and pages that are none are accounted for here."""
+        """Batches of documents; unreadable records and pages without text are accounted for here."""
         ledger, reading = self._ledger, self._task.shard.recipe.reading
         count = ledger.stage("reading")
         for piece in self._task.shard.pieces:
@@ -154,7 +154,7 @@ class _Run:
         count.check()
 
     def _skip(self, record: Record) -> Record:
-        """The record, unless it has ended the workers that looked at it."""
+        """Return the record, unless it has ended the workers that looked at it."""
         if isinstance(record, Document) and self._heartbeat.skipped:
             how = self._heartbeat.skipped.get(name_place(record.source, record.position))
             if how is not None:

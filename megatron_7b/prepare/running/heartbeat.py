@@ -18,7 +18,7 @@ class _Cells(ctypes.Structure):
 
 
 def name_place(source: str, position: int) -> str:
-    """A record, as messages name it."""
+    """Return a record, as messages name it."""
     return f"{source}:{position}"
 
 
@@ -37,18 +37,18 @@ class Heartbeat:
         self.skipped = skipped or {}
 
     def begin(self, stage: str) -> None:
-        """A stage begins, of no document yet."""
+        """Note that a stage begins, with no document yet."""
         self._cells.stage = stage.encode()[:_STAGE_BYTES]
         self._cells.place = b""
         self._cells.beats += 1
 
     def beat(self, source: str, position: int) -> None:
-        """The stage looks at a document."""
+        """Note that the stage looks at a document."""
         self._cells.place = os.fsencode(name_place(source, position))[-_PLACE_BYTES:]
         self._cells.beats += 1
 
     def reset(self) -> None:
-        """A new task."""
+        """Note a new task."""
         self._cells.stage = self._cells.place = b""
         self._cells.beats = 0
 

@@ -100,6 +100,6 @@ def _run_phase(
         if failed:
             raise MegatronError(
                 f"{len(failed)} of {len(waiting)} tasks failed on the Ray cluster, the first: {failed[0]}",
-                hint=f"their logs lie in {logs / 'logs'}; the same command goes on where it stopped",
+                hint=f"their logs are in {logs / 'logs'}; the same command continues where it stopped",
             )
     progress.advance(sum(sizes))

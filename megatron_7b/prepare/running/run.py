@@ -55,7 +55,7 @@ class PrepareJob:
     book: RecipeBook
     num_workers: int = 1
     stall_seconds: float = STALL_SECONDS
-    """A worker that gets no further for so long is ended; a document at which two ended is quarantined."""
+    """A worker that makes no progress for this long is ended; a document at which two ended is quarantined."""
     overwrite: bool = False
     """Replace the result of another recipe or other inputs."""
     keep_work: bool = False
@@ -64,7 +64,7 @@ class PrepareJob:
 
     @property
     def work_folder(self) -> Path:
-        """Where results on the way lie."""
+        """Folder of intermediate results."""
         return self.output_folder / "work"
 
     @cached_property
@@ -78,13 +78,13 @@ class Progress(Protocol):
     """Told how far a run is."""
 
     def begin(self, phase: str, total: int) -> None:
-        """A phase begins, of so many bytes of input."""
+        """Begin a phase with `total` bytes of input."""
 
     def advance(self, size: int) -> None:
-        """So many more of them are done."""
+        """Count `size` more of them as done."""
 
     def warn(self, message: str) -> None:
-        """Something was given up; the run goes on."""
+        """Tell that something was given up; the run continues."""
 
 
 class ResultTask(Task, Protocol):
@@ -105,10 +105,10 @@ class Plan:
 
 
 def run_prepare(job: PrepareJob, progress: Progress) -> RunReport:
-    """Make the corpus, or go on with it, or find it finished.
+    """Make the corpus, or continue it, or find it finished.
 
     Raises:
-        MegatronError: A mistake that the user can mend; nothing has been written but results on the way.
+        MegatronError: A mistake that the user can fix; only intermediate results have been written.
         AssertionError: Documents were lost: a defect.
     """
     started = time.time()
@@ -125,7 +125,7 @@ def run_prepare(job: PrepareJob, progress: Progress) -> RunReport:
 
 
 def check_job(job: PrepareJob) -> None:
-    """Everything that can be known before the first byte is read.
+    """Refuse all that can be known to be wrong before the first byte is read.
 
     Raises:
         MegatronError: What is missing or impossible.
@@ -146,7 +146,7 @@ def check_job(job: PrepareJob) -> None:
     output = job.output_folder.resolve()
     inside = [file.path for file in job.inputs.files if output in Path(file.path).resolve().parents]
     if inside:
-        raise ConfigError(f"input {inside[0]} lies in the output folder {job.output_folder}")
+        raise ConfigError(f"input {inside[0]} is in the output folder {job.output_folder}")
 
 
 def _check_formats(job: PrepareJob) -> None:
@@ -160,7 +160,7 @@ def _check_formats(job: PrepareJob) -> None:
 
 
 def recipes_of(book: RecipeBook) -> list[Recipe]:
-    """Every recipe that some file may have."""
+    """Return every recipe that some file may have."""
     return [book.recipe, *(recipe for _, recipe in book.per_source)]
 
 
@@ -184,7 +184,7 @@ def finish(job: PrepareJob, plan: Plan, started: float) -> RunReport:
 
 
 def find_finished(job: PrepareJob) -> RunReport | None:
-    """The report of a run that was the same and has finished.
+    """Return the report of a run that was the same and has finished.
 
     Raises:
         ConfigError: The folder holds the result of another run, or files of somebody else's.
@@ -205,7 +205,7 @@ def find_finished(job: PrepareJob) -> RunReport | None:
 
 
 def build_plan(job: PrepareJob, supervisor: Supervisor, progress: Progress) -> Plan:
-    """All tasks of a run; unpacks what cannot be cut before."""
+    """Return all tasks of a run; unpacks what cannot be cut before."""
     unpacking = plan_unpacking(job.inputs.files, job.book, job.work_folder)
     if unpacking:
         _run_phase("unpacking", unpacking, [task.file.size for task in unpacking], supervisor, progress)
@@ -239,7 +239,7 @@ def _run_phase(
 
 
 def _add_up(job: PrepareJob, plan: Plan, seconds: float) -> RunReport:
-    """The account of all shards, checked."""
+    """Return the account of all shards, checked."""
     firsts = [_result(task.folder / document_task.RESULT) for task in plan.documents]
     lasts = [_result(task.folder / corpus_task.RESULT) for task in plan.corpus]
     found = _result(plan.duplicates.folder / duplicate_task.RESULT)
@@ -270,7 +270,7 @@ def _add_up(job: PrepareJob, plan: Plan, seconds: float) -> RunReport:
         raise AssertionError(f"{stages[-1].kept} documents left the last stage, {written} were written")
     if not written:
         raise DataFormatError(
-            _explain_nothing(stages), hint=f"samples of what was dropped lie in {_keep_samples(plan)}"
+            _explain_nothing(stages), hint=f"samples of what was dropped are in {_keep_samples(plan)}"
         )
     return report
 
@@ -295,7 +295,7 @@ def _keep_samples(plan: Plan) -> Path:
 
 
 def _gather_samples(plan: Plan) -> dict[str, list[Sample]]:
-    """Samples of all shards by stage, of each reason the first few."""
+    """Return the samples of all shards by stage, the first few of each reason."""
     gathered: dict[str, list[Sample]] = {}
     counts: Counter[str] = Counter()
     folders = [task.folder for task in plan.documents] + [task.folder for task in plan.corpus]
@@ -341,7 +341,7 @@ _READABLE = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+    """Give a file a second name, or copy it if the file system has no such thing."""
     try:
         os.link(source, target)
     except OSError:

@@ -115,7 +115,7 @@ def _submit(job: PrepareJob, options: SlurmOptions, phases: Sequence[tuple[str, 
     except Exception as error:
         if type(error).__name__ != "CalledProcessError":
             raise
-        raise MegatronError(f"Slurm refused a job: {error}", hint=f"the scripts lie in {logs}") from error
+        raise MegatronError(f"Slurm refused a job: {error}", hint=f"the scripts are in {logs}") from error
     return [int(executor.job_id) for executor in executors]
 
 

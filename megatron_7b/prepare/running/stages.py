@@ -33,7 +33,7 @@ class Ledger:
         self._process = psutil.Process()
 
     def stage(self, name: str) -> StageCount:
-        """The count of a stage, made at its first mention; stages keep that order."""
+        """Return the count of a stage, made at its first mention; stages keep that order."""
         return self.stages.setdefault(name, StageCount(name))
 
     def pass_step(self, name: str, step: DocumentStep | None, documents: Sequence[Document]) -> list[Document]:
@@ -96,7 +96,7 @@ class Ledger:
             self.distributions.sources.setdefault(source, Counter())[kind] += number
 
     def to_json(self) -> dict[str, Any]:
-        """What the main process adds up."""
+        """Return what the main process adds up."""
         return {
             "stages": [stage.to_json() for stage in self.stages.values()],
             "distributions": self.distributions.to_json(),

@@ -30,15 +30,15 @@ _BUILDERS: dict[str, Callable[[Recipe], DocumentStep | None]] = {
 
 
 def build_steps(recipe: Recipe) -> dict[str, DocumentStep]:
-    """The steps of a recipe by name, in order."""
+    """Return the steps of a recipe by name, in order."""
     built = {name: build(recipe) for name, build in _BUILDERS.items()}
     return {name: step for name, step in built.items() if step is not None}
 
 
 def find_step_names(recipes: Iterable[Recipe]) -> list[str]:
-    """The steps that any of the recipes has, in order: all shards count all of them, so that the counts can be added.
+    """Return the steps that any recipe has, in order: all shards count all of them, so that counts can be added.
 
-    Builds every step once, so what one of them needs and lacks is said before the first document is read.
+    Builds every step once, so that what one of them needs and lacks is reported before the first document is read.
     """
     wanted = {name for recipe in recipes for name in build_steps(recipe)}
     return [name for name in _BUILDERS if name in wanted]

@@ -1,8 +1,8 @@
 """Tasks over worker processes, none of which is waited for after it has died or hangs.
 
 A worker that is killed (most often for memory), or whose heart has not beaten for some time, costs its task one more
-try in a fresh process. Where both ended at the same document, the task quarantines it and goes on; else the run stops
-and names the task. A mistake that the user can mend and a defect of ours stop the run at once. Workers end with their
+try in a fresh process. Where both ended at the same document, the task quarantines it and continues; else the run stops
+and names the task. A mistake that the user can fix and our bugs stop the run at once. Workers end with their
 parent, however that ends.
 """
 
@@ -29,7 +29,7 @@ _MAX_SKIPPED = 10
 _LONGEST_TICK_SECONDS = 1.0
 """Between two looks at the hearts. A longer time that has passed (a laptop that slept) is not held against a worker."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-"""Errors of the system that are not ours to mend."""
+"""Errors of the system, which are not our bugs."""
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -41,7 +41,7 @@ class Task(Protocol):
         """Names it in messages."""
 
     def run(self, heartbeat: Heartbeat) -> None:
-        """Do it, so that its result lies on the disk, and tell on the way what is being looked at."""
+        """Do it, so that its result is on disk, and tell on the way what is being looked at."""
 
 
 @dataclass(slots=True)
@@ -69,7 +69,7 @@ class Supervisor:
     Args:
         num_workers: At once.
         warn: Is told of documents that were given up.
-        stall_seconds: A worker without a heartbeat for so long is ended.
+        stall_seconds: A worker without a heartbeat for this long is ended.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Supervisor:
             self._start_worker()
 
     def _blame(self, task: int, death: _Death) -> None:
-        """Give up a document that has ended two workers, or the run where it is none."""
+        """Give up a document that has ended two workers, or the run if there is no such document."""
         deaths = self._deaths[task]
         deaths.append(death)
         if len(deaths) < ATTEMPTS:
@@ -189,14 +189,14 @@ class Supervisor:
             raise MegatronError(
                 f"{self._tasks[task].label}: its worker {death.how}, {ATTEMPTS} times",
                 hint="signal 9 is most often the kernel being out of memory: fewer --workers, or a smaller "
-                "--reading.shard-megabytes; the same command goes on where it stopped",
+                "--reading.shard-megabytes; the same command continues where it stopped",
             )
         skipped[death.place] = f"its worker {death.how}, {ATTEMPTS} times"
         deaths.clear()
         self._warn(f"{death.place} is quarantined: {skipped[death.place]}")
 
     def _explain(self, worker: _Worker) -> str:
-        """How a worker ended, and at what."""
+        """Return how a worker ended, and at what."""
         code = worker.process.exitcode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if worker.is_stalled:
@@ -206,7 +206,7 @@ class Supervisor:
 
 
 def _work(connection: Connection, cells: Any) -> None:
-    """A worker's life: tasks come, None or a failure goes back."""
+    """Be a worker: tasks come, None or a failure goes back."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends us
     for variable in ONE_THREAD:
         os.environ[variable] = "1"

@@ -25,11 +25,11 @@ _BLOCK_BYTES = 1 << 20
 _PARTS = "parts.jsonl"
 _LEVEL = 1
 _EXPANSION = 4
-"""Text is about so many times as large as what it was compressed to."""
+"""Text is about this many times as large as its compressed form."""
 
 
 def plan_unpacking(files: Sequence[InputFile], book: RecipeBook, work_folder: Path) -> list["UnpackTask"]:
-    """A task for each file that is to be unpacked first."""
+    """Return a task for each file that is to be unpacked first."""
     readings = ((file, book.find_entry(file.path)[1].reading) for file in files)
     results = work_folder / UNPACKED
     return [UnpackTask(file, reading, results) for file, reading in readings if _needs_unpacking(file, reading)]
@@ -100,7 +100,7 @@ class UnpackTask:
             write_lines(folder / _PARTS, parts)
 
     def pieces(self) -> list[Piece]:
-        """The parts of the file, once it has been unpacked."""
+        """Return the parts of the file, once it has been unpacked."""
         return [
             Piece(self.file, first_record=first, size=size, part=f"{self.key}/{name}")
             for name, first, size in read_lines(self.folder / _PARTS)

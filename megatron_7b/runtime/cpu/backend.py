@@ -32,7 +32,7 @@ _FACTORIES = (
 
 @dataclass(frozen=True)
 class Replacement:
-    """One replaced name: where it lives, what stands there now, and why."""
+    """One replaced name: where it is, what is there now, and why."""
 
     owner: Any
     name: str
@@ -242,7 +242,7 @@ def replacements() -> tuple[Replacement, ...]:
 
 
 def _core_replacements() -> tuple[Replacement, ...]:
-    """Names inside megatron-core itself; imported only once torch's are in place."""
+    """Return the names inside megatron-core itself, imported only once torch's are in place."""
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.optimizer import clip_grads
     from megatron.core.tensor_parallel import layers as core_layers
@@ -252,7 +252,7 @@ def _core_replacements() -> tuple[Replacement, ...]:
     fused = types.SimpleNamespace(
         wgrad_gemm_accum_fp32=accumulate_weight_gradient, wgrad_gemm_accum_fp16=accumulate_weight_gradient
     )
-    apex = "stands for apex's module of that name: weight gradients go straight into the gradient buffer"
+    apex = "takes the place of apex's module of that name: weight gradients go straight into the gradient buffer"
     return (
         Replacement(core_layers, "fused_weight_gradient_mlp_cuda", fused, apex),
         Replacement(core_layers, "_grad_accum_fusion_available", True, apex),
@@ -281,7 +281,7 @@ def install() -> None:
     """Put the backend in place; a second call does nothing.
 
     Raises:
-        ConfigError: torch sees a GPU.
+        ConfigError: Torch sees a GPU.
     """
     if _installed:
         return

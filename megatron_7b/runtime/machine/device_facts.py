@@ -24,7 +24,7 @@ def threads_per_rank(num_local_ranks: int) -> int:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -32,7 +32,7 @@ def processor() -> str:
 
 
 def bf16_instructions() -> list[str]:
-    """The processor's instructions that multiply bfloat16 natively, such as `amx_bf16`; empty where there are none."""
+    """Return the instructions that multiply bfloat16 natively, such as `amx_bf16`; empty if there are none."""
     flags: set[str] = set()
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         if line.startswith(("flags", "Features")):
@@ -42,12 +42,12 @@ def bf16_instructions() -> list[str]:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the processor has instructions for whole BF16 matrix products: AVX512-BF16 or AMX."""
+    """Return whether the processor has instructions for whole BF16 matrix products: AVX512-BF16 or AMX."""
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(bf16_instructions())
 
 
 def may_have_gpu() -> bool:
-    """Whether a driver offers a GPU to this process. Only torch knows whether it can be used."""
+    """Return whether a driver offers a GPU to this process. Only torch knows whether it can be used."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
     return any(_DEVICES.glob("nvidia[0-9]*")) or any((_DEVICES / name).exists() for name in ("kfd", "dxg"))

@@ -19,7 +19,7 @@ class PeakRate(NamedTuple):
     fp8: float | None
 
 
-# The first pattern that is found in torch's device name decides, so narrow ones stand before broad ones.
+# The first pattern that is found in torch's device name decides, so narrow ones come before broad ones.
 # Source: NVIDIA's and AMD's data sheets; figures "with sparsity" are halved.
 _PEAK_RATES: tuple[tuple[str, PeakRate], ...] = (
     (r"\bGB300\b", PeakRate(2500.0, 5000.0)),

@@ -6,7 +6,7 @@ from pathlib import Path
 from megatron_7b.runtime.machine.device_facts import memory_bytes
 
 _MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-_NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 where there is no limit
+_NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 if there is no limit
 
 
 def available_memory() -> int:

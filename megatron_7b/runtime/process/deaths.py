@@ -71,7 +71,7 @@ def describe_death(number: int, memory: MemoryWatch) -> str:
 
 
 def _counter_files(cgroups: Path, own_cgroups: Path) -> list[Path]:
-    """Files with the out-of-memory counters of this process's control group, version 2 and 1."""
+    """Return the files with the out-of-memory counters of this process's control group, version 2 and 1."""
     files = []
     for line in _read(own_cgroups).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -89,7 +89,7 @@ def _counter_files(cgroups: Path, own_cgroups: Path) -> list[Path]:
 
 
 def _read_counter(path: Path) -> int | None:
-    """The line `oom_kill N` of a file; None where it has none."""
+    """Return N of the line `oom_kill N` of a file; None if it has none."""
     for line in _read(path).splitlines():
         name, _, value = line.partition(" ")
         if name == "oom_kill" and value.strip().isdigit():

@@ -22,7 +22,7 @@ def initialize_process(runtime: RuntimeConfig) -> DeviceType:
     Collective: all ranks of the run.
 
     Raises:
-        ConfigError: the device asked for is not there.
+        ConfigError: The device asked for is not there.
     """
     device_type = resolve_device(runtime.device)
     if device_type == "cpu":

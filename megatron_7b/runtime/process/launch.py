@@ -6,7 +6,7 @@ the first error under a page about itself. Under torchrun or another launcher (`
 
 Rank 0 of the node keeps the terminal; the others write to log files. Signals are passed on. When a rank fails, the
 others are ended, and the failure that theirs follow from is shown once (`runtime.blame`). Only the logs are files with
-a name, so that nothing is left behind, even after kill -9.
+a name, so that nothing is left, even after kill -9.
 """
 
 import contextlib
@@ -93,12 +93,12 @@ class _Rank:
 
 
 def is_rank() -> bool:
-    """Whether this process is already a rank, started by torchrun, by a Slurm script or by `launch`."""
+    """Return whether this process is already a rank, started by torchrun, by a Slurm script or by `launch`."""
     return "RANK" in os.environ
 
 
 def megatron_command(arguments: Sequence[str]) -> list[str]:
-    """The process that runs `megatron-7b ARGUMENTS` with this interpreter."""
+    """Return the process that runs `megatron-7b ARGUMENTS` with this interpreter."""
     return [sys.executable, "-m", "megatron_7b", *arguments]
 
 
@@ -265,7 +265,7 @@ def _open_log(plan: LaunchPlan, rank: int) -> tuple[Path | None, int]:
 
 @contextlib.contextmanager
 def _reserved_port() -> Iterator[int]:
-    """A free TCP port that nobody else can get before rank 0 listens on it.
+    """Yield a free TCP port that nobody else can get before rank 0 listens on it.
 
     The socket stays bound without listening. Linux lets rank 0, which sets SO_REUSEADDR as we do, bind the port beside
     it, while it is taken for everyone who asks for any free port.
@@ -277,7 +277,7 @@ def _reserved_port() -> Iterator[int]:
 
 
 def _describe(cause: Verdict, rank: _Rank, memory: MemoryWatch, *, resumable: bool) -> str:
-    """What to print about the end that the others follow from."""
+    """Return what to print about the end that the others follow from."""
     code, record = cause.end.code, cause.end.record
     if record is not None:
         return record.message if cause.kind is Kind.STOPPED else f"error: {record.message}"
@@ -293,7 +293,7 @@ def _describe(cause: Verdict, rank: _Rank, memory: MemoryWatch, *, resumable: bo
 
 
 def _tail(rank: _Rank) -> str:
-    """The end of what a rank printed, where that did not go to the terminal."""
+    """Return the end of what a rank printed, if that did not go to the terminal."""
     if rank.output is None:
         return ""
     size = os.fstat(rank.output).st_size

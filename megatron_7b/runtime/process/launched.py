@@ -24,7 +24,7 @@ Kind = Literal["own", "followed", "stopped"]
 """Why a rank ends: an error of its own, one that follows from the loss of another rank, or a request."""
 
 _DISTRIBUTED_ERRORS = {"DistBackendError", "DistNetworkError", "DistStoreError"}
-"""Of torch.distributed, which must not be imported here; they stand for NCCL and for the rendezvous."""
+"""Of torch.distributed, which must not be imported here; they mean NCCL and the rendezvous."""
 _LOST_PEER = re.compile(
     r"gloo|nccl|connection (reset|closed|refused|aborted)|broken pipe|socket closed|timed out waiting", re.IGNORECASE
 )
@@ -91,7 +91,7 @@ def record_stop(message: str) -> bool:
 
 
 def follows_from_a_lost_peer(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, is what a rank makes of the failure of another."""
+    """Return whether an error, or one that it was raised from, is what a rank makes of the failure of another."""
     reason: BaseException | None = error
     while reason is not None:
         if isinstance(reason, CollectiveError) or _names_a_lost_peer(reason):

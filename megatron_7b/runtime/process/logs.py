@@ -35,7 +35,7 @@ _own: list[tuple[logging.Logger, logging.Handler]] = []
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that may run into a full disk: that is said once, and lines are written again once there is room."""
+    """A log file that survives a full disk: that is reported once, and writing continues once there is room."""
 
     _has_complained = False
 

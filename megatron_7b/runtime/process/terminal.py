@@ -39,12 +39,12 @@ class Terminal:
                 _drop(stream, error)
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Return whether it is a terminal."""
         stream = _stream()
         return stream is not None and stream.isatty()
 
     def fileno(self) -> int:
-        """Number of the file that is written to."""
+        """Return the number of the file that is written to."""
         stream = _stream()
         if stream is None:
             raise OSError(errno.EBADF, "standard error is closed")
