@@ -29,7 +29,7 @@
 #   NET_IFNAME=ib0               network interface, where host names resolve to another one
 #   SRUN_ARGS="…"                further options for srun
 #
-# The run folder must lie on a file system that all nodes share. A life that is about to reach the time limit saves and
+# The run folder must be on a file system that all nodes share. A life that is about to reach the time limit saves and
 # requeues the job; the next one resumes from the run folder. A crash is requeued only after progress.
 
 set -euo pipefail

@@ -9,7 +9,7 @@
 # Every command is shown as you would type it. Interrupted or killed, the same command continues with what is done. The
 # number of training steps is chosen for this machine: a trial of a few steps is timed, and FOLDER/plan keeps the choice.
 # Any failure ends the script with a non-zero status, and so does a model whose validation loss is not below the unigram
-# entropy of the corpus by what so many steps must reach.
+# entropy of the corpus by what that many steps must reach.
 set -euo pipefail
 { # read as a whole before it runs: an update of the file must not change a run in progress
 cd "$(dirname "$0")/.."

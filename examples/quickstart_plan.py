@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How many steps the quickstart trains for, from a trial of a few: so many that training takes two to three minutes.
+"""How many steps the quickstart trains for, from a trial of a few: as many as take two to three minutes.
 
     examples/quickstart_plan.py quickstart_run/trial/metrics.jsonl --seconds 14 --write quickstart_run/plan
 
@@ -49,7 +49,7 @@ def choose(step_seconds: float, start_seconds: float, steps: int | None = None) 
     Args:
         step_seconds: Of a step of 16 sequences.
         start_seconds: From a command to its first step.
-        steps: So many, whatever they take; None chooses.
+        steps: How many, whatever they take; None chooses.
     """
     if steps is not None:
         return Plan(steps, 16, step_seconds)
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("metrics", type=Path, help="metrics.jsonl of the trial")
     parser.add_argument("--seconds", type=float, required=True, help="what the trial took, its start included")
-    parser.add_argument("--steps", type=int, help="train for so many instead")
+    parser.add_argument("--steps", type=int, help="train for this many instead")
     parser.add_argument("--write", type=Path, required=True, metavar="FILE", help="where the plan goes")
     arguments = parser.parse_args()
     records = [json.loads(line) for line in arguments.metrics.read_text(encoding="utf-8").splitlines()]

@@ -130,7 +130,7 @@ void register_text(py::module_& module) {
   module.def("parse_jsonl", &parse_jsonl, arg("data"), arg("keys"),
              "Texts of the records that are plainly well formed.");
   module.def("frame_documents", &frame_any, arg("ids"), arg("lengths"), arg("token_bytes"), arg("bos"), arg("eod"),
-             "Narrow ids, with bos before and eod behind every document that has any.");
+             "Narrow ids, with bos before and eod after every document that has any.");
   module.def("find_unknown", &find_unknown, arg("text"), arg("known"), "Characters that a table does not have.");
 }
 

@@ -117,7 +117,7 @@ void register_writer(py::module_& module) {
       .def("add_document", &LockedWriter::add_document, arg("ids"), arg("sequence_lengths") = py::none(),
            "Append one document.")
       .def("add_documents", &LockedWriter::add_documents, arg("ids"), arg("lengths"),
-           "Append many documents whose ids lie one after the other.")
+           "Append many documents whose ids follow one another.")
       .def("checkpoint", &LockedWriter::checkpoint, py::call_guard<py::gil_scoped_release>(), "Hand all to the kernel.")
       .def("complete", &LockedWriter::complete, py::call_guard<py::gil_scoped_release>(), "Complete the .tmp files.")
       .def("suspend", &LockedWriter::suspend, py::call_guard<py::gil_scoped_release>(), "Close the .tmp files.")

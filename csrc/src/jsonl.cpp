@@ -151,7 +151,7 @@ class LineScanner {
     return false;
   }
 
-  // "name" and the colon behind it, with blanks; only names of plain ASCII.
+  // "name" and the colon after it, with blanks; only names of plain ASCII.
   bool scan_name(std::string_view& name) {
     if (!take('"')) {
       return false;
@@ -274,7 +274,7 @@ class LineScanner {
     }
     switch (*at_) {
       case '"': {
-        // Decoded behind the texts, where the next one will overwrite it.
+        // Decoded after the texts, where the next one will overwrite it.
         std::size_t size = 0;
         bool is_ascii = true;
         return decode_string(decoded_ + used_, size, is_ascii);

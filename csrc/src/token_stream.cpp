@@ -136,7 +136,7 @@ std::int64_t TokenStream::read(std::int64_t sample, std::int64_t vocab_size, std
   return wanted;
 }
 
-// Documents that begin inside of [position, position + count), which lies in the sample from `place` on.
+// Documents that begin inside of [position, position + count), which is in the sample from `place` on.
 void TokenStream::find_starts(std::int64_t position, std::int64_t count, std::int64_t place,
                               std::vector<std::int64_t>& starts) const {
   if (count == 0) {

@@ -107,7 +107,7 @@ export_environment() {
     export MASTER_ADDR MASTER_PORT NPROC_PER_NODE LAUNCHER RUN_DIR VENV=${VENV:-} PYTHON=${PYTHON:-}
     if [[ $DEVICE == cuda ]]; then
         # One hardware queue: kernels start in the order of launch, so that tensor-parallel communication, launched
-        # first, overlaps with the matrix product launched after it rather than waiting behind it.
+        # first, overlaps with the matrix product launched after it rather than waiting for it.
         export_setting CUDA_DEVICE_MAX_CONNECTIONS 1
         # Silent unless something is wrong, and then it names the interface or the peer.
         export_setting NCCL_DEBUG WARN

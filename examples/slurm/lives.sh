@@ -122,7 +122,7 @@ wait_for_trainer() { # sets CODE
     trap 'interrupted=yes; CODE=$OVERDUE; say "did not save in time"' ALRM
     # scancel, preemption, requeue: the tasks get it too, and may still save.
     trap 'interrupted=yes; say "Slurm ends the job"' TERM
-    # A trap interrupts `wait`, which then returns a code of its own while srun goes on; asked again it tells srun's.
+    # A trap interrupts `wait`, which then returns a code of its own while srun continues; asked again it tells srun's.
     while [[ -n $interrupted && -z $CODE ]]; do
         interrupted='' code=0
         wait "$SRUN_PID" || code=$?

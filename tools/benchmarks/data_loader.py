@@ -10,7 +10,7 @@ microbatches that a training step needs; ours always gives whole microbatches, i
 rounds alternate and the best of each is compared, by the wall clock and by the processor time of all threads; the
 latter is the fairer one on a busy machine.
 
---first-batch measures instead how long the first batch takes, and how much memory, in corpora of so many documents:
+--first-batch measures instead how long the first batch takes, and how much memory, in corpora of this many documents:
 the .idx is real (20 bytes per document on the disk of --folder), the .bin a hole of the right length, so all ids are 0.
 Each figure is that of a fresh process, with the .idx dropped from the page cache before (cold) and right after (warm).
 """

@@ -1,6 +1,6 @@
 """Raw files with faults planted into real text, and what must become of each document.
 
-Every document holds a word that stands nowhere else (its mark), so that it is found again in whatever comes out,
+Every document holds a word that is nowhere else (its mark), so that it is found again in whatever comes out,
 without asking the program under test.
 """
 
@@ -20,7 +20,7 @@ from foreign_sentences import FOREIGN
 PASSAGE_WORDS = 300
 EDITED_WORDS = 0.02
 FURNITURE = ("Imprint", "Subscribe to our newsletter", "All rights reserved")
-"""Words of the menu, the form and the footer that stand on every web page around its text."""
+"""Words of the menu, the form and the footer of every web page around its text."""
 SKIP_LINK = "Skip to main content"
 """The first words of every web page."""
 
@@ -40,7 +40,7 @@ class Planted:
 
 @dataclass
 class Corpus:
-    """Where the files lie, and what is in them."""
+    """Where the files are, and what is in them."""
 
     inputs: list[Path]
     evaluation: Path
@@ -50,11 +50,11 @@ class Corpus:
     unreadable: int
     """Records that are none."""
     pages: list[str]
-    """Marks of the documents that lie in web pages."""
+    """Marks of the documents in web pages."""
 
 
 class Marks:
-    """Words that stand nowhere else."""
+    """Words that are nowhere else."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -284,7 +284,7 @@ def cut_passages(file: Path) -> list[str]:
 
 
 def _sample_runs(text: str) -> set[int]:
-    """Checksums of one in four of the runs of six words: of the same ones, wherever they stand."""
+    """Checksums of one in four of the runs of six words: of the same ones, wherever they are."""
     words = re.findall(r"\w+", text.lower())
     sums = (zlib.crc32(" ".join(words[start : start + 6]).encode()) for start in range(len(words) - 5))
     return {value for value in sums if value % 4 == 0}

@@ -240,7 +240,7 @@ def measure_near(arguments: argparse.Namespace) -> NearResult:
 
 
 def shuffle_phrases(words: Sequence[str], rng: random.Random) -> list[str]:
-    """A hundred to four hundred words, in phrases of three to eight that stand in the books."""
+    """Return a hundred to four hundred words, in phrases of three to eight from the books."""
     size, chosen = rng.randint(100, 400), []
     while len(chosen) < size:
         start = rng.randrange(len(words) - 8)
@@ -319,7 +319,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the books, and of what is planted")
     parser.add_argument("--documents", type=int, default=100_000, help="for near duplicates alone")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--work-dir", type=Path, help="where files lie meanwhile (default: the temporary folder)")
+    parser.add_argument("--work-dir", type=Path, help="where files are meanwhile (default: the temporary folder)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="copy raw files and result there, for a look at them")
     parser.add_argument("--json", action="store_true", help="print figures only, as JSON")
     parser.add_argument("--output", type=Path, default=RESULTS, help="markdown file to append to; - for none")

@@ -135,7 +135,7 @@ def _enter(arguments: argparse.Namespace, work: Path, size: float) -> list[Conte
 
 
 def _cut(corpus: Path, size_mb: float) -> Path:
-    """The corpus's first lines, so many MB of them."""
+    """Return the corpus's first lines, this many MB of them."""
     if corpus.stat().st_size <= size_mb * 1e6:
         return corpus
     part = corpus.with_name(f"first-{size_mb:g}-of-{corpus.name.removeprefix('corpus-')}")
@@ -283,7 +283,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--megatron-lm", type=Path, metavar="DIR", help="checkout whose tools are measured as well")
     parser.add_argument("--default-tool-mb", type=float, help="size for its slow default tool (default: the smallest)")
-    parser.add_argument("--work-dir", type=Path, help="where the corpus lies meanwhile (default: the temporary folder)")
+    parser.add_argument("--work-dir", type=Path, help="where the corpus is meanwhile (default: the temporary folder)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="page whose timings are replaced; - for none")
     return parser.parse_args()
 

@@ -146,7 +146,7 @@ update_pip() {
     fi
 }
 
-# Import what every run imports: it proves the installation, and leaves the byte code of just those modules behind, also
+# Import what every run imports: it proves the installation, and leaves the byte code of just those modules, also
 # where the environment forbids writing it (a torch without byte code takes 20 seconds to import instead of 4).
 import_once() {
     local output

@@ -35,7 +35,7 @@ struct Origin {
   std::vector<std::int64_t> consumed;
 };
 
-// Where the arrays of one microbatch lie, each [b, s], in one buffer.
+// Where the arrays of one microbatch are, each [b, s], in one buffer.
 struct BatchView {
   std::int64_t* tokens;
   std::int64_t* labels;
@@ -52,7 +52,7 @@ class Batcher {
   std::int64_t seq_length() const { return seq_length_; }
   const BatchOptions& options() const { return options_; }
 
-  // The set and the number within it of a global sample, which must not lie before the origin.
+  // The set and the number within it of a global sample, which must not be before the origin.
   Blend::Pick pick(std::int64_t index) const;
   static std::size_t batch_bytes(std::int64_t num_samples, std::int64_t seq_length);
   BatchView view(void* buffer, std::int64_t num_samples) const;

@@ -12,7 +12,7 @@
 //              choices that (backward) allows are a matroid, whose greedy basis is best for every forward condition at
 //              once, and some valid schedule exists, so this one satisfies them.
 // These are the counts of earliest-deadline-first from the stream's beginning: a set between two integers has a
-// deadline behind n, so it gives way to all that are not, and among themselves the earliest deadline is served first.
+// deadline after n, so it gives way to all that are not, and among themselves the earliest deadline is served first.
 // Single samples are looked up in blocks of B >= D / min m_k slots, in which that rule is run from border to border.
 // Source: Baruah, Cohen, Plaxton, Varvel, "Proportionate progress: a notion of fairness in resource allocation", 1996.
 #pragma once

@@ -1,4 +1,4 @@
-// What a user can mend, as opposed to a defect of ours: becomes megatron_7b.errors.DataFormatError in Python.
+// What a user can fix, as opposed to our bugs: becomes megatron_7b.errors.DataFormatError in Python.
 #pragma once
 
 #include <stdexcept>

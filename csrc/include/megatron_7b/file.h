@@ -38,7 +38,7 @@ class MappedFile {
 class BufferedFile {
  public:
   explicit BufferedFile(const std::string& path);
-  // Keeps the first `kept_bytes` of a file that is there, and goes on behind them.
+  // Keeps the first `kept_bytes` of a file that is there, and continues after them.
   BufferedFile(const std::string& path, std::int64_t kept_bytes);
   ~BufferedFile();
   BufferedFile(const BufferedFile&) = delete;

@@ -26,7 +26,7 @@ class IndexWriter {
 
   // token_bytes: 2 for uint16 ids, 4 for int32 ids.
   IndexWriter(const std::string& prefix, int token_bytes);
-  // Goes on behind a checkpoint of an earlier writer.
+  // Continues after a checkpoint of an earlier writer.
   IndexWriter(const std::string& prefix, int token_bytes, const Checkpoint& checkpoint);
   // Removes the temporary files of a writer that was not finished.
   ~IndexWriter();
@@ -69,7 +69,7 @@ class IndexWriter {
   Checkpoint at_;
   std::unique_ptr<BufferedFile> bin_;
   std::unique_ptr<BufferedFile> idx_;
-  // Bounds 0, 1, 2, … are implied until the first document that is not exactly one sequence; from then on they lie
+  // Bounds 0, 1, 2, … are implied until the first document that is not exactly one sequence; from then on they are
   // here.
   std::unique_ptr<BufferedFile> bounds_;
 };

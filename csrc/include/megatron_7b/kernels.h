@@ -1,7 +1,7 @@
 // Element-wise work of a transformer layer on a CPU, each function one pass over memory.
 //
 // Arrays are dense unless strides are given, rows × width; `T` is float or BFloat16, arithmetic is float. Rows are
-// shared out over `threads` threads. A result depends neither on their number nor on where the arrays lie in memory.
+// shared out over `threads` threads. A result depends neither on their number nor on where the arrays are in memory.
 #pragma once
 
 #include <cstdint>

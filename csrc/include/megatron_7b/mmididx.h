@@ -1,4 +1,4 @@
-// Megatron's MMIDIDX format: PREFIX.bin holds token ids and nothing else, PREFIX.idx says where each sequence lies.
+// Megatron's MMIDIDX format: PREFIX.bin holds token ids and nothing else, PREFIX.idx says where each sequence is.
 //
 //   offset  type                 content
 //        0  char[9]              "MMIDIDX\0\0"

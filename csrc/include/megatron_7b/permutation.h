@@ -1,7 +1,7 @@
 // A keyed bijection of [0, size): shuffles without a table, in constant memory and constant expected time.
 //
 // An unbalanced Feistel network over the smallest power of two that holds `size`, walked along its cycle until the
-// value is back inside (fewer than two steps on average, since less than half of the domain lies outside).
+// value is back inside (fewer than two steps on average, since less than half of the domain is outside).
 #pragma once
 
 #include <cstdint>

@@ -4,12 +4,12 @@
 // ring, from the beginning of a document drawn by (key, e); the epochs follow one another without a gap in one endless
 // stream; sample i takes the s + 1 tokens from i * s on (the last one is only a label, and the first input of sample
 // i + 1). So each epoch reads every token exactly once as an input, whatever T and s: no remainder is dropped, and the
-// sample at the end of an epoch goes on into the next one. Cuts fall differently in each epoch.
+// sample at the end of an epoch continues into the next one. Cuts fall differently in each epoch.
 //
 // The samples that begin in epoch e are N_e = ceil((e + 1) T / s) - ceil(e T / s) in number, and are read in the order
 // of a keyed bijection of [0, N_e). All of it is arithmetic: the millionth epoch costs what the first does.
 //
-// Not shuffled, the corpus is read once from its first token to its last; what lies behind its end is masked.
+// Not shuffled, the corpus is read once from its first token to its last; what comes after its end is masked.
 #pragma once
 
 #include <cstdint>
@@ -32,10 +32,10 @@ class TokenStream {
   std::int64_t num_samples() const;
   std::int64_t epoch_of(std::int64_t sample) const;
 
-  // Copies the seq_length + 1 ids of a sample to `ids`, zeros behind the end, and returns how many are real.
+  // Copies the seq_length + 1 ids of a sample to `ids`, zeros after the end, and returns how many are real.
   // Throws FormatError for an id at or above vocab_size (0: not checked) or below zero.
   // Where `starts` is given, it receives the places in (0, seq_length] of the sample at which a document begins, in
-  // ascending order; what lies behind the end counts as one more document.
+  // ascending order; what comes after the end counts as one more document.
   std::int64_t read(std::int64_t sample, std::int64_t vocab_size, std::int64_t* ids,
                     std::vector<std::int64_t>* starts = nullptr) const;
 
