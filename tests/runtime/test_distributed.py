@@ -2,14 +2,17 @@
 
 import datetime as dt
 import os
+import socket
+import time
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from megatron_7b.config.schema import RuntimeConfig
 from megatron_7b.runtime.process import distributed
-from megatron_7b.runtime.process.distributed import initialize_process, process_group_options
+from megatron_7b.runtime.process.distributed import initialize_process, leave_process_group, process_group_options
 from tests.support.ranks import run_ranks
 
 TIMEOUT = dt.timedelta(minutes=3)
@@ -50,3 +53,27 @@ def test_torch_is_given_these_and_nothing_else() -> None:
     expected = process_group_options("cpu", timeout=TIMEOUT, is_launched=False)
     assert calls == [{name: value for name, value in expected.items() if name != "store"}]
     assert device is None
+
+
+def _join_three_times(port: int) -> list[float]:
+    """Entry point of a rank: what a script does that trains, evaluates and generates in turn."""
+    rank = dist.get_rank()
+    dist.destroy_process_group()
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    sums = []
+    for number in range(3):
+        initialize_process(RuntimeConfig(device="cpu"))
+        total = torch.tensor(float(rank + number))
+        dist.all_reduce(total)
+        sums.append(total.item())
+        if rank == 0:
+            time.sleep(0.5)  # the other rank is back first, and must not take the old group's address for the new one's
+        leave_process_group()
+    return sums
+
+
+def test_a_process_may_join_one_group_after_another() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    assert run_ranks(2, _join_three_times, port) == [[1.0, 3.0, 5.0]] * 2

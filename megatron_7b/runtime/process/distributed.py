@@ -1,11 +1,14 @@
 """Start and end of a process's part in a run: device, threads, default process group."""
 
 import datetime as dt
+import functools
+import itertools
 import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from megatron_7b.config.schema import RuntimeConfig
 from megatron_7b.runtime.cpu import backend as cpu_backend
@@ -37,8 +40,37 @@ def initialize_process(runtime: RuntimeConfig) -> DeviceType:
         torch.cuda.set_device(local_rank())
     if not dist.is_initialized():
         timeout = dt.timedelta(minutes=runtime.distributed_timeout_minutes)
-        dist.init_process_group(**process_group_options(device_type, timeout=timeout, is_launched="RANK" in os.environ))
+        is_launched = "RANK" in os.environ
+        options = process_group_options(device_type, timeout=timeout, is_launched=is_launched)
+        dist.init_process_group(**options, **(_next_rendezvous(timeout) if is_launched else {}))
     return device_type
+
+
+_group_numbers = itertools.count()
+"""Of the groups that this process joins; the same on all ranks, as all join together."""
+
+
+def _next_rendezvous(timeout: dt.timedelta) -> dict[str, Any]:
+    """Return where the ranks meet this time: in the launcher's store, under a name of its own.
+
+    A script may train, evaluate and generate in turn, each with a process group. torch would meet them all in one
+    place, where a rank that comes early finds the addresses of the group before.
+    """
+    store = dist.PrefixStore(f"group {next(_group_numbers)}", _launcher_store(timeout))  # type: ignore[attr-defined]
+    return {"store": store, **_own_place()}
+
+
+@functools.cache
+def _launcher_store(timeout: dt.timedelta) -> Any:
+    """Return the store of the launcher's address; the first rank serves it as long as it lives."""
+    place = _own_place()
+    store, _, _ = next(rendezvous("env://", place["rank"], place["world_size"], timeout=timeout))
+    store.set_timeout(timeout)
+    return store
+
+
+def _own_place() -> dict[str, int]:
+    return {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
 
 
 def _choose_deterministic_kernels() -> None:
