@@ -1,1 +1,10 @@
-"""Text from a model: sampling, a key-value cache, and an engine that streams tokens at any TP×PP."""
+"""Text from a model: sampling, beam search, a key-value cache, and an engine that streams tokens at any TP×PP.
+
+From Python: `open_session`. Nothing here imports torch before a session is opened.
+"""
+
+from megatron_7b.generation.options import GenerationOptions
+from megatron_7b.generation.samples import Piece, Sample
+from megatron_7b.generation.session import Session, open_session
+
+__all__ = ["GenerationOptions", "Piece", "Sample", "Session", "open_session"]

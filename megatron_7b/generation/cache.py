@@ -146,10 +146,22 @@ class KeyValueCache:
             seen.append(rows[:, :, : placement.num_positions])
         return seen[0], seen[1]
 
-    def copy_row(self, source: int, target: int, num_positions: int) -> None:
-        """Copy the first positions of one row to another, in all layers."""
+    def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
+        """Copy positions of rows to others, in all layers.
+
+        Args:
+            copies: Pairs of (source, target); no target is a source.
+            positions: Which positions.
+        """
+        if len(copies) == 1:  # without the temporary copy that an index makes
+            (source, target), *_ = copies
+            for block in (*self._keys, *self._values):
+                block[target, :, positions] = block[source, :, positions]
+            return
+        device = self._keys[0].device
+        sources, targets = torch.tensor(copies, device=device).unbind(1)
         for block in (*self._keys, *self._values):
-            block[target, :, :num_positions] = block[source, :, :num_positions]
+            block[targets, :, positions] = block[sources, :, positions]
 
 
 class CachedAttention(nn.Module):

@@ -16,11 +16,13 @@ class Prompt:
         text: The text.
         ids: Its tokens.
         is_chat: It is a conversation, spelled out for the model: readers want the reply alone.
+        is_source: It is what an encoder reads: the decoder's text is no continuation of it.
     """
 
     text: str
     ids: tuple[int, ...]
     is_chat: bool = False
+    is_source: bool = False
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, *, add_bos: bool | None = None) -> Prompt:
@@ -35,7 +37,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, *, add_bos: bool | None = Non
         ConfigError: The tokenizer has no bos token, or the text is empty and no token begins a document.
     """
     if add_bos and tokenizer.bos_id is None:
-        raise ConfigError("--add-bos is set, but the tokenizer has no bos token")
+        raise ConfigError("a bos token is asked for, but the tokenizer has none")
     leading = leading_ids(tokenizer) if add_bos is None else ()
     if add_bos and tokenizer.bos_id is not None:
         leading = (tokenizer.bos_id,)

@@ -1,10 +1,10 @@
-"""What is asked of the engine, and what it answers."""
+"""What is asked of the engine, and what it answers. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.generation.sampling import SamplingOptions
+from megatron_7b.generation.options import BeamOptions, SamplingOptions
 
 FinishReason = Literal["eod", "length"]
 
@@ -16,16 +16,18 @@ class GenerationRequest:
     Attributes:
         prompt_ids: At least one token.
         max_new_tokens: The text ends here at the latest.
-        sampling: How tokens are chosen.
+        decoding: How tokens are chosen.
         sample_index: Tells samples of one prompt and seed apart.
         ignore_eod: Continue after a token that ends texts.
+        forced_last_id: Token that a text of `max_new_tokens` ends with; None: whichever is chosen.
     """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    decoding: SamplingOptions | BeamOptions = field(default_factory=SamplingOptions)
     sample_index: int = 0
     ignore_eod: bool = False
+    forced_last_id: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -39,6 +41,11 @@ class GenerationRequest:
             )
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+
+    @property
+    def num_rows(self) -> int:
+        """Places that the text takes in a batch."""
+        return self.decoding.num_beams if isinstance(self.decoding, BeamOptions) else 1
 
     def check_length(self, max_length: int) -> None:
         """Check that the text fits into a context.
@@ -68,3 +75,44 @@ class GeneratedToken:
     request: int
     token_id: int
     finish_reason: FinishReason | None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing follows about this request."""
+        return self.finish_reason is not None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A text that beam search has found.
+
+    Attributes:
+        token_ids: Its new tokens, one that ends it included.
+        score: Sum of their log probabilities, divided as `BeamOptions.length_penalty` says.
+        finish_reason: Why it ends.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class FinishedSearch:
+    """A beam search has ended.
+
+    Attributes:
+        request: Number that `GenerationEngine.submit` gave.
+        hypotheses: The texts that were asked for, the best first.
+    """
+
+    request: int
+    hypotheses: tuple[Hypothesis, ...]
+
+    @property
+    def is_last(self) -> bool:
+        """Nothing follows."""
+        return True
+
+
+type GenerationEvent = GeneratedToken | FinishedSearch

@@ -6,50 +6,11 @@ the device nor on what else is in the batch.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron_7b.errors import ConfigError
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: Divides the logits; 0 always takes the most probable token (greedy).
-        top_k: Keep this many tokens, the most probable ones; None keeps all.
-        top_p: Then keep the fewest of the most probable ones whose share reaches this; None keeps all.
-        repetition_penalty: Positive logits of tokens that the text has already are divided by this, negative ones
-            multiplied, before anything else; 1 changes nothing.
-        seed: The same seed gives the same text.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float = 1.0
-    seed: int = 1234
-
-    def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            ConfigError: one is out of range; all of them in one message.
-        """
-        problems = []
-        if not 0.0 <= self.temperature < float("inf"):
-            problems.append(f"temperature is {self.temperature}, expected a number of at least 0")
-        if self.top_k is not None and self.top_k < 1:
-            problems.append(f"top_k is {self.top_k}, expected at least 1")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            problems.append(f"top_p is {self.top_p}, expected more than 0 and at most 1")
-        if not 0.0 < self.repetition_penalty < float("inf"):
-            problems.append(f"repetition_penalty is {self.repetition_penalty}, expected a number above 0")
-        if problems:
-            raise ConfigError("; ".join(problems))
+from megatron_7b.generation.options import SamplingOptions
 
 
 def penalize(logits: Tensor, token_ids: Tensor, penalty: float) -> Tensor:

@@ -5,24 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from megatron_7b.tokenizer.base import Tokenizer
-from megatron_7b.tokenizer.definition import CONFIG_FILE, read_object_if_there
-from megatron_7b.tokenizer.settled import SPECIAL_TOKENS_FILE
+from megatron_7b.tokenizer.settled import read_declarations
 
 
 def read_tokenizer_settings(tokenizer: Tokenizer) -> Mapping[str, Any]:
-    """Return the content of tokenizer_config.json over that of special_tokens_map.json, without empty values.
+    """Return what the files beside a vocabulary say, with transformers' precedence, without empty values.
 
     Raises:
-        DataFormatError: One of them is damaged.
+        DataFormatError: One of them is not a JSON object.
     """
     folder = tokenizer_folder(tokenizer)
-    if folder is None:
-        return {}
-    settings: dict[str, Any] = {}
-    for name in (SPECIAL_TOKENS_FILE, CONFIG_FILE):
-        content = read_object_if_there(folder / name)
-        settings |= {key: value for key, value in content.items() if value is not None}
-    return settings
+    settings = {} if folder is None else read_declarations(folder).settings
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def tokenizer_folder(tokenizer: Tokenizer) -> Path | None:

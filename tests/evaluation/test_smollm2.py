@@ -77,15 +77,15 @@ def greedy_texts(checkpoint: Path, prompts: list[tuple[int, ...]], overrides: Ma
     from megatron_7b.checkpoint.inference_config import inference_config
     from megatron_7b.checkpoint.open_model import opened_model
     from megatron_7b.generation.engine import GenerationEngine
+    from megatron_7b.generation.options import SamplingOptions
     from megatron_7b.generation.requests import GenerationRequest
-    from megatron_7b.generation.sampling import SamplingOptions
 
     config = inference_config(checkpoint, {"runtime.num_threads": 1, **overrides})
     texts: list[list[int]] = [[] for _ in prompts]
     greedy = SamplingOptions(temperature=0.0)
     with opened_model(checkpoint, config) as model, GenerationEngine(model.only_chunk) as engine:
         requests = [
-            GenerationRequest(prompt_ids=prompt, max_new_tokens=NUM_TOKENS, sampling=greedy) for prompt in prompts
+            GenerationRequest(prompt_ids=prompt, max_new_tokens=NUM_TOKENS, decoding=greedy) for prompt in prompts
         ]
         for token in engine.generate(requests):
             texts[token.request].append(token.token_id)

@@ -11,8 +11,8 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.cache import CachedAttention, attention_layers, place, visible_keys
 from megatron_7b.generation.engine import GenerationEngine
+from megatron_7b.generation.options import SamplingOptions
 from megatron_7b.generation.requests import GenerationRequest
-from megatron_7b.generation.sampling import SamplingOptions
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.kinds.decoder.network import LanguageModel
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
@@ -53,14 +53,15 @@ def cached_logits(config: RunConfig, rows: Sequence[Sequence[int]], num_prefille
     model = build(config)
     with GenerationEngine(model) as engine, torch.inference_mode():
         longest = max(num_prefilled)
-        engine._cache.reserve(len(rows), longest)  # grows while texts run
+        runner = engine._runner
+        runner._cache.reserve(len(rows), longest)  # grows while texts run
         prompts = [[*row[:length], *[0] * (longest - length)] for row, length in zip(rows, num_prefilled, strict=True)]
         lengths = list(num_prefilled)
-        steps = [engine._stage.forward(prompts, 0, [0] * len(rows), last=[length - 1 for length in lengths])]
+        steps = [runner.forward(prompts, 0, [0] * len(rows), last=[length - 1 for length in lengths])]
         while all(length < len(row) for length, row in zip(lengths, rows, strict=True)):
-            engine._cache.reserve(len(rows), max(lengths) + 1)
+            runner._cache.reserve(len(rows), max(lengths) + 1)
             tokens = [[row[length]] for row, length in zip(rows, lengths, strict=True)]
-            steps.append(engine._stage.forward(tokens, 0, lengths, last=[0] * len(rows)))
+            steps.append(runner.forward(tokens, 0, lengths, last=[0] * len(rows)))
             lengths = [length + 1 for length in lengths]
         assert all(isinstance(a.core_attention, CachedAttention) for a in attention_layers(model.decoder.layers))
     assert not any(isinstance(a.core_attention, CachedAttention) for a in attention_layers(model.decoder.layers))
@@ -98,7 +99,7 @@ def continue_texts(
     new_tokens = new_tokens or [12] * len(prompts)
     requests = [
         GenerationRequest(
-            prompt_ids=prompt, max_new_tokens=count, sampling=options, sample_index=prompts[:index].count(prompt)
+            prompt_ids=prompt, max_new_tokens=count, decoding=options, sample_index=prompts[:index].count(prompt)
         )
         for index, (prompt, count) in enumerate(zip(prompts, new_tokens, strict=True))
     ]
@@ -167,7 +168,7 @@ def cancelled(config: RunConfig) -> tuple[list[list[int]], int]:
     """Drop the first of three texts after three steps."""
     with GenerationEngine(build(config)) as engine:
         numbers = [
-            engine.submit(GenerationRequest(prompt_ids=prompt, max_new_tokens=12, sampling=GREEDY))
+            engine.submit(GenerationRequest(prompt_ids=prompt, max_new_tokens=12, decoding=GREEDY))
             for prompt in PROMPTS[:3]
         ]
         texts: list[list[int]] = [[] for _ in numbers]

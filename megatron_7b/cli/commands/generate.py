@@ -12,28 +12,24 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from megatron_7b.checkpoint import Companions, tokenizer_path
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.generated_text import print_texts
 from megatron_7b.cli.options import Parser, parse_arguments
-from megatron_7b.cli.ranks import smallest_world_size
-from megatron_7b.errors import CheckpointError, ConfigError
-from megatron_7b.generation.prompts import Prompt, encode_prompt
-from megatron_7b.generation.settings import GenerationSettings, read_generation_settings
+from megatron_7b.errors import ConfigError
+from megatron_7b.generation.options import GenerationOptions
+from megatron_7b.generation.prompts import Prompt
+from megatron_7b.generation.setup import (
+    DEFAULT_MAX_NEW_TOKENS,
+    REQUIREMENTS,
+    GenerationSetup,
+    check_kind,
+    check_one_copy,
+    read_setup,
+)
 from megatron_7b.runtime.process.logs import configure_logging
-from megatron_7b.tokenizer import Tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from megatron_7b.generation.requests import GenerationRequest
-    from megatron_7b.generation.sampling import SamplingOptions
 
 SUMMARY = "continue a text with a checkpoint"
-
-_MAX_NEW_TOKENS = 128
-# The engine's cache and its positions per text need the torch-native layers, which compute in FP32 and BF16.
-_REQUIREMENTS = {"model.transformer_impl": "local", "precision.fp8": "none"}
 
 
 def main(argv: list[str]) -> int:
@@ -42,21 +38,18 @@ def main(argv: list[str]) -> int:
     Raises:
         MegatronError: Before any model is built where possible.
     """
-    command = CheckpointCommand.read(parse_arguments(_parser(), argv), _REQUIREMENTS)
+    command = CheckpointCommand.read(parse_arguments(_parser(), argv), REQUIREMENTS)
     flags = command.command_line.flags
-    _check_kind(command)
-    if flags.num_samples < 1:
-        raise ConfigError(f"--num-samples is {flags.num_samples}, expected at least 1")
+    options = _options(flags)
+    check_kind(command.folder, command.config)
     texts = _read_texts(flags)  # once: a pipe gives its text once
-    tokenizer = _load_tokenizer(flags, command.folder)
-    settings = read_generation_settings(Companions.of(command.folder).hugging_face)
-    prompts = (_read_chat if _is_chat(flags) else _read_prompts)(texts, flags, tokenizer)
-    if command.layout.dp_size > 1:
-        raise ConfigError(
-            f"{command.world_size} ranks hold more than one copy of the model",
-            hint=f"generation takes --nproc {smallest_world_size(command.config.parallel)}",
-        )
-    return _generate(command, tokenizer, settings, prompts) if command.runs_here else command.launch("generate", argv)
+    setup = read_setup(command.folder, command.config, flags.tokenizer)
+    prompts = (_read_chat if _is_chat(flags) else _read_prompts)(texts, flags, setup)
+    check_one_copy(command.layout, command.world_size)
+    setup.requests(prompts, options)  # refuses what the model's context has no room for, before ranks are started
+    if not command.runs_here:
+        return command.launch("generate", argv)
+    return _generate(setup, prompts, options, fp32_on_cpu=command.fp32_on_cpu, as_json=flags.json)
 
 
 def _parser() -> Parser:
@@ -76,7 +69,7 @@ def _parser() -> Parser:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help=f"the text ends here at the latest; default: {_MAX_NEW_TOKENS}, or what the context leaves",
+        help=f"the text ends here at the latest; default: {DEFAULT_MAX_NEW_TOKENS}, or what the context leaves",
     )
     parser.add_argument(
         "--ignore-eod", "--ignore-eos", action="store_true", help="continue after the tokens that end a text"
@@ -101,44 +94,70 @@ def _parser() -> Parser:
         "--repetition-penalty", type=float, metavar="R", help="above 1: tokens that the text has become less probable"
     )
     sampling.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text")
-    sampling.add_argument("--num-samples", type=int, default=1, metavar="N", help="texts per prompt")
+    sampling.add_argument(
+        "--num-samples",
+        "--num-return-sequences",
+        type=int,
+        default=1,
+        metavar="N",
+        help="texts per prompt: samples, or the best ones of a beam search",
+    )
+    beams = parser.add_argument_group("beam search")
+    beams.add_argument(
+        "--num-beams", type=int, metavar="N", help="look for the most probable texts, continuing N side by side"
+    )
+    beams.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="A",
+        help="log probabilities are divided by length to this power; default: 1; above 0 favors longer texts",
+    )
+    beams.add_argument(
+        "--early-stopping",
+        nargs="?",
+        const="true",
+        choices=("true", "false", "never"),
+        help="stop once N texts are complete (true), once no better one is likely (false, the default), or possible",
+    )
     return parser
 
 
-def _check_kind(command: CheckpointCommand) -> None:
-    """Refuse a model that does not predict what comes next."""
-    model = command.config.model
-    if model.traits.kind != "decoder":
-        raise ConfigError(
-            f"{command.folder} holds a model of kind {model.traits.kind} ({model.architecture}), which cannot continue "
-            "a text",
-            hint="`megatron-7b evaluate` measures it; generation takes a decoder such as gpt2 or llama",
-        )
-
-
-def _load_tokenizer(flags: argparse.Namespace, folder: Path) -> Tokenizer:
-    path = flags.tokenizer or tokenizer_path(folder)
-    if path is None:
-        raise CheckpointError(f"{folder} carries no tokenizer", hint="name one with --tokenizer DIR")
-    return load_tokenizer(path)
+def _options(flags: argparse.Namespace) -> GenerationOptions:
+    """Return what the flags ask for, found wrong before anything is read."""
+    if flags.greedy and flags.temperature:
+        raise ConfigError(f"--greedy and --temperature {flags.temperature:g} contradict each other")
+    return GenerationOptions(
+        max_new_tokens=flags.max_new_tokens,
+        num_return_sequences=flags.num_samples,
+        temperature=0.0 if flags.greedy else flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+        repetition_penalty=flags.repetition_penalty,
+        seed=flags.seed,
+        num_beams=flags.num_beams,
+        length_penalty=flags.length_penalty,
+        early_stopping={"true": True, "false": False, "never": "never", None: None}[flags.early_stopping],
+        ignore_eod=flags.ignore_eod,
+    )
 
 
 def _is_chat(flags: argparse.Namespace) -> bool:
     return bool(flags.chat or flags.system is not None or flags.messages is not None)
 
 
-def _read_prompts(texts: Sequence[str], flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
-    return [encode_prompt(text, tokenizer, add_bos=flags.add_bos) for text in texts]
+def _read_prompts(texts: Sequence[str], flags: argparse.Namespace, setup: GenerationSetup) -> list[Prompt]:
+    if flags.add_bos and setup.tokenizer.bos_id is None:
+        raise ConfigError("--add-bos is set, but the tokenizer has no bos token")
+    return [setup.encode(text, add_bos=flags.add_bos) for text in texts]
 
 
-def _read_chat(texts: Sequence[str], flags: argparse.Namespace, tokenizer: Tokenizer) -> list[Prompt]:
+def _read_chat(texts: Sequence[str], flags: argparse.Namespace, setup: GenerationSetup) -> list[Prompt]:
     """Return one conversation per text that was given, or the one of --messages."""
-    from megatron_7b.generation.chat import encode_conversation, read_conversation
-    from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation
+    from megatron_7b.generation.chat import read_conversation
+    from megatron_7b.tokenizer.chat_template import Conversation
 
     if flags.add_bos is not None:
         raise ConfigError("--add-bos and --no-add-bos do not go with a chat: its template says how it begins")
-    template = ChatTemplate(tokenizer)
     start = read_conversation(flags.messages) if flags.messages is not None else Conversation(())
     messages = list(start.messages)
     if flags.system is not None:
@@ -146,10 +165,8 @@ def _read_chat(texts: Sequence[str], flags: argparse.Namespace, tokenizer: Token
             raise ConfigError("--system is set, but --messages begins with a system message already")
         messages.insert(0, {"role": "system", "content": flags.system})
     questions = [[{"role": "user", "content": text}] for text in texts]
-    return [
-        encode_conversation(dataclasses.replace(start, messages=[*messages, *question]), template)
-        for question in questions or [[]]
-    ]
+    conversations = [dataclasses.replace(start, messages=[*messages, *question]) for question in questions or [[]]]
+    return [setup.encode_chat(conversation) for conversation in conversations]
 
 
 def _read_texts(flags: argparse.Namespace) -> list[str]:
@@ -168,71 +185,20 @@ def _read_texts(flags: argparse.Namespace) -> list[str]:
 
 
 def _generate(
-    command: CheckpointCommand, tokenizer: Tokenizer, settings: GenerationSettings, prompts: Sequence[Prompt]
+    setup: GenerationSetup, prompts: Sequence[Prompt], options: GenerationOptions, *, fp32_on_cpu: bool, as_json: bool
 ) -> int:
     """Generate on this rank, and print on the main one."""
-    flags, config = command.command_line.flags, command.config
     configure_logging(int(os.environ.get("RANK", "0")))  # before libraries are imported that warn while they load
-    from megatron_7b.checkpoint.open_model import opened_model
-    from megatron_7b.generation.engine import GenerationEngine
+    from megatron_7b.generation.session import DEFAULT_MAX_BATCH_SIZE, Session
 
-    context = config.model.max_position_embeddings
-    options, applied = _sampling(flags, settings)
-    requests = _requests(prompts, flags, options, settings, context)
-    # What ends a document in training ends a text, and what the imported folder says does too.
-    ends = settings.stop_ids if tokenizer.eod_id is None else settings.stop_ids | {tokenizer.eod_id}
-    with (
-        opened_model(command.folder, config, fp32_on_cpu=command.fp32_on_cpu) as model,
-        GenerationEngine(model.only_chunk, stop_ids=ends, max_length=context) as engine,
-    ):
-        tokens = engine.generate(requests)
-        if model.layout.is_main:
-            if note := settings.describe(applied):
+    max_batch_size = max(DEFAULT_MAX_BATCH_SIZE, options.num_beams or 1)
+    with Session(setup, fp32_on_cpu=fp32_on_cpu, max_batch_size=max_batch_size) as session:
+        samples = [sample for prompt in prompts for sample in session.submit(prompt, options)]
+        if session.is_main:
+            if note := setup.describe(options):
                 print(note, file=sys.stderr)
-            print_texts(tokens, tokenizer, prompts, num_samples=flags.num_samples, as_json=flags.json)
+            print_texts(session.run(), samples, num_prompt_tokens=sum(len(one.ids) for one in prompts), as_json=as_json)
         else:
-            for _ in tokens:  # every rank takes every step
+            for _ in session.run():  # every rank takes every step
                 pass
     return 0
-
-
-def _sampling(flags: argparse.Namespace, settings: GenerationSettings) -> "tuple[SamplingOptions, set[str]]":
-    """Return how tokens are chosen, and which defaults of the settings are applied: those that no flag replaces."""
-    from megatron_7b.generation.sampling import SamplingOptions
-
-    given = {name: getattr(flags, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
-    if flags.greedy:
-        given["temperature"] = 0.0
-    given = {name: value for name, value in given.items() if value is not None}
-    applied = {name for name in settings.defaults if name not in given}
-    if flags.max_new_tokens is not None:
-        applied.discard("max_new_tokens")
-    values = {name: settings.defaults[name] for name in applied if name != "max_new_tokens"} | given
-    return SamplingOptions(**values, seed=flags.seed), applied
-
-
-def _requests(
-    prompts: Sequence[Prompt],
-    flags: argparse.Namespace,
-    options: "SamplingOptions",
-    settings: GenerationSettings,
-    context: int,
-) -> "list[GenerationRequest]":
-    """Return the samples of the first prompt, then those of the second, and so on, all within the context."""
-    from megatron_7b.generation.requests import GenerationRequest
-
-    wanted = int(settings.defaults.get("max_new_tokens", _MAX_NEW_TOKENS))
-    requests = []
-    for prompt in prompts:
-        as_many_as_fit = max(1, min(wanted, context - len(prompt.ids)))
-        for index in range(flags.num_samples):
-            request = GenerationRequest(
-                prompt_ids=prompt.ids,
-                max_new_tokens=as_many_as_fit if flags.max_new_tokens is None else flags.max_new_tokens,
-                sampling=options,
-                sample_index=index,
-                ignore_eod=flags.ignore_eod,
-            )
-            request.check_length(context)
-            requests.append(request)
-    return requests

@@ -1,36 +1,79 @@
-"""One forward pass through all pipeline stages, and the broadcast of the tokens drawn at the last one."""
+"""A decoder, one forward pass through all pipeline stages at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_7b.generation.cache import KeyValueCache, Placement, place
+from megatron_7b.errors import ConfigError
+from megatron_7b.generation.cache import CachedAttention, KeyValueCache, Placement, attention_layers, place
+from megatron_7b.generation.requests import GenerationRequest
+from megatron_7b.generation.runner import ModelRunner
 from megatron_7b.model.kinds.decoder.network import LanguageModel
 
 
-class StageRunner:
+class DecoderRunner(ModelRunner):
     """Runs this rank's stage: receives hidden states from the previous stage and sends them to the next.
 
     Args:
-        model: This rank's only chunk, whose attention works on the cache.
-        cache: That cache.
+        model: This rank's only chunk, with torch-native layers and without sequence parallelism.
+
+    Raises:
+        ConfigError: the model cannot be used for generation as it was built.
     """
 
-    def __init__(self, model: LanguageModel, cache: KeyValueCache) -> None:
+    def __init__(self, model: LanguageModel) -> None:
+        _check(model)
+        super().__init__(model, model.pg_collection, has_logits=bool(model.post_process))
         self._model = model
-        self._cache = cache
-        self._groups = model.pg_collection
         self._is_first = bool(model.pre_process)
         self._is_last = bool(model.post_process)
         self._parameter = next(model.parameters())
         self._angles = torch.empty(0)
+        self._attentions = attention_layers(model.decoder.layers)
+        self._original_attentions = [attention.core_attention for attention in self._attentions]
+        self._cache = KeyValueCache(
+            len(self._attentions),
+            self._attentions[0].num_query_groups_per_partition,
+            self._attentions[0].hidden_size_per_attention_head,
+            dtype=self._parameter.dtype,
+            device=self.device,
+        )
+        for layer, attention in enumerate(self._attentions):
+            attention.core_attention = CachedAttention(self._cache, layer, model.config.softmax_scale)
+
+    def close(self) -> None:
+        """Give the layers their own attention back. Collective: none."""
+        for attention, original in zip(self._attentions, self._original_attentions, strict=True):
+            attention.core_attention = original
 
     @property
-    def draws_tokens(self) -> bool:
-        """Whether this is the one rank of the model that draws: the first tensor rank of the last stage."""
-        return self._is_last and int(self._groups.tp.rank()) == 0
+    def vocab_size(self) -> int:
+        """Tokens that the model knows."""
+        return self._model.true_vocab_size
+
+    def context_of(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the prompt."""
+        return tuple(prompt_ids)
+
+    def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
+        """Make room for prompts and new tokens."""
+        self._cache.reserve(num_rows, max(len(one.prompt_ids) + one.max_new_tokens for one in requests))
+
+    def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:
+        """Read prompts of any lengths in one pass."""
+        longest = max(map(len, prompts))
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        return self.forward(padded, first_row, [0] * len(prompts), last=[len(prompt) - 1 for prompt in prompts])
+
+    def advance(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
+        """Append a token to each row."""
+        return self.forward([[token] for token in tokens], 0, positions, last=[0] * len(tokens))
+
+    def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
+        """Copy keys and values."""
+        self._cache.copy_rows(copies, positions)
 
     def forward(
         self, tokens: Sequence[Sequence[int]], first_row: int, starts: Sequence[int], *, last: Sequence[int]
@@ -76,27 +119,6 @@ class StageRunner:
         model.mask_vocabulary_padding(logits)
         return logits
 
-    def share_tokens(self, chosen: Sequence[int] | None, num_tokens: int) -> list[int]:
-        """Broadcast the drawn tokens to all ranks.
-
-        Args:
-            chosen: [b] on the rank that draws, else None.
-            num_tokens: b.
-
-        **Collective:** all ranks that hold the model.
-        """
-        group = self._groups.mp
-        if group.size() == 1:
-            assert chosen is not None
-            return list(chosen)
-        tokens = torch.zeros(num_tokens, dtype=torch.int64, device=self._parameter.device)
-        if chosen is not None:
-            tokens.copy_(torch.tensor(chosen))
-        # Ranks of a model are ordered by stage, then by tensor rank: the drawing one begins the last stage.
-        dist.broadcast(tokens, group=group, group_src=group.size() - self._groups.tp.size())
-        ids: list[int] = tokens.tolist()
-        return ids
-
     def _hidden_states(self, tokens: Tensor, placement: Placement) -> Tensor:
         """Run the layers of this stage; returns [s, b, h]."""
         model = self._model
@@ -121,3 +143,21 @@ class StageRunner:
             length = max(placement.num_positions, 2 * self._angles.shape[0])
             self._angles = self._model.rotary_pos_emb.get_emb(length)[:, 0, 0].to(self._parameter.device)
         return self._angles[placement.positions.t()][:, :, None, :]
+
+
+def _check(model: LanguageModel) -> None:
+    config = model.config
+    problems = []
+    if config.sequence_parallel:
+        problems.append("with sequence parallelism: one token cannot be shared among ranks")
+    if config.virtual_pipeline_model_parallel_size is not None:
+        problems.append("in several chunks per pipeline rank")
+    if config.context_parallel_size > 1:
+        problems.append("with context parallelism")
+    if config.apply_rope_fusion:
+        problems.append("with fused rotary embeddings, which put all texts at one position")
+    if problems:
+        raise ConfigError(
+            f"the model was built {'; '.join(problems)}",
+            hint="build it with transformer_impl 'local', and parallel sizes for tensor and pipeline only",
+        )

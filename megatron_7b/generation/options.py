@@ -1,0 +1,185 @@
+"""How tokens are chosen: what a caller asks for, over what generation_config.json says. Imports no torch."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_7b.errors import ConfigError
+from megatron_7b.generation.settings import GenerationSettings
+
+type EarlyStopping = bool | Literal["never"]
+
+_MAX_LENGTH_PENALTY = 20
+"""Within it a context of any length to this power is a number."""
+
+_DRAWING = ("temperature", "top_k", "top_p")
+_SAMPLING = (*_DRAWING, "repetition_penalty")
+_BEAMS = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is drawn.
+
+    Attributes:
+        temperature: Divides the logits; 0 always takes the most probable token (greedy).
+        top_k: Keep this many tokens, the most probable ones; None keeps all.
+        top_p: Then keep the fewest of the most probable ones whose share reaches this; None keeps all.
+        repetition_penalty: Positive logits of tokens that the text has already are divided by this, negative ones
+            multiplied, before anything else; 1 changes nothing.
+        seed: The same seed gives the same text.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: one is out of range; all of them in one message.
+        """
+        problems = []
+        if not 0.0 <= self.temperature < math.inf:
+            problems.append(f"temperature is {self.temperature}, expected a number of at least 0")
+        if self.top_k is not None and self.top_k < 1:
+            problems.append(f"top_k is {self.top_k}, expected at least 1")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            problems.append(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        _raise([*problems, *_wrong_penalty(self.repetition_penalty)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamOptions:
+    """How beam search looks for the most probable texts. Names and meanings are those of transformers.
+
+    Attributes:
+        num_beams: Texts that are continued side by side, at least 2.
+        length_penalty: A complete text's score is the sum of its log probabilities, divided by its number of new tokens
+            to this power: above 0 favors longer texts.
+        early_stopping: Stop once `num_beams` texts are complete (True), once no better one seems likely (False), or
+            once none is possible (`"never"`).
+        repetition_penalty: As in sampling, on log probabilities.
+        num_return_sequences: How many of the best texts are wanted, at most `num_beams`.
+    """
+
+    num_beams: int
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    repetition_penalty: float = 1.0
+    num_return_sequences: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigError: one is out of range; all of them in one message.
+        """
+        problems = []
+        if self.num_beams < 2:
+            problems.append(f"num_beams is {self.num_beams}, expected at least 2 for a beam search")
+        if not abs(self.length_penalty) <= _MAX_LENGTH_PENALTY:
+            limit = _MAX_LENGTH_PENALTY
+            problems.append(f"length_penalty is {self.length_penalty}, expected a number from -{limit} to {limit}")
+        if self.early_stopping not in (True, False, "never"):
+            problems.append(f"early_stopping is {self.early_stopping!r}, expected true, false or never")
+        if not 1 <= self.num_return_sequences <= self.num_beams:
+            problems.append(
+                f"num_return_sequences is {self.num_return_sequences}, expected 1 to {self.num_beams}, the beams"
+            )
+        _raise([*problems, *_wrong_penalty(self.repetition_penalty)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """What a caller asks for; None leaves a choice to the model's generation_config.json.
+
+    Attributes:
+        max_new_tokens: A text ends here at the latest; None: as the settings say, or `DEFAULT_MAX_NEW_TOKENS`, or what
+            the context leaves.
+        num_return_sequences: Texts per prompt: samples, or the best ones that a beam search finds.
+        temperature: As in `SamplingOptions`, like the following three.
+        top_k: See there.
+        top_p: See there.
+        repetition_penalty: See there; beam search knows it too.
+        seed: See there.
+        num_beams: As in `BeamOptions`, like the following two; 1 is no beam search.
+        length_penalty: See there.
+        early_stopping: See there.
+        ignore_eod: Continue after a token that ends texts.
+    """
+
+    max_new_tokens: int | None = None
+    num_return_sequences: int = 1
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int = 1234
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    ignore_eod: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the values that do not depend on a model.
+
+        Raises:
+            ConfigError: One is out of range, or two contradict each other; all of them in one message.
+        """
+        problems = [
+            f"{name} is {value}, expected at least 1"
+            for name in ("max_new_tokens", "num_return_sequences", "num_beams")
+            if (value := getattr(self, name)) is not None and value < 1
+        ]
+        drawing = self._given(_DRAWING)
+        if (self.num_beams or 1) > 1 and drawing:
+            problems.append(
+                f"num_beams is {self.num_beams}, which looks for the most probable texts; it does not go with "
+                + ", ".join(f"{name} {value:g}" for name, value in drawing.items())
+            )
+        if self.num_beams == 1 or drawing:
+            problems += [f"{name} needs num_beams above 1" for name in self._given(_BEAMS[1:3])]
+        _raise(problems)
+
+    def resolve(self, settings: GenerationSettings) -> tuple[SamplingOptions | BeamOptions, frozenset[str]]:
+        """Return how tokens are chosen, and the names of the settings that decide something of it.
+
+        Args:
+            settings: What the model's folder says: it fills in what this leaves open.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        defaults = settings.defaults
+        num_beams = self.num_beams
+        if num_beams is None:  # whoever says how to draw wants no beams
+            num_beams = 1 if self._given(_DRAWING) else int(defaults.get("num_beams", 1))
+        names = _BEAMS if num_beams > 1 else _SAMPLING
+        values: dict[str, Any] = {name: defaults[name] for name in names if name in defaults} | self._given(names)
+        applied = {name for name in names if name in defaults and getattr(self, name) is None}
+        if self.max_new_tokens is None and "max_new_tokens" in defaults:
+            applied.add("max_new_tokens")
+        if num_beams > 1:
+            options = {**values, "num_beams": num_beams, "num_return_sequences": self.num_return_sequences}
+            return BeamOptions(**options), frozenset(applied)
+        _raise([f"{name} needs num_beams above 1" for name in self._given(_BEAMS[1:3])])
+        return SamplingOptions(**values, seed=self.seed), frozenset(applied)
+
+    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def _wrong_penalty(penalty: float) -> list[str]:
+    if 0.0 < penalty < math.inf:
+        return []
+    return [f"repetition_penalty is {penalty}, expected a number above 0"]
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ConfigError("; ".join(problems))

@@ -1,0 +1,98 @@
+"""What the engine asks of a model: forward passes over rows of a cache, and integers that all ranks agree on."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from megatron_7b.generation.requests import GenerationRequest
+
+
+class ModelRunner(ABC):
+    """Runs this rank's part of a model; a kind of model that can generate has a class of its own.
+
+    While a runner is open, the model computes on the runner's cache; `close` restores it.
+
+    Args:
+        model: This rank's only chunk.
+        groups: megatron-core's process groups.
+        has_logits: Whether this rank's part of the model ends with logits.
+
+    Attributes:
+        device: Where the model is.
+    """
+
+    def __init__(self, model: nn.Module, groups: ProcessGroupCollection, *, has_logits: bool) -> None:
+        self._groups = groups
+        self.device = next(model.parameters()).device
+        self.chooses = has_logits and int(groups.tp.rank()) == 0
+        """Whether this is the one rank of the model that chooses tokens: the first tensor rank of the last stage."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Tokens that the model knows."""
+
+    @abstractmethod
+    def context_of(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the tokens that a text begins with: the prompt, or what a decoder begins with."""
+
+    @abstractmethod
+    def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
+        """Make room in the cache for this many rows, each of which may get any of the texts."""
+
+    @abstractmethod
+    def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:
+        """Read prompts into rows [first_row, first_row + b) of the cache.
+
+        Returns:
+            Logits of the first new tokens, [b, v] with masked padding on the ranks of the last stage, else None.
+
+        **Collective:** all ranks that hold the model.
+        """
+
+    @abstractmethod
+    def advance(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
+        """Append a token to each of the rows [0, b) of the cache.
+
+        Args:
+            tokens: Of each row, [b].
+            positions: Where they stand, [b].
+
+        Returns:
+            Logits of the next tokens, as `read` gives them.
+
+        **Collective:** all ranks that hold the model.
+        """
+
+    @abstractmethod
+    def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
+        """Copy positions of rows of the cache to others, as `KeyValueCache.copy_rows`; from 0 on also the prompt's."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Restore the model. Collective: none."""
+
+    def share(self, values: Sequence[int] | None, num_values: int) -> list[int]:
+        """Tell all ranks what one of them has chosen.
+
+        Args:
+            values: On the rank that chooses, else None.
+            num_values: How many there are.
+
+        **Collective:** all ranks that hold the model.
+        """
+        group = self._groups.mp
+        if group.size() == 1:
+            assert values is not None
+            return list(values)
+        shared = torch.zeros(num_values, dtype=torch.int64, device=self.device)
+        if values is not None:
+            shared.copy_(torch.tensor(values))
+        # Ranks of a model are ordered by stage, then by tensor rank: the choosing one begins the last stage.
+        dist.broadcast(shared, group=group, group_src=group.size() - self._groups.tp.size())
+        answer: list[int] = shared.tolist()
+        return answer

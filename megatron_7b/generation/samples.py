@@ -1,0 +1,80 @@
+"""What a session gives: texts that grow with their tokens."""
+
+from dataclasses import dataclass
+
+from megatron_7b.generation.prompts import Prompt
+from megatron_7b.generation.requests import FinishReason, Hypothesis
+from megatron_7b.generation.text_stream import text_stream
+from megatron_7b.tokenizer import Tokenizer
+
+
+class Sample:
+    """One continuation of a prompt, as it grows.
+
+    Args:
+        prompt: What it continues.
+        tokenizer: What decodes.
+
+    Attributes:
+        prompt: What it continues.
+        token_ids: Its new tokens so far, one that ends the text included.
+        text: Their text, without that of a token that ends it.
+        finish_reason: Why it ended: `eod` (a token that ends texts), or `length`; None while it grows.
+        score: What beam search ranks it by; None if its tokens are drawn.
+    """
+
+    def __init__(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
+        self.prompt = prompt
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.score: float | None = None
+        self._stream = text_stream(tokenizer, () if prompt.is_source else prompt.ids)
+
+    @property
+    def shown_prompt(self) -> str:
+        """The text that this one continues for a reader; empty for a reply to a conversation or a source."""
+        return "" if self.prompt.is_chat or self.prompt.is_source else self.prompt.text
+
+    def add(self, token_id: int, finish_reason: FinishReason | None) -> str:
+        """Take a token and return the text that it completes, often none."""
+        self.token_ids.append(token_id)
+        self.finish_reason = finish_reason
+        piece = "" if finish_reason == "eod" else self._stream.add(token_id)
+        if finish_reason is not None:
+            piece += self._stream.finish()
+        self.text += piece
+        return piece
+
+    def take(self, found: Hypothesis) -> str:
+        """Become a text that beam search has found, and return it."""
+        self.score = found.score
+        for token_id in found.token_ids[:-1]:
+            self.add(token_id, None)
+        self.add(found.token_ids[-1], found.finish_reason)
+        return self.text
+
+    def to_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        fields: dict[str, object] = {
+            "prompt": self.prompt.text,
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+        }
+        return fields if self.score is None else {**fields, "score": self.score}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step adds to a sample.
+
+    Attributes:
+        sample: Which one; it has the piece already.
+        text: The text that became complete, perhaps none.
+        num_tokens: How many tokens came.
+    """
+
+    sample: Sample
+    text: str
+    num_tokens: int = 1
