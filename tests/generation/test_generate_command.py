@@ -61,9 +61,8 @@ def transformers_tokens(folder: Path, ids: list[int]) -> list[int]:
 
 
 def generate(checkpoint: Path, *flags: object) -> tuple[list[dict[str, Any]], str]:
-    result = run_command(
-        "generate", "--checkpoint", checkpoint, "--greedy", "--max-new-tokens", NUM_TOKENS, "--json", *flags
-    )
+    how = () if "--num-beams" in flags else ("--greedy",)
+    result = run_command("generate", "--checkpoint", checkpoint, *how, "--max-new-tokens", NUM_TOKENS, "--json", *flags)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])["samples"], result.stderr
 
@@ -122,9 +121,38 @@ def test_of_a_chat_the_reply_alone_is_printed(checkpoint: Path):
     assert result.stdout == sample["text"] + "\n"
 
 
+def test_beams_are_those_of_transformers(folder: Path, checkpoint: Path):
+    from transformers import AutoModelForCausalLM
+
+    flags = ("--num-beams", 4, "--num-return-sequences", 3, "--length-penalty", 1.5, "--early-stopping", "never")
+    samples, notes = generate(checkpoint, "--prompt", PROMPTS[0], *flags)
+    ids = torch.tensor([prompt_ids(folder, PROMPTS[0])])
+    fields = {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 1.5, "early_stopping": "never"}
+    found = AutoModelForCausalLM.from_pretrained(folder).generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NUM_TOKENS,
+        eos_token_id=[*json.loads((folder / "generation_config.json").read_text())["eos_token_id"], 0],
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **fields,
+    )
+    assert [sample["score"] for sample in samples] == pytest.approx(found.sequences_scores.tolist(), abs=1e-4)
+    for sample, row in zip(samples, found.sequences[:, ids.shape[1] :].tolist(), strict=True):
+        assert row[: len(sample["token_ids"])] == sample["token_ids"]
+        assert not any(row[len(sample["token_ids"]) :])
+    assert "repetition_penalty 1.3" in notes
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--prompt", "x", "--num-beams", "2", "--temperature", "0.7"], "does not go with temperature 0.7"),
+        (["--prompt", "x", "--num-beams", "2", "--num-samples", "3"], "num_return_sequences is 3, expected 1 to 2"),
+        (["--prompt", "x", "--length-penalty", "2"], "length_penalty needs num_beams above 1"),
+        (["--prompt", "x", "--num-beams", "200"], "needs a vocabulary of"),
+        (["--prompt", "x", "--greedy", "--temperature", "1"], "contradict each other"),
         (["--chat"], "there is nothing to answer"),
         (["--chat", "--prompt", "x", "--add-bos"], "do not go with a chat"),
         (["--messages", "{tmp}/absent.json"], "absent.json cannot be read"),

@@ -72,6 +72,25 @@ def test_neutral_values_say_nothing(tmp_path: Path):
     assert settings.describe(settings.defaults) is None
 
 
+def test_beams_are_taken_over_unless_they_are_drawn(tmp_path: Path):
+    fields: dict[str, Any] = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"}
+    settings = read(tmp_path, **fields, forced_eos_token_id=1)
+    assert settings.defaults == fields
+    assert settings.forced_last_id == 1
+    assert not settings.not_applied
+    assert settings.describe(fields) == (
+        'from generation_config.json: num_beams 4, length_penalty 2, early_stopping "never"'
+    )
+    drawn = read(tmp_path, **fields, do_sample=True, forced_eos_token_id=[1, 2])
+    assert not drawn.defaults
+    assert drawn.not_applied == (
+        "num_beams 4",
+        "length_penalty 2.0",
+        'early_stopping "never"',
+        "forced_eos_token_id [1, 2]",
+    )
+
+
 def test_no_sampling_is_greedy(tmp_path: Path):
     assert read(tmp_path, do_sample=False, temperature=0.7).defaults == {"temperature": 0.0}
 
@@ -84,6 +103,7 @@ def test_no_sampling_is_greedy(tmp_path: Path):
         ('{"eos_token_id": "</s>"}', "eos_token_id in .* is '</s>', expected a token id or a list"),
         ('{"eos_token_id": [1, null]}', "eos_token_id in .* expected a token id or a list"),
         ('{"temperature": "hot"}', "temperature in .* is 'hot', expected a number"),
+        ('{"early_stopping": "soon"}', "early_stopping in .* is 'soon', expected true, false or \"never\""),
     ],
 )
 def test_damaged_files_are_told(content: str, words: str, tmp_path: Path):
