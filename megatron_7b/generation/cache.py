@@ -146,6 +146,10 @@ class KeyValueCache:
             seen.append(rows[:, :, : placement.num_positions])
         return seen[0], seen[1]
 
+    def stored(self, layer: int, rows: slice, num_positions: int) -> tuple[Tensor, Tensor]:
+        """Return the first keys and values of rows [b, g/tp, num_positions, d], views of the cache."""
+        return self._keys[layer][rows, :, :num_positions], self._values[layer][rows, :, :num_positions]
+
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
         """Copy positions of rows to others, in all layers.
 
@@ -180,7 +184,13 @@ class CachedAttention(nn.Module):
         self._softmax_scale = softmax_scale
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_unused: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attention_bias: Tensor | None = None,
+        **_unused: Any,
     ) -> Tensor:
         """Attend causally.
 
@@ -189,6 +199,8 @@ class CachedAttention(nn.Module):
             key: [s, b, g/tp, d], rotated.
             value: [s, b, g/tp, d].
             attention_mask: Must be None: what is visible follows from the positions.
+            attention_bias: Added to the scores of single tokens, [b, n/tp, 1, s_k], very low where a key is hidden.
+                None: nothing is added.
 
         Returns:
             [s, b, n/tp × d].
@@ -196,7 +208,8 @@ class CachedAttention(nn.Module):
         assert attention_mask is None
         s, b, n, d = query.shape
         keys, values = self._cache.append(self._layer, key, value)
-        mask = self._cache.mask
+        mask = self._cache.mask if attention_bias is None else attention_bias
+        assert attention_bias is None or (s == 1 and n == keys.shape[1])
         if s == 1:
             # The queries of a group share their keys: they take the place of the sequence, and no key is repeated.
             q = query.reshape(b, keys.shape[1], n // keys.shape[1], d)

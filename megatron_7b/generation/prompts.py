@@ -50,6 +50,24 @@ def encode_prompt(text: str, tokenizer: Tokenizer, *, add_bos: bool | None = Non
     return Prompt(text, ids)
 
 
+def encode_source(text: str, tokenizer: Tokenizer, *, add_bos: bool | None = None) -> Prompt:
+    """Return the tokens of a text for an encoder: it ends with the end of document, as texts do in training.
+
+    Args:
+        text: The text.
+        tokenizer: What encodes.
+        add_bos: As for `encode_prompt`.
+
+    Raises:
+        ConfigError: The tokenizer has no bos token.
+    """
+    ending = () if tokenizer.eod_id is None else (tokenizer.eod_id,)
+    if not text and ending:
+        return Prompt(text, ending, is_source=True)
+    ids = encode_prompt(text, tokenizer, add_bos=add_bos).ids
+    return Prompt(text, ids if ids[-1:] == ending else (*ids, *ending), is_source=True)
+
+
 def leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens that transformers puts before a text: often a bos token, or none."""
     if isinstance(tokenizer, HuggingFaceTokenizer):

@@ -96,7 +96,11 @@ class Session:
             check_one_copy(model.layout, model.layout.world_size)
             self._engine = stack.enter_context(
                 GenerationEngine(
-                    model.only_chunk, stop_ids=setup.stop_ids, max_batch_size=max_batch_size, max_length=setup.context
+                    model.only_chunk,
+                    stop_ids=setup.stop_ids,
+                    max_batch_size=max_batch_size,
+                    max_length=setup.context,
+                    decoder_start_id=setup.decoder_start_id,
                 )
             )
             self.is_main = model.layout.is_main

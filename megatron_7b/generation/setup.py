@@ -10,7 +10,7 @@ from megatron_7b.config import RunConfig
 from megatron_7b.errors import CheckpointError, ConfigError
 from megatron_7b.generation.beams import check_vocabulary
 from megatron_7b.generation.options import BeamOptions, GenerationOptions
-from megatron_7b.generation.prompts import Prompt, encode_prompt
+from megatron_7b.generation.prompts import Prompt, encode_prompt, encode_source
 from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.settings import GenerationSettings, read_generation_settings
 from megatron_7b.parallel import ParallelLayout
@@ -41,9 +41,21 @@ class GenerationSetup:
     settings: GenerationSettings
 
     @property
-    def context(self) -> int:
-        """Tokens of the longest text, prompt included."""
-        return self.config.model.max_position_embeddings
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts are read by an encoder, and texts are no continuations of them."""
+        return self.config.model.traits.kind == "encoder_decoder"
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest text, prompt included; None: there is no limit."""
+        return None if self.is_encoder_decoder else self.config.model.max_position_embeddings
+
+    @property
+    def decoder_start_id(self) -> int | None:
+        """Token that the decoder of an encoder-decoder begins with: as the settings say, or as in training."""
+        if not self.is_encoder_decoder or self.settings.decoder_start_id is not None:
+            return self.settings.decoder_start_id
+        return self.tokenizer.special_id("pad")
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -52,7 +64,13 @@ class GenerationSetup:
         return self.settings.stop_ids if eod is None else self.settings.stop_ids | {eod}
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> Prompt:
-        """Return a text as a prompt, as `encode_prompt` does."""
+        """Return a text as a prompt, as `encode_prompt` or, for an encoder, `encode_source` does.
+
+        Raises:
+            ConfigError: The tokenizer lacks a token that is needed.
+        """
+        if self.is_encoder_decoder:
+            return encode_source(text, self.tokenizer, add_bos=add_bos)
         return encode_prompt(text, self.tokenizer, add_bos=add_bos)
 
     def encode_chat(self, conversation: "Conversation | Sequence[Message]") -> Prompt:
@@ -91,7 +109,7 @@ class GenerationSetup:
             check_vocabulary(decoding, num_stop_ids, self.config.model.vocab_size or 0)
         requests = []
         for prompt in prompts:
-            as_many_as_fit = max(1, min(wanted, self.context - len(prompt.ids)))
+            as_many_as_fit = wanted if self.context is None else max(1, min(wanted, self.context - len(prompt.ids)))
             requests.append(
                 [
                     GenerationRequest(
@@ -105,7 +123,8 @@ class GenerationSetup:
                     for index in range(num_requests)
                 ]
             )
-            requests[-1][0].check_length(self.context)
+            if self.context is not None:
+                requests[-1][0].check_length(self.context)
         return requests
 
 
@@ -137,10 +156,11 @@ def check_kind(folder: Path, config: RunConfig) -> None:
         ConfigError: It is one.
     """
     model = config.model
-    if model.traits.kind != "decoder":
+    if model.traits.kind not in ("decoder", "encoder_decoder"):
         raise ConfigError(
             f"{folder} holds a model of kind {model.traits.kind} ({model.architecture}), which cannot continue a text",
-            hint="`megatron-7b evaluate` measures it; generation takes a decoder such as gpt2 or llama",
+            hint="`megatron-7b evaluate` measures it; after `megatron-7b convert to-hf`, transformers' fill-mask fills "
+            "gaps with it; generation takes a decoder such as gpt2 or llama, or an encoder-decoder such as t5",
         )
 
 
