@@ -105,13 +105,15 @@ std::unique_ptr<PooledBatcher> make_batcher(std::vector<TokenStream> streams, co
                                             std::int64_t vocab_size, std::optional<std::int64_t> masked_eod,
                                             bool document_boundaries, bool reset_position_ids,
                                             const std::optional<FillInTheMiddle>& fill_in_the_middle,
-                                            std::int64_t first_sample, const Weights& consumed) {
+                                            std::int64_t first_sample, const Weights& consumed,
+                                            std::int64_t reads_per_window) {
   std::unique_ptr<const CappedBlend> blend;
   if (weights || limits) {
     blend = make_capped(weights.value_or(Weights(streams.size(), 1)), limits.value_or(Limits(streams.size())));
   }
   BatchOptions options;
   options.vocab_size = vocab_size;
+  options.reads_per_window = reads_per_window;
   options.masked_eod = masked_eod;
   options.document_boundaries = document_boundaries;
   options.reset_position_ids = reset_position_ids;
@@ -172,7 +174,8 @@ void register_sampling(py::module_& module) {
       .def(py::init(&make_batcher), arg("streams"), arg("weights") = py::none(), arg("limits") = py::none(),
            py::kw_only(), arg("seq_length"), arg("vocab_size") = 0, arg("masked_eod") = py::none(),
            arg("document_boundaries") = false, arg("reset_position_ids") = false,
-           arg("fill_in_the_middle") = py::none(), arg("first_sample") = 0, arg("consumed") = Weights{})
+           arg("fill_in_the_middle") = py::none(), arg("first_sample") = 0, arg("consumed") = Weights{},
+           arg("reads_per_window") = 1)
       .def("assemble", &PooledBatcher::assemble, arg("indices"),
            "(tokens, labels, loss_mask, position_ids, cu_seqlens or None) of these samples.")
       .def("locate", &PooledBatcher::locate, arg("indices"), "(sets, samples) of these global samples.");

@@ -12,7 +12,14 @@ RULES: list[Rule] = []
 rule = adder_to(RULES)
 
 _ROTARY_OPTIONS = ("model.rotary_base", "model.rope_scaling")
-_MASKED_OPTIONS = ("objective.masked_share", "objective.max_ngram", "objective.whole_words")
+_MASKED_OPTIONS = (
+    *("objective.masked_share", "objective.max_ngram", "objective.whole_words", "objective.word_segmenter"),
+    *("objective.masks_per_text", "objective.predict_word_before"),
+    *("objective.samples", "objective.sentence_pairs", "objective.short_share"),
+)
+_CAUSAL_OPTIONS = ("data.reset_attention_mask", "data.reset_position_ids", "data.eod_mask_loss", "data.fim_rate")
+_FRAME_TOKENS = {"none": 2, "next_sentence": 3, "sentence_order": 3}
+"""[CLS] and [SEP] around the text of a masked sample, by what it is of objective.sentence_pairs."""
 _SPAN_OPTIONS = ("objective.noise_density", "objective.mean_span_length")
 _ENCODER_DECODER_OPTIONS = (
     "model.num_decoder_layers",
@@ -20,9 +27,6 @@ _ENCODER_DECODER_OPTIONS = (
     "model.relative_attention_max_distance",
     "model.scale_output_states",
 )
-_CAUSAL_OPTIONS = ("data.reset_attention_mask", "data.reset_position_ids", "data.eod_mask_loss", "data.fim_rate")
-_FRAME_TOKENS = 2
-"""[CLS] and [SEP], around the text of a masked sample."""
 _FEWEST_BUCKETS = 4
 _FEWEST_CORRUPTED = 3
 """A token of text, a sentinel and the end: the shortest text that a span is missing from."""
@@ -171,14 +175,48 @@ def _samples_of_masked_text_are_whole(case: Case) -> Iterator[Problem]:
             )
 
 
-@rule("model.architecture", "objective.name", "data.seq_length")
+@rule("model.architecture", "objective.name", "objective.sentence_pairs", "data.seq_length")
 def _frame_leaves_room_for_text(case: Case) -> Iterator[Problem]:
-    if case.config.objective_name == "masked" and case.config.data.seq_length <= _FRAME_TOKENS:
-        yield case.problem("data.seq_length", f"must be above {_FRAME_TOKENS}: [CLS] and [SEP] enclose the text")
+    objective = case.config.objective
+    frame, texts = _FRAME_TOKENS[objective.sentence_pairs], 1 if objective.sentence_pairs == "none" else 2
+    if case.config.objective_name == "masked" and case.config.data.seq_length < frame + texts:
+        yield case.problem("data.seq_length", f"must be at least {frame + texts}: [CLS] and [SEP] enclose the text")
     if case.config.objective_name == "span" and case.config.data.seq_length < _FEWEST_CORRUPTED:
         yield case.problem(
             "data.seq_length", f"must be at least {_FEWEST_CORRUPTED}: a token of text, a sentinel and the end of text"
         )
+
+
+@rule("model.architecture", "model.add_binary_head", "model.num_tokentypes", "objective.sentence_pairs")
+def _pairs_have_a_head_and_types(case: Case) -> Iterator[Problem]:
+    model, pairs = case.config.model, case.config.objective.sentence_pairs
+    if model.add_binary_head and model.traits.kind != "encoder":
+        yield case.problem("model.add_binary_head", f"must be False in {model.architecture}, which is no encoder")
+    if pairs == "none" or model.traits.kind != "encoder":
+        return
+    if not model.add_binary_head:
+        yield case.problem(
+            "model.add_binary_head", f"must be True, or left out, with objective.sentence_pairs = {pairs}"
+        )
+    if model.num_tokentypes < 2:
+        yield case.problem("model.num_tokentypes", "must be at least 2 to tell the sentences of a pair apart")
+
+
+@rule("objective.masks_per_text", "objective.masked_share")
+def _masks_of_a_text_are_disjoint(case: Case) -> Iterator[Problem]:
+    count, share = case.config.objective.masks_per_text, case.config.objective.masked_share
+    if count > 1 and count * share > 1:
+        yield case.problem(
+            "objective.masks_per_text",
+            f"must be at most {int(1 / share)} with objective.masked_share = {share}: no word is hidden twice",
+        )
+
+
+@rule("objective.word_segmenter", "objective.whole_words")
+def _segmenter_is_for_whole_words(case: Case) -> Iterator[Problem]:
+    objective = case.config.objective
+    if objective.word_segmenter != "none" and not objective.whole_words:
+        yield case.problem("objective.word_segmenter", "only applies with objective.whole_words True")
 
 
 @rule("model.architecture", "parallel.context_parallel_size")

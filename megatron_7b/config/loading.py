@@ -17,6 +17,7 @@ from megatron_7b.files import replace_text
 COMMAND_LINE = "command line"
 # What a run may choose for itself when it starts from the weights of another.
 _OWN_MODEL_OPTIONS = frozenset({"model.transformer_impl", "model.hidden_dropout", "model.attention_dropout"})
+_PAIR_HEAD = "model.add_binary_head"
 
 
 def load_config(
@@ -52,6 +53,9 @@ def load_config(
     layers.append(flatten(overrides or {}, COMMAND_LINE))
     settings = merge(layers)
     config, unreadable = read_settings(settings, RunConfig)
+    is_masked, pairs = config.objective_name == "masked", config.objective.sentence_pairs
+    if is_masked and pairs != "none" and _PAIR_HEAD not in settings:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, add_binary_head=True))
     if problems or unreadable:
         faulty = {path for problem in unreadable for path in (problem.path, problem.meant) if path}
         conflicts = find_conflicts(config, world_size=world_size, require_data=require_data, ignore=faulty)

@@ -16,6 +16,7 @@ AT_LEAST_ONE = (
     "model.kv_channels",
     "model.vocab_size",
     "model.num_decoder_layers",
+    "objective.masks_per_text",
     "objective.max_ngram",
     "objective.mean_span_length",
     "model.make_vocab_size_divisible_by",
@@ -63,7 +64,7 @@ POSITIVE = (
 )
 FRACTIONS = ("model.hidden_dropout", "model.attention_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2")
 OPEN_FRACTIONS = ("objective.masked_share", "objective.noise_density")
-SHARES = ("data.fim_rate", "data.fim_spm_rate")
+SHARES = ("objective.short_share", "data.fim_rate", "data.fim_spm_rate")
 MAX_SEED = 2**32 - 1
 """NumPy's limit, the tightest of the generators that are seeded."""
 

@@ -81,6 +81,8 @@ class ModelConfig:
     """RMSNorm on queries and keys, per head (Qwen3)."""
     num_tokentypes: int = 0
     """Embeddings that tell the sentences of a pair apart (BERT: 2); 0: there are none."""
+    add_binary_head: bool = False
+    """BERT's pooler and its two classes for a pair of sentences; if left out, as objective.sentence_pairs needs it."""
     hidden_dropout: float = 0.0
     """Dropout on the outputs of attention and MLP."""
     attention_dropout: float = 0.0
@@ -124,6 +126,18 @@ class ObjectiveConfig:
     """masked: most neighbouring words that are hidden together; n words are drawn with a probability of about 1/n."""
     whole_words: bool = True
     """masked: hide words with all their tokens."""
+    word_segmenter: Literal["none", "jieba"] = "none"
+    """masked: what finds the words of Chinese text, for whole_words; jieba needs the extra `chinese`."""
+    masks_per_text: int = 1
+    """masked: samples in a row that show the same text, each with other words hidden: none is hidden in two of them."""
+    predict_word_before: bool = False
+    """masked: predict the word before each hidden span as well; it stays visible, and its loss is reported apart."""
+    samples: Literal["packed", "padded"] = "packed"
+    """masked: full windows across documents, or whole sentences of one document, filled up with padding."""
+    sentence_pairs: Literal["none", "next_sentence", "sentence_order"] = "none"
+    """masked: padded pairs; a head tells whether the second text continues the first, or whether they are swapped."""
+    short_share: float = 0.1
+    """masked: share of padded samples that are shorter than data.seq_length, of a random length."""
     noise_density: float = 0.15
     """span: share of a text's tokens that are taken out of it."""
     mean_span_length: float = 3.0

@@ -16,7 +16,12 @@ from megatron_7b.runtime.cpu import backend as cpu_backend
 
 
 def checkpoint_logits(
-    folder: Path, tokens: Tensor, *, round_to: torch.dtype | None = None, arithmetic: torch.dtype = torch.float32
+    folder: Path,
+    tokens: Tensor,
+    *,
+    round_to: torch.dtype | None = None,
+    arithmetic: torch.dtype = torch.float32,
+    of_pairs: bool = False,
 ) -> Tensor:
     """Load a checkpoint of any layout into a model on one rank, and compute the logits of whole sequences.
 
@@ -26,9 +31,11 @@ def checkpoint_logits(
         tokens: int64 `[b, s]`.
         round_to: Number format that weights are rounded to beforehand; None leaves them as they are.
         arithmetic: Number format to compute in; FP64 takes twice the memory, and shows what rounding hides.
+        of_pairs: The logits of the two classes of pairs of sentences instead of those of tokens.
 
     Returns:
-        FP32 `[b, s, v]` on the CPU, vocabulary padding included; of an encoder-decoder, those of `answer_to(tokens)`.
+        FP32 `[b, s, v]` on the CPU, vocabulary padding included; of pairs `[b, 1, 2]`; of an encoder-decoder,
+        those of `answer_to(tokens)`.
 
     Raises:
         CheckpointError: The checkpoint does not fit its own configuration.
@@ -47,7 +54,9 @@ def checkpoint_logits(
         model.only_chunk.to(arithmetic)
         with torch.inference_mode():
             # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
-            logits = [model.only_chunk(**text_inputs(sample, model))[0].float().cpu() for sample in tokens]
+            one = {"pair_labels": torch.zeros(1, dtype=torch.int64)} if of_pairs else {}
+            outputs = (model.only_chunk(**text_inputs(sample, model), **one) for sample in tokens)
+            logits = [(output[1] if of_pairs else output[0]).float().cpu() for output in outputs]
     return torch.stack(logits)
 
 

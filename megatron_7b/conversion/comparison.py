@@ -60,7 +60,10 @@ class Comparison:
             unused=unused,
             fresh=fresh,
         )
-        self._reference = self._compute_reference()
+        self._references = {False: self._compute_reference()}
+        """Logits of tokens, and where a head classifies pairs its own, by whether they are of pairs."""
+        if model.add_binary_head:
+            self._references[True] = self._compute_reference(of_pairs=True)
 
     def check(self, checkpoint: Path, report: Report, *, round_to: torch.dtype | None = None) -> None:
         """Report how far the models are apart.
@@ -73,14 +76,22 @@ class Comparison:
         Raises:
             ConversionError: They differ by more than rounding explains.
         """
-        compute = functools.partial(
-            checkpoint_logits, checkpoint, self._tokens, round_to=round_to, arithmetic=self._arithmetic
-        )
-        try:
-            parity = check_parity(self._reference, compute(), arithmetic=self._arithmetic)
-        except ConversionError as error:
-            # Seen once: one position off by 2e-4, and by 4e-6 when the same was computed again; see
-            # runtime/cpu/vector_math.py for what it may have been. A wrong conversion is wrong every time.
-            report("parity", f"{error}\n         computing both once more")
-            parity = check_parity(self._compute_reference(), compute(), arithmetic=self._arithmetic)
-        report("parity", f"{parity.describe()}; tolerated: {parity.tolerance(self._arithmetic)}")
+        for of_pairs, reference in self._references.items():
+            compute = functools.partial(
+                checkpoint_logits,
+                checkpoint,
+                self._tokens,
+                round_to=round_to,
+                arithmetic=self._arithmetic,
+                of_pairs=of_pairs,
+            )
+            try:
+                parity = check_parity(reference, compute(), arithmetic=self._arithmetic)
+            except ConversionError as error:
+                # Seen once: one position off by 2e-4, and by 4e-6 when the same was computed again; see
+                # runtime/cpu/vector_math.py for what it may have been. A wrong conversion is wrong every time.
+                report("parity", f"{error}\n         computing both once more")
+                reference = self._compute_reference(of_pairs=of_pairs)
+                parity = check_parity(reference, compute(), arithmetic=self._arithmetic)
+            what = "classes of pairs: " if of_pairs else ""
+            report("parity", f"{what}{parity.describe()}; tolerated: {parity.tolerance(self._arithmetic)}")

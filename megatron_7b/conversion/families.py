@@ -4,9 +4,10 @@ The names that tensors have now are in the table of the kind of model (`model/ki
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.bert_config import BertConfig
 from megatron_7b.conversion.config_codec import ConfigCodec
 from megatron_7b.conversion.gpt2_config import Gpt2Config
@@ -45,6 +46,7 @@ class Family:
         other_classes: Further entries of `architectures` whose folders can be imported.
         auto_class: What transformers loads it with.
         output_layer: A tensor that says by its presence that weights are not tied; None: config.json says so.
+        pair_class: Entry of `architectures` where the model classifies pairs of sentences as well.
     """
 
     model_type: str
@@ -56,6 +58,15 @@ class Family:
         "AutoModelForCausalLM"
     )
     output_layer: str | None = None
+    pair_class: str | None = None
+
+    def class_of(self, model: ModelConfig) -> str:
+        """Return the entry of `architectures` that a model is written with."""
+        return self.pair_class if model.add_binary_head and self.pair_class is not None else self.class_name
+
+    def names_of(self, model: ModelConfig) -> OtherNames:
+        """Return how the tensors of a model's folder may differ; a head that it has is not foreign to it."""
+        return replace(self.other_names, foreign_heads=()) if model.add_binary_head else self.other_names
 
 
 _QWEN_DEFAULTS: Mapping[str, object] = {
@@ -144,6 +155,7 @@ FAMILIES: Mapping[str, Family] = {
             codec=BertConfig(changed_defaults={}),
             other_names=_BERT_NAMES,
             other_classes=("BertModel", "BertForPreTraining"),
+            pair_class="BertForPreTraining",
             auto_class="AutoModelForMaskedLM",
         ),
         Family(
@@ -160,6 +172,7 @@ FAMILIES: Mapping[str, Family] = {
             ),
             other_names=_BERT_NAMES,
             other_classes=("MegatronBertModel", "MegatronBertForPreTraining"),
+            pair_class="MegatronBertForPreTraining",
             auto_class="AutoModelForMaskedLM",
         ),
     )

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_7b.config.architectures import ARCHITECTURES, others_with
 from megatron_7b.config.schema import ModelConfig
@@ -44,6 +44,8 @@ def from_hugging_face_config(
     values = {**family.codec.defaults, **config}
     reader = ValueReader(values)
     model = family.codec.read(values, reader, architecture=family.model_type, context=max_position_embeddings)
+    if family.pair_class is not None:
+        model = replace(model, add_binary_head=values.get("architectures") == [family.pair_class])
     problems = [*reader.problems, *_unrepresentable(values, family), *family.codec.unrepresentable(values)]
     if not reader.problems:
         problems += family.codec.impossible(values, model)
@@ -79,7 +81,7 @@ def to_hugging_face_config(
     family = FAMILIES[model.architecture]
     special_tokens = special_tokens or SpecialTokens()
     config: dict[str, object] = {
-        "architectures": [family.class_name],
+        "architectures": [family.class_of(model)],
         "model_type": family.model_type,
         "vocab_size": vocab_size,
         **family.codec.write(model),

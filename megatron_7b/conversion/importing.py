@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from megatron_7b.checkpoint.companions import Companions
 from megatron_7b.config import DataConfig, PrecisionConfig, RunConfig, check_config
-from megatron_7b.config.schema import ModelConfig
+from megatron_7b.config.schema import ModelConfig, ObjectiveConfig
 from megatron_7b.conversion.companions import gather_companions
 from megatron_7b.conversion.current_names import CurrentNames
 from megatron_7b.conversion.families import FAMILIES
@@ -79,7 +79,7 @@ def import_from_hugging_face(
         model = replace(model, share_embeddings_and_output_weights=is_tied)
     vocab_size = model.vocab_size
     assert vocab_size is not None
-    other_names = family.other_names
+    other_names = family.names_of(model)
     weights, fresh = CurrentNames(folder, other_names), dict[str, Shape]()
     if weights.lacks_head and other_names.head is not None:
         fresh = fresh_shapes(model, vocab_size, other_names.head)
@@ -152,6 +152,7 @@ def _run_config(model: ModelConfig, dtype: DtypeName) -> RunConfig:
     """A configuration that trains the model as it is stored, on one rank until told otherwise."""
     return RunConfig(
         model=model,
+        objective=ObjectiveConfig(sentence_pairs="next_sentence" if model.add_binary_head else "none"),
         precision=PrecisionConfig(params_dtype="bf16" if dtype == "bf16" else "fp32"),
         data=DataConfig(seq_length=min(DataConfig().seq_length, model.max_position_embeddings)),
     )

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,6 +121,7 @@ def hugging_face_logits(
     device: str = "cpu",
     unused: Collection[str] = (),
     fresh: Mapping[str, Tensor] = MappingProxyType({}),
+    of_pairs: bool = False,
 ) -> Tensor:
     """Compute logits with transformers, which is the reference for what a folder means.
 
@@ -131,9 +133,10 @@ def hugging_face_logits(
         device: Where to compute.
         unused: Tensors of the folder that the model does not have.
         fresh: Tensors that the folder lacks, by name.
+        of_pairs: The logits of the two classes of pairs of sentences instead of those of tokens.
 
     Returns:
-        FP32 `[b, s, v]` on the CPU; of an encoder-decoder, those of `answer_to(tokens)`.
+        FP32 `[b, s, v]` on the CPU; of an encoder-decoder, those of `answer_to(tokens)`; of pairs `[b, 1, 2]`.
 
     Raises:
         ConversionError: transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
@@ -145,7 +148,8 @@ def hugging_face_logits(
         if round_to is not None:
             round_parameters(model, round_to)
         # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
-        logits = [model(**_inputs(model, sample[None].to(device))).logits[0].float().cpu() for sample in tokens]
+        outputs = (model(**_inputs(model, sample[None].to(device))) for sample in tokens)
+        logits = [_logits(output, of_pairs=of_pairs).float().cpu() for output in outputs]
     reference = torch.stack(logits)
     if not reference.isfinite().all():
         raise ConversionError(
@@ -160,6 +164,15 @@ def _inputs(model: torch.nn.Module, tokens: Tensor) -> dict[str, Tensor]:
     return {"input_ids": tokens, **further}
 
 
+def _logits(output: Any, *, of_pairs: bool) -> Tensor:
+    """Return the logits of the only sample, [s, v]; of pairs [1, 2]."""
+    if of_pairs:
+        pairs: Tensor = output.seq_relationship_logits
+        return pairs
+    tokens: Tensor = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
+    return tokens
+
+
 def _load_reference(
     folder: Path, arithmetic: torch.dtype, unused: Collection[str], fresh: Mapping[str, Tensor]
 ) -> torch.nn.Module:
@@ -168,8 +181,11 @@ def _load_reference(
     import transformers
     from transformers.utils import logging
 
-    family = FAMILIES.get(str(read_json(folder / CONFIG_FILE).get("model_type")))
+    config = read_json(folder / CONFIG_FILE)
+    family = FAMILIES.get(str(config.get("model_type")))
     auto_class = getattr(transformers, family.auto_class if family is not None else "AutoModelForCausalLM")
+    if family is not None and config.get("architectures") == [family.pair_class]:
+        auto_class = transformers.AutoModelForPreTraining
     settle_vector_functions()
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()

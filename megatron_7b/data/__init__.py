@@ -8,7 +8,8 @@ from megatron_7b.data.reading.tokenizer_training import TrainedTokenizer, train_
 from megatron_7b.data.samples.blend import parse_blend
 from megatron_7b.data.samples.dataset import Batch, Dataset, DatasetPart
 from megatron_7b.data.samples.loader import BatchLoader, microbatch_indices
-from megatron_7b.data.samples.opening import has_split, open_sequential, open_split
+from megatron_7b.data.samples.opening import open_sequential, open_split
+from megatron_7b.data.samples.sets import has_split
 from megatron_7b.data.samples.split import Split, document_range, parse_split
 from megatron_7b.data.upkeep.adopt import adopt_corpus
 from megatron_7b.data.upkeep.merge import merge_corpora

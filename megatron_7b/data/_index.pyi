@@ -165,6 +165,7 @@ class Batcher:
         fill_in_the_middle: FillInTheMiddle | None = None,
         first_sample: int = 0,
         consumed: Sequence[int] = (),
+        reads_per_window: int = 1,
     ) -> None:
         """The numbers begin at `first_sample`; of each stream `consumed` samples, if given, were taken before."""
 

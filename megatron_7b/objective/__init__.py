@@ -12,27 +12,27 @@ from megatron_7b.objective.objective import Objective
 __all__ = ["BUILDERS", "Objective", "build_objective"]
 
 
-def _causal() -> Objective:
+def _causal(config: RunConfig) -> Objective:
     from megatron_7b.objective.causal import CausalLanguageModeling
 
-    return CausalLanguageModeling()
+    return CausalLanguageModeling(config)
 
 
-def _masked() -> Objective:
+def _masked(config: RunConfig) -> Objective:
     from megatron_7b.objective.masked import MaskedLanguageModeling
 
-    return MaskedLanguageModeling()
+    return MaskedLanguageModeling(config)
 
 
-def _span() -> Objective:
+def _span(config: RunConfig) -> Objective:
     from megatron_7b.objective.span import SpanCorruption
 
-    return SpanCorruption()
+    return SpanCorruption(config)
 
 
-BUILDERS: dict[str, Callable[[], Objective]] = {"causal": _causal, "masked": _masked, "span": _span}
+BUILDERS: dict[str, Callable[[RunConfig], Objective]] = {"causal": _causal, "masked": _masked, "span": _span}
 
 
 def build_objective(config: RunConfig) -> Objective:
     """Return the objective of a run."""
-    return BUILDERS[config.objective_name]()
+    return BUILDERS[config.objective_name](config)

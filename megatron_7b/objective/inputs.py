@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from megatron_7b.data import Batch
 
 _INPUTS = {"input_ids": "tokens", "labels": "labels", "loss_mask": "loss_mask", "position_ids": "position_ids"}
+_FURTHER_INPUTS = ("tokentype_ids", "is_word_before")
+"""Those that only some batches have."""
 
 
 def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -> dict[str, Any]:
@@ -22,13 +24,15 @@ def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -
     Where the batch knows its documents, its rows become a single one of b × s tokens, whose documents megatron-core's
     packed attention keeps apart; positions are counted from each document's beginning.
     """
-    names = _INPUTS if batch.tokentype_ids is None else {**_INPUTS, "tokentype_ids": "tokentype_ids"}
+    names = _INPUTS | {name: name for name in _FURTHER_INPUTS if getattr(batch, name) is not None}
     inputs: dict[str, Any] = {
         name: torch.from_numpy(getattr(batch, array)).to(device, non_blocking=True) for name, array in names.items()
     }
     if batch.cu_seqlens is None:
         return {name: _context_parallel_share(rows, layout) for name, rows in inputs.items()}
     inputs = {name: rows.reshape(1, -1) for name, rows in inputs.items()}
+    if batch.pair_labels is not None:
+        inputs["pair_labels"] = torch.from_numpy(batch.pair_labels).to(device, non_blocking=True)
     return {**inputs, "packed_seq_params": _packed_documents(batch.cu_seqlens, device)}
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data import Batch, Dataset
-from megatron_7b.data.samples.dataset import DatasetPart
+from megatron_7b.data import Batch
+from megatron_7b.data.samples.dataset import DatasetPart, NumberedSamples
 from megatron_7b.data.samples.opening import UNKNOWN_CONTENTS
 from megatron_7b.data.samples.sample_order import Reached, SampleOrder
 from megatron_7b.data.samples.split import Split
@@ -62,7 +62,7 @@ class Sums(NamedTuple):
 
 
 class Objective(Protocol):
-    """Between data, model and training: it has no state; all of it follows from the configuration.
+    """Between data, model and training: it never changes; all of it follows from the configuration.
 
     Attributes:
         reported: Names of further means that it reports beside the loss.
@@ -92,7 +92,7 @@ class Objective(Protocol):
         *,
         contents: Mapping[str, str] = UNKNOWN_CONTENTS,
         reached: Reached | None = None,
-    ) -> Dataset:
+    ) -> NumberedSamples:
         """Open the text that the samples of a split are made of, to count and check it without a tokenizer.
 
         Raises:
@@ -135,5 +135,5 @@ class Objective(Protocol):
     def model_inputs(self, batch: Batch, device: "torch.device", layout: ParallelLayout) -> dict[str, Any]:
         """Return what the model's forward takes of one microbatch, on the device; `input_ids` is [rows, s/cp]."""
 
-    def sums(self, output: "Tensor", inputs: Mapping[str, Any]) -> Sums:
-        """Return what the output of the last stage adds up to."""
+    def sums(self, output: Any, inputs: Mapping[str, Any]) -> Sums:
+        """Return what the output of the last stage, whatever the kind of model makes it, adds up to."""

@@ -12,7 +12,6 @@ from megatron_7b.parallel import ParallelLayout
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from megatron_7b.data import Batch
 
@@ -21,6 +20,9 @@ class TokenLosses:
     """The part that such objectives share: inputs of the model, and sums over the tokens that count."""
 
     reported: tuple[str, ...] = ()
+
+    def __init__(self, config: RunConfig) -> None:
+        """Prepare for a run; what follows from its configuration is the same on all ranks."""
 
     def window_length(self, config: RunConfig) -> int:
         """A sample is made of as many tokens of text as it has."""
@@ -36,7 +38,7 @@ class TokenLosses:
 
         return model_inputs(batch, device, layout)
 
-    def sums(self, output: "Tensor", inputs: Mapping[str, Any]) -> Sums:
+    def sums(self, output: Any, inputs: Mapping[str, Any]) -> Sums:
         """Return the sum of losses, the number of tokens that it is over, and both as they are reported."""
         import torch
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_7b.checkpoint import Companions, resolve_checkpoint
 from megatron_7b.config.schema import RunConfig, TelemetryConfig
-from megatron_7b.data import IndexedDataset, parse_blend
+from megatron_7b.data import has_split
 from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
@@ -69,11 +69,12 @@ def check_data(config: RunConfig, progress: Progress | None) -> None:
         ConfigError: The data does not suffice, or does not continue what was read.
         DataFormatError: A corpus is truncated, foreign or inconsistent, or smaller than one sample.
     """
-    train = build_objective(config).open_windows(config, "train", reached=progress.reached if progress else None)
+    objective = build_objective(config)
+    train = objective.open_windows(config, "train", reached=progress.reached if progress else None)
     if progress is not None:
         train.check_end(progress.samples_at_end(config))
-    for part in parse_blend(config.data.valid) if config.data.valid else ():
-        IndexedDataset(part.prefix)
+    if has_split(config.data, "valid", window_length=objective.window_length(config)):
+        objective.open_windows(config, "valid")
 
 
 def companions_of_weights(config: RunConfig, folder: RunFolder) -> Companions:

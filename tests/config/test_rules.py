@@ -22,6 +22,7 @@ SHARDED = "parallel.use_distributed_optimizer"
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
 T5 = {"model.architecture": "t5"}
+PAIRS = {"objective.sentence_pairs": "next_sentence"}
 
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
 # global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
@@ -53,7 +54,25 @@ CASES = [
     ({**BERT, "data.reset_attention_mask": True}, 1, "data.reset_attention_mask", "every sample is a text of its own"),
     ({**BERT, "data.eod_mask_loss": True}, 1, "data.eod_mask_loss", "does not apply to the objective masked"),
     ({**BERT, "data.fim_rate": 0.5}, 1, "data.fim_rate", "does not apply to the objective masked"),
-    ({**BERT, "data.seq_length": 2}, 1, "data.seq_length", "must be above 2"),
+    ({**BERT, "data.seq_length": 2}, 1, "data.seq_length", "must be at least 3"),
+    ({**BERT, **PAIRS, "data.seq_length": 4}, 1, "data.seq_length", "must be at least 5"),
+    ({**BERT, **PAIRS, "model.num_tokentypes": 1}, 1, "model.num_tokentypes", "to tell the sentences of a pair apart"),
+    ({**BERT, **PAIRS, "model.add_binary_head": False}, 1, "model.add_binary_head", "must be True, or left out"),
+    ({"model.add_binary_head": True}, 1, "model.add_binary_head", "must be False in llama"),
+    (
+        {"objective.sentence_pairs": "sentence_order"},
+        1,
+        "objective.sentence_pairs",
+        "only applies with the objective masked",
+    ),
+    ({**BERT, "objective.short_share": 1.5}, 1, "objective.short_share", "at most 1"),
+    ({**BERT, "objective.masks_per_text": 7}, 1, "objective.masks_per_text", "must be at most 6"),
+    (
+        {**BERT, "objective.word_segmenter": "jieba", "objective.whole_words": False},
+        1,
+        "objective.word_segmenter",
+        "True",
+    ),
     ({**BERT, CP: 2}, 2, CP, "must be 1 for encoders such as bert"),
     ({"model.rope_scaling.low_freq_factor": 4}, 1, "model.rope_scaling.low_freq_factor", "must be below"),
     ({"data.seq_length": 4096}, 1, "data.seq_length", "at most model.max_position_embeddings = 2048"),

@@ -42,11 +42,16 @@ def test_there_and_back(case: str, tmp_path: Path, capsys: pytest.CaptureFixture
     described = set(source.config) & set(result.config) - {"transformers_version", "activation_function", "n_inner"}
     assert {key: result.config[key] for key in described} == {key: source.config[key] for key in described}
     tokens = random_tokens(199, length=64)
+    has_pairs = case.endswith("_pairs")
     with torch.inference_mode():
-        expected = theirs(input_ids=tokens).logits
+        output = theirs(input_ids=tokens)
+    expected = output.prediction_logits if has_pairs else output.logits
     assert expected.std() > 0.5
     torch.testing.assert_close(hugging_face_logits(tmp_path / "out", tokens), expected, atol=1e-5, rtol=1e-5)
-    assert capsys.readouterr().out.count("parity") == 2
+    if has_pairs:
+        pairs = hugging_face_logits(tmp_path / "out", tokens, of_pairs=True)[:, 0]
+        torch.testing.assert_close(pairs, output.seq_relationship_logits, atol=1e-5, rtol=1e-5)
+    assert capsys.readouterr().out.count("parity") == (4 if has_pairs else 2)
 
 
 def rewrite(folder: Path, change: Any, **config: object) -> None:
@@ -88,10 +93,18 @@ def test_gpt2_as_it_was_published(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "stay behind: " not in capsys.readouterr().err.replace("of " + str(tmp_path), "")
 
 
+def test_bert_with_all_its_heads_as_it_was_published(tmp_path: Path) -> None:
+    save_tiny_model("bert", tmp_path / "in")
+    rewrite(tmp_path / "in", as_bert_was_published, architectures=["BertForPreTraining"])
+    result = import_and_export(tmp_path / "in", tmp_path)
+    assert result.config["architectures"] == ["BertForPreTraining"]
+    assert {"bert.pooler.dense.weight", "cls.seq_relationship.bias"} <= set(result)
+
+
 def test_bert_as_it_was_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_model("bert", tmp_path / "in")
     source = dict(HuggingFaceFolder(tmp_path / "in"))
-    rewrite(tmp_path / "in", as_bert_was_published, architectures=["BertForPreTraining"])
+    rewrite(tmp_path / "in", as_bert_was_published)
     result = import_and_export(tmp_path / "in", tmp_path)
     assert result.config["architectures"] == ["BertForMaskedLM"]
     assert set(source) == set(result)

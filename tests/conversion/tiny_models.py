@@ -51,7 +51,9 @@ OLDER: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2_untied": ("gpt2", {"tie_word_embeddings": False, "activation_function": "gelu_pytorch_tanh"}),
     "bert": ("bert", {**_BERT_SHAPE, "layer_norm_eps": 1e-3, "type_vocab_size": 3}),
     "bert_untied": ("bert", {**_BERT_SHAPE, "tie_word_embeddings": False}),
+    "bert_pairs": ("bert", _BERT_SHAPE),
     "megatron_bert": ("megatron-bert", _BERT_SHAPE),
+    "megatron_bert_pairs": ("megatron-bert", _BERT_SHAPE),
     "megatron_bert_untied": ("megatron-bert", {**_BERT_SHAPE, "tie_word_embeddings": False}),
 }
 """The same for models with learned positions; there is no second forward pass of ours for them."""
@@ -59,12 +61,13 @@ OLDER: dict[str, tuple[str, dict[str, Any]]] = {
 
 def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199) -> torch.nn.Module:
     """Make a model whose every parameter, norms and biases included, is random; save it and return it in FP32."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining
 
     model_type, changes = {**TINY, **OLDER}[case]
     shape = _SHAPE if case in TINY else _OLDER_SHAPE
     config = AutoConfig.for_model(model_type, **{**shape, **changes, "vocab_size": vocab_size})
     auto = AutoModelForMaskedLM if "bert" in model_type else AutoModelForCausalLM
+    auto = AutoModelForPreTraining if case.endswith("_pairs") else auto
     model = auto.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -26,8 +26,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def model_config(architecture: str, *, is_tied: bool, **parallel: Any) -> RunConfig:
+def model_config(architecture: str, *, is_tied: bool, pairs: str = "none", **parallel: Any) -> RunConfig:
     return tiny_config(
+        objective={"sentence_pairs": pairs},
         model={
             "architecture": architecture,
             "num_query_groups": None,
@@ -36,6 +37,7 @@ def model_config(architecture: str, *, is_tied: bool, **parallel: Any) -> RunCon
             "max_position_embeddings": 16,
             "norm_epsilon": 1e-12,
             "share_embeddings_and_output_weights": is_tied,
+            "add_binary_head": pairs != "none",
         },
         data={"seq_length": 16},
         parallel=parallel,

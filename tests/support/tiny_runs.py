@@ -33,6 +33,8 @@ class ArrayBatch:
     tokentype_ids: np.ndarray | None = None
     decoder_tokens: np.ndarray | None = None
     attention_mask: np.ndarray | None = None
+    is_word_before: np.ndarray | None = None
+    pair_labels: np.ndarray | None = None
 
 
 def tiny_config(**sections: dict[str, Any]) -> RunConfig:

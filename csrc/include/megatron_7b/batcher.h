@@ -17,6 +17,8 @@ namespace megatron_7b {
 struct BatchOptions {
   // 0: ids are not checked.
   std::int64_t vocab_size = 0;
+  // Samples in a row of a set that hold the same window; the numbers of a blend count samples.
+  std::int64_t reads_per_window = 1;
   // An input token whose prediction stays out of the loss.
   std::optional<std::int64_t> masked_eod;
   // Say where documents begin.

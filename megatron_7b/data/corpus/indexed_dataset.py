@@ -1,6 +1,7 @@
 """Token corpora on disk: Megatron's MMIDIDX pair, PREFIX.bin and PREFIX.idx."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,17 @@ class IndexedDataset:
         if end - begin == 1:
             return self[begin]
         return np.concatenate([np.empty(0, self.dtype), *(self[sequence] for sequence in range(begin, end))])
+
+    def tokens(self, begin: int, end: int) -> NDArray[np.integer]:
+        """Ids from one token of the .bin to before another, [end - begin], a read-only view of the map."""
+        if not 0 <= begin <= end <= self.num_tokens:
+            raise IndexError(f"tokens {begin} to {end} of {self.num_tokens}")
+        return self._stored[begin:end]
+
+    @cached_property
+    def _stored(self) -> NDArray[np.integer]:
+        stored = np.memmap(f"{self.prefix}.bin", dtype=self.dtype, mode="r", shape=(self.num_tokens,))
+        return stored.view(np.ndarray)
 
     def document_lengths(self) -> NDArray[np.int64]:
         """Return the tokens of each document, [num_documents]; takes time and memory proportional to the index.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,10 @@ class Batch:
     """What the decoder of an encoder-decoder reads, [b, s_d]; labels and loss mask then belong to these, [b, s_d]."""
     attention_mask: NDArray[np.bool_] | None = None
     """False where `tokens` are padding, [b, s]; None: nowhere."""
+    is_word_before: NDArray[np.bool_] | None = None
+    """Which of the predictions that count are of visible words before hidden ones, [b, s]; None: none is."""
+    pair_labels: NDArray[np.int64] | None = None
+    """Of each row, which of two classes its pair of sentences is of, [b]; None where rows are no pairs."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +56,15 @@ class DatasetPart:
     """Samples that begin in the first epoch (of the single pass, where it isn't shuffled)."""
     max_samples: int | None = None
     """Samples after which the set has run out (`data.max_epochs`); None: never."""
+    samples_per_epoch: Fraction = Fraction(0)
+    """Samples in which every token is read once; a fraction, as the last one of an epoch may reach into the next."""
 
 
-class Dataset:
-    """Samples by global number, from 0 without end: after the first epoch comes the next one.
-
-    Only if `data.max_epochs` limits every set do the samples end, once all sets are exhausted.
-
-    The number is the whole state: sample i has the same tokens in every process, whatever was read before.
-    """
+class NumberedSamples:
+    """Samples by global number, of one set or of a blend: which sets they are of, how many, in which order."""
 
     def __init__(
-        self,
-        parts: Sequence[DatasetPart],
-        batcher: Batcher,
-        continuation: Continuation,
-        *,
-        left_out: Sequence[str] = (),
+        self, parts: Sequence[DatasetPart], continuation: Continuation, *, left_out: Sequence[str] = ()
     ) -> None:
         self.parts = tuple(parts)
         self.order: SampleOrder = continuation.order
@@ -75,7 +72,6 @@ class Dataset:
         """What a user should know about how this continues what a run has read."""
         self.left_out = tuple(left_out)
         """Sets of the blend that have too little text in this split for one sample."""
-        self._batcher = batcher
 
     @property
     def seq_length(self) -> int:
@@ -112,6 +108,26 @@ class Dataset:
                 f"sets have run out after {self.end:,}",
                 hint="shorten training.train_steps, raise data.max_epochs, or leave one set without a bound (0)",
             )
+
+
+class Dataset(NumberedSamples):
+    """Windows of the token stream by global number, from 0 without end: after the first epoch comes the next one.
+
+    Only if `data.max_epochs` limits every set do the samples end, once all sets are exhausted.
+
+    The number is the whole state: sample i has the same tokens in every process, whatever was read before.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[DatasetPart],
+        batcher: Batcher,
+        continuation: Continuation,
+        *,
+        left_out: Sequence[str] = (),
+    ) -> None:
+        super().__init__(parts, continuation, left_out=left_out)
+        self._batcher = batcher
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return the samples of these global numbers, in this order. Releases the GIL; any thread may call it.

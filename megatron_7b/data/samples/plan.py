@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_7b.data.samples.dataset import Dataset
+from megatron_7b.data.samples.dataset import NumberedSamples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class SetPlan:
     """Samples of all sets after which it is exhausted; None if the run ends before."""
 
 
-def plan_sets(dataset: Dataset, num_samples: int) -> list[SetPlan]:
+def plan_sets(dataset: NumberedSamples, num_samples: int) -> list[SetPlan]:
     """Count the first `num_samples` samples of a training set.
 
     Args:
-        dataset: As `open_split` made it.
+        dataset: As an objective opened it.
         num_samples: Of the whole run.
 
     Raises:
@@ -60,7 +60,7 @@ def plan_sets(dataset: Dataset, num_samples: int) -> list[SetPlan]:
             samples_per_epoch=part.num_samples,
             samples=taken[number],
             consumed=order.sets[number].consumed,
-            epochs=taken[number] * dataset.seq_length / part.num_tokens,
+            epochs=float(taken[number] / part.samples_per_epoch),
             first_epoch_ends=number_after(number, part.num_samples),
             max_samples=part.max_samples,
             runs_out=number_after(number, part.max_samples),

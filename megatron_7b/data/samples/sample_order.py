@@ -20,6 +20,8 @@ from typing import Any, Literal, Self
 from megatron_7b.data._index import CappedBlend
 from megatron_7b.errors import ConfigError
 
+WINDOWS = "windows"
+
 type OnOrderChange = Literal["refuse", "trust", "restart"]
 
 
@@ -67,6 +69,8 @@ class SampleOrder:
     """Global number at which this pass over the data began: 0, or where a resumed run restarted it."""
     dropped: tuple[SetOrder, ...] = ()
     """Sets of this pass that are no longer read; they continue if they come back."""
+    cut: str = ""
+    """How samples are cut, in words; empty for windows of the token stream, each read once in an epoch."""
 
     @property
     def end(self) -> int | None:
@@ -197,6 +201,7 @@ def _problems(
         for name, was, after in (
             ("data.seq_length", before.seq_length, wanted.seq_length),
             ("training.seed", before.seed, wanted.seed),
+            ("the kind of samples", before.cut or WINDOWS, wanted.cut or WINDOWS),
         )
         if was != after
     ]

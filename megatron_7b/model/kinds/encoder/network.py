@@ -6,7 +6,7 @@ costs no attention, and is a sentence of its own that nothing reads.
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
@@ -32,6 +32,17 @@ _FUSED_NORMS = (
     (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
     (".mlp.linear_fc1.layer_norm_", ".pre_mlp_layernorm."),
 )
+
+
+class EncoderOutput(NamedTuple):
+    """What the last stage computes of a microbatch with labels."""
+
+    masked: Tensor
+    """FP32 sum of the losses of hidden tokens."""
+    word_before: Tensor | None
+    """The same of visible words before them; None if they are not asked for."""
+    pairs: Tensor | None
+    """FP32 logits of the two classes of each row, [b, 2]; None without pairs."""
 
 
 class EncoderModel(ModelChunk, LanguageModule):
@@ -83,6 +94,8 @@ class EncoderModel(ModelChunk, LanguageModule):
         )
         if self.post_process:
             self._build_heads(plan, build_norm())
+            if model.add_binary_head:
+                self._build_pair_head(plan)
         if self.pre_process or self.post_process:
             self.setup_embeddings_and_output_layer()
 
@@ -102,6 +115,15 @@ class EncoderModel(ModelChunk, LanguageModule):
             tp_group=plan.groups.tp,
         )
 
+    def _build_pair_head(self, plan: ChunkPlan) -> None:
+        hidden, dtype = plan.core_config.hidden_size, plan.core_config.params_dtype
+        self.pooler = torch.nn.Linear(hidden, hidden, dtype=dtype)
+        self.binary_head = torch.nn.Linear(hidden, 2, dtype=dtype)
+        if plan.config.objective.sentence_pairs == "none":
+            # It came with the weights, and nothing trains it: it stays as it is, without decay.
+            self.pooler.requires_grad_(False)
+            self.binary_head.requires_grad_(False)
+
     def set_input_tensor(self, input_tensor: Tensor | list[Tensor]) -> None:
         """Take the hidden states of the stage before; called by megatron-core's schedules."""
         tensor = input_tensor[0] if isinstance(input_tensor, list) else input_tensor
@@ -116,7 +138,9 @@ class EncoderModel(ModelChunk, LanguageModule):
         tokentype_ids: Tensor | None = None,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
-    ) -> Tensor:
+        is_word_before: Tensor | None = None,
+        pair_labels: Tensor | None = None,
+    ) -> Tensor | EncoderOutput | tuple[Tensor, Tensor]:
         """Run this stage over t tokens of several sentences.
 
         Args:
@@ -126,10 +150,13 @@ class EncoderModel(ModelChunk, LanguageModule):
             tokentype_ids: [1, t]; needed if the model has embeddings for them.
             labels: [1, t]; None asks for logits.
             loss_mask: [1, t]; needed with labels.
+            is_word_before: [1, t]; which of the tokens that the mask keeps are summed apart.
+            pair_labels: [b], one for each of b rows of equal length that the t tokens consist of: asks for the classes
+                of their pairs, which the caller compares with them.
 
         Returns:
-            On a stage that is not the last: hidden states [t, 1, h]. On the last: FP32 sum of the losses of the tokens
-            that the mask keeps, or without labels the logits [1, t, v/tp].
+            On a stage that is not the last: hidden states [t, 1, h]. On the last: the losses of the tokens that the
+            mask keeps; or without labels the logits [1, t, v/tp], with `pair_labels` those of pairs beside them.
 
         Collective: the tensor-parallel group.
         """
@@ -142,10 +169,25 @@ class EncoderModel(ModelChunk, LanguageModule):
         if not self.post_process:
             return hidden
         hidden = self._whole_rows(hidden)
+        pairs = None if pair_labels is None else self._classify(hidden.view(len(pair_labels), -1, hidden.shape[-1]))
         if labels is None:
-            return self._logits(hidden).transpose(0, 1)
+            logits = self._logits(hidden).transpose(0, 1)
+            return logits if pairs is None else (logits, pairs)
         assert loss_mask is not None
-        return self._loss_sum(hidden.flatten(0, 1), labels.flatten(), loss_mask.flatten())
+        kept, labels, weights = loss_mask.flatten().nonzero().squeeze(1), labels.flatten(), loss_mask.flatten()
+        hidden = hidden.flatten(0, 1)
+        if is_word_before is None:
+            return EncoderOutput(self._loss_sum(hidden, labels, weights, kept), None, pairs)
+        is_before = is_word_before.flatten()[kept]
+        hidden_tokens, before = kept[~is_before], kept[is_before]
+        masked = self._loss_sum(hidden, labels, weights, hidden_tokens)
+        return EncoderOutput(masked, self._loss_sum(hidden, labels, weights, before), pairs)
+
+    def _classify(self, rows: Tensor) -> Tensor:
+        """Return FP32 logits of the two classes of pairs, [b, 2], from the first token of each of [b, s, h]."""
+        pooled = torch.tanh(self.pooler(rows[:, 0]))
+        logits: Tensor = self.binary_head(pooled).float()
+        return logits
 
     def _whole_rows(self, hidden: Tensor) -> Tensor:
         """Return [t, 1, h] on every tensor rank; the heads are computed by each of them."""
@@ -172,9 +214,8 @@ class EncoderModel(ModelChunk, LanguageModule):
         logits[..., max(0, self.true_vocab_size - first) :] = torch.finfo(logits.dtype).min
         return logits
 
-    def _loss_sum(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        """Return the masked sum of losses; only the tokens that count go through the head and the output layer."""
-        kept = loss_mask.nonzero().squeeze(1)
+    def _loss_sum(self, hidden: Tensor, labels: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
+        """Return the sum of the losses of the tokens that are kept; only they go through head and output layer."""
         # The output layer's forward is not called: with overlap_param_gather, its hooks wait for the updated weight.
         for wait in upstream.forward_pre_hooks(self.output_layer):
             wait(self.output_layer, ())
@@ -184,7 +225,7 @@ class EncoderModel(ModelChunk, LanguageModule):
             self._transformed(hidden[kept]),
             weight,
             labels[kept],
-            loss_mask[kept],
+            weights[kept],
             bias=self.output_layer.bias,
             first_token=first_token,
             num_true=self.true_vocab_size - first_token,

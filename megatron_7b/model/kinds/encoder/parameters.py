@@ -39,6 +39,9 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
     # transformers computes with the decoder's bias; it ties the other to it where it ties the weights, else ignores it.
     bias, repeated = (f"{_HEAD}bias", (f"{_HEAD}decoder.bias",)) if is_tied else (_HEAD + "{decoder.bias,bias}", ())
     yield _row("output_layer.bias", bias, (vocab_size,), "zeros", 0, "vocabulary", repeated_as=repeated)
+    if model.add_binary_head:
+        yield from _small_linear("pooler", "bert.pooler.dense", (h, h))
+        yield from _small_linear("binary_head", "cls.seq_relationship", (2, h))
 
 
 def _layer(model: ModelConfig, layer: int) -> Iterator[Parameter]:
@@ -106,6 +109,12 @@ def _norm(name: str, hugging_face: str, width: int, core: str | None = None) -> 
 def _linear(name: str, hugging_face: str, shape: Shape) -> Iterator[Parameter]:
     """A layer that every tensor rank holds whole, as it works on few tokens."""
     yield _row(f"{name}.weight", f"{hugging_face}.weight", shape, "normal", is_multiplied=True, is_head=True)
+    yield _row(f"{name}.bias", f"{hugging_face}.bias", shape[:1], "zeros")
+
+
+def _small_linear(name: str, hugging_face: str, shape: Shape) -> Iterator[Parameter]:
+    """The same for one token of a sample, which is not worth counting."""
+    yield _row(f"{name}.weight", f"{hugging_face}.weight", shape, "normal")
     yield _row(f"{name}.bias", f"{hugging_face}.bias", shape[:1], "zeros")
 
 
