@@ -189,8 +189,8 @@ def _load_reference(
     settle_vector_functions()
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    if unused or fresh:
-        logging.set_verbosity_error()  # it would list these, which are known
+    if unused or fresh or (family is not None and family.output_layer is not None):
+        logging.set_verbosity_error()  # it would list these, which are known, and say that T5's weights are not tied
     with reported(f"transformers cannot load {folder}"):
         model, report = auto_class.from_pretrained(
             folder,

@@ -108,3 +108,18 @@ def test_flops_of_llama2_7b_are_six_per_parameter_and_the_attention():
     assert count_parameters(model) - multiplied == 32000 * 4096 + 65 * 4096  # the embedding, and the norms
     assert flops_per_token(model, 1) == pytest.approx(6 * multiplied, rel=1e-4)
     assert flops_per_token(model, 4096) - flops_per_token(model, 0) == 6 * 32 * 4096 * 4096
+
+
+def test_an_encoder_decoder_counted_by_hand():
+    """Texts of 40 tokens with answers of 10: what each token is multiplied by, and what it attends to."""
+    model = ModelConfig(
+        architecture="t5", num_layers=3, num_decoder_layers=2, hidden_size=8, ffn_hidden_size=12,
+        num_attention_heads=2, kv_channels=5, vocab_size=100,
+    )  # fmt: skip
+    h, f, q, v, text, answer = 8, 12, 10, 100, 40, 10
+    encoder = 3 * (4 * h * q + 3 * h * f)
+    decoder = 2 * (4 * h * q + 2 * h * q + 3 * h * f) + h * v
+    multiplied = text * encoder + text * 2 * 2 * h * q + answer * decoder
+    attended = 3 * text * text + 2 * (answer * answer / 2 + answer * text)
+    flops = 3 * (2 * multiplied + 4 * attended * q)
+    assert flops_per_token(model, text, predicted_share=answer / text) * text == pytest.approx(flops)

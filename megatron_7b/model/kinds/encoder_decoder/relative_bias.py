@@ -47,28 +47,30 @@ class RelativePositionBias(MegatronModule):
         self.weight = torch.nn.Parameter(torch.empty(num_buckets, heads, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, True, 1, 1)
 
-    def forward(self, num_queries: int, num_keys: int, *, first_query: int = 0) -> Tensor:
-        """Return the bias of neighbouring queries and keys.
+    def forward(self, num_queries: int, num_keys: int) -> Tensor:
+        """Return the bias of queries and keys that both begin at position 0.
 
         Args:
             num_queries: s.
-            num_keys: s_k, counted from position 0.
-            first_query: Position of the first query.
+            num_keys: s_k.
 
         Returns:
             [1, n/tp, s, s_k].
         """
-        last_query = first_query + num_queries - 1
-        distances = torch.arange(-last_query, num_keys - first_query, device=self.weight.device)
-        # Each query sees a window of them, which begins one earlier than that of the query before.
-        return self.of_distances(distances).t().unfold(1, num_keys, 1).flip(1)[None]
+        distances = torch.arange(1 - num_queries, num_keys, device=self.weight.device)
+        # In FP32: the gradient of a distance is a sum over all pairs of positions that are so far apart.
+        biases = functional.embedding(self._buckets(distances), self.weight.float())
+        # Each query sees a window of the distances, which begins one earlier than that of the query before.
+        return biases.t().unfold(1, num_keys, 1).flip(1)[None].to(self.weight.dtype)
 
     def of_distances(self, distances: Tensor) -> Tensor:
         """Return the biases [..., n/tp] of distances [...], the position of the key less that of the query."""
-        buckets = find_buckets(
+        return functional.embedding(self._buckets(distances), self.weight)
+
+    def _buckets(self, distances: Tensor) -> Tensor:
+        return find_buckets(
             distances, len(self.weight), max_distance=self.max_distance, is_bidirectional=self.is_bidirectional
         )
-        return functional.embedding(buckets, self.weight)
 
     def sharded_state_dict(
         self,
