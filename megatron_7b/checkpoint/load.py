@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_weights(
-    folder: Path, chunks: Sequence[torch.nn.Module], optimizer: Optimizer | None = None, *, verify: bool = True
+    folder: Path,
+    chunks: Sequence[torch.nn.Module],
+    optimizer: Optimizer | None = None,
+    *,
+    verify: bool = True,
+    may_lack: Set[str] = frozenset(),
 ) -> Manifest:
     """Load the parameters into this rank's chunks, whatever layout wrote them.
 
@@ -51,14 +56,17 @@ def load_weights(
         optimizer: Theirs, before its first update: the run trains on, so FP32 parameters get all digits that the
             checkpoint has. Without it, the weights are those that the checkpoint's own run computed with.
         verify: Check every file's hash first.
+        may_lack: Names of parameters that stay as they are if the checkpoint has none of their name.
 
     Collective: all ranks.
 
     Raises:
-        CheckpointError: files are damaged, or parameters are missing or of another shape.
+        CheckpointError: files are damaged, or other parameters are missing or of another shape.
     """
     opened = _open(folder, verify=verify, with_state=optimizer is not None)  # main parameters are for training alone
     model = model_state(chunks)
+    lacking = may_lack - opened.weights.tensors.keys()
+    model = {name: entry for name, entry in model.items() if entry.key not in lacking}
     _load_model(opened, chunks, model)
     if optimizer is not None:
         _load_optimizer(opened, optimizer, model, moments=False)
@@ -194,7 +202,7 @@ def _load_model(opened: _Opened, chunks: Sequence[torch.nn.Module], model: dict[
         prefix = f"chunk{index}."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         absent, unexpected = module.load_state_dict(own, strict=False)
-        absent = [name for name in absent if not name.endswith("_extra_state")]
+        absent = [name for name in absent if f"{prefix}{name}" in model]  # others stay as they are, or are no tensors
         if absent or unexpected:
             raise CheckpointError(f"{opened.folder}: parameters not loaded: {absent}; not known: {unexpected}")
 

@@ -118,14 +118,14 @@ def read_optimizer(
         stored: The checkpoint.
         state: Its optimizer state, if it has any.
         optimizer: Of this rank.
-        model: What `sharding.model_state` gave.
+        model: What `sharding.model_state` gave; the state of parameters that are not in it stays as it is.
         moments: Read them as well; otherwise they stay as they are.
 
     Raises:
         CheckpointError: State is missing, or a file cannot be read.
     """
-    rows = list(_rows(optimizer))
     entries = _Entries(model)
+    rows = [row for row in _rows(optimizer) if row.parameter in entries]
     of_main: list[Piece] = []
     of_moments: list[Piece] = []
     for row in rows:
@@ -222,6 +222,9 @@ class _Entries:
         entries: list[Sharded] = list(nested_values(model))
         self._by_identity = {id(entry.data): entry for entry in entries}
         self._by_address = {entry.data.data_ptr(): entry for entry in entries}
+
+    def __contains__(self, parameter: Parameter) -> bool:
+        return id(parameter) in self._by_identity or parameter.data_ptr() in self._by_address
 
     def __getitem__(self, parameter: Parameter) -> Sharded:
         return self._by_identity.get(id(parameter)) or self._by_address[parameter.data_ptr()]

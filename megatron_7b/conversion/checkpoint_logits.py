@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from megatron_7b.checkpoint.inference_config import inference_config
-from megatron_7b.checkpoint.open_model import OpenModel, opened_model
+from megatron_7b.checkpoint.open_model import opened_model
 from megatron_7b.conversion.parity import answer_to, round_parameters
 from megatron_7b.data import Batch
+from megatron_7b.model.on_ranks import ModelOnRanks
 from megatron_7b.objective import build_objective
 from megatron_7b.runtime.cpu import backend as cpu_backend
 
@@ -60,7 +61,7 @@ def checkpoint_logits(
     return torch.stack(logits)
 
 
-def text_inputs(sample: Tensor, model: OpenModel) -> dict[str, Any]:
+def text_inputs(sample: Tensor, model: ModelOnRanks) -> dict[str, Any]:
     """Return what the model takes of one sample [s] that is a text by itself."""
     kind = model.config.model.traits.kind
     tokens = sample[None].numpy()

@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from megatron_7b.checkpoint.open_model import OpenModel
 from megatron_7b.data import Batch
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.result import CorpusLoss, EvaluationProgress
+from megatron_7b.model.on_ranks import ModelOnRanks
 from megatron_7b.objective import build_objective
 from megatron_7b.objective.microbatches import run_microbatches
 from megatron_7b.objective.objective import Samples
@@ -42,7 +42,7 @@ _MICROBATCHES_PER_STAGE = 4
 
 @torch.inference_mode()
 def measure_loss(
-    model: OpenModel,
+    model: ModelOnRanks,
     dataset: Samples,
     *,
     max_samples: int | None = None,
@@ -94,7 +94,7 @@ def measure_loss(
     return result
 
 
-def _rounds(model: OpenModel, num_windows: int) -> Iterator[tuple[int, np.ndarray]]:
+def _rounds(model: ModelOnRanks, num_windows: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (end, this rank's windows [microbatches, b]) of each round; the last may reach beyond the corpus.
 
     All ranks do the same number of equal microbatches, as pipeline schedules and collectives need it.

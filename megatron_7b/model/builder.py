@@ -9,13 +9,14 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_7b.config.schema import ModelConfig, RunConfig
+from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.core_config import build_transformer_config
 from megatron_7b.model.initialization import initial_shard
 from megatron_7b.model.kernels import resolve_transformer_impl, select_kernels
 from megatron_7b.model.kinds import kind_of, parameter_table
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.model.kinds.kind import ChunkPlan
-from megatron_7b.model.parameters import Parameter
+from megatron_7b.model.parameters import Parameter, ParameterTable
 from megatron_7b.model.sizes import padded_vocab_size
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.runtime.machine.device import DeviceType
@@ -31,6 +32,7 @@ def build_model(
     groups: ProcessGroupCollection,
     device_type: DeviceType,
     initialize: bool = True,
+    adapter: Adapter | None = None,
 ) -> list[ModelChunk]:
     """Build this rank's model chunks on its device.
 
@@ -41,6 +43,7 @@ def build_model(
         groups: megatron-core's process groups.
         device_type: Where to compute.
         initialize: Fill the parameters from the seed; otherwise they are undefined until weights are loaded.
+        adapter: Added to the model; what it does not train needs no gradient.
 
     Returns:
         One chunk per virtual pipeline stage (one without interleaving).
@@ -59,12 +62,13 @@ def build_model(
         config, device_type=device_type, impl=impl, core_layers_per_layer=kind.core_layers_per_layer
     )
     padded = padded_vocab_size(vocab_size, config.model.make_vocab_size_divisible_by, layout.tp_size)
+    kernels, table = select_kernels(impl, config.model.traits), parameter_table(config.model, padded)
     plan = ChunkPlan(
         config=config,
         core_config=core_config,
         impl=impl,
-        kernels=select_kernels(impl, config.model.traits),
-        table=parameter_table(config.model, padded),
+        kernels=kernels if adapter is None else adapter.kernels(kernels),
+        table=table if adapter is None else adapter.extended(table),
         vocab_size=vocab_size,
         padded_vocab_size=padded,
         layout=layout,
@@ -74,9 +78,18 @@ def build_model(
     chunks = [kind.build_chunk(replace(plan, stage=stage)) for stage in range(layout.num_chunks)]
     if device_type == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]
+    if adapter is not None:
+        _freeze(chunks, adapter, table)
     if initialize:
         initialize_parameters(chunks, config.model, seed=config.training.seed, layout=layout, vocab_size=vocab_size)
     return chunks
+
+
+def _freeze(chunks: list[ModelChunk], adapter: Adapter, base: ParameterTable) -> None:
+    """Let only what an adapter adds, or wants, be trained."""
+    own = adapter.own_names(base)
+    for description, parameter in itertools.chain.from_iterable(map(described_parameters, chunks)):
+        parameter.requires_grad_(description.name in own or adapter.trains_too(description))
 
 
 def described_parameters(chunk: ModelChunk) -> Iterator[tuple[Parameter, torch.nn.Parameter]]:

@@ -90,8 +90,8 @@ def initial_shard(
         vocab_size: True vocabulary size; padded rows are zero.
     """
     if parameter.init in ("ones", "zeros"):
-        size = parameter.shape[0] // (tp_size if parameter.tp_dim == 0 else 1)
-        return torch.full((size,), 1.0 if parameter.init == "ones" else 0.0)
+        shape = [size // tp_size if dim == parameter.tp_dim else size for dim, size in enumerate(parameter.shape)]
+        return torch.full(shape, 1.0 if parameter.init == "ones" else 0.0)
     # Source: GPT-2 and Megatron: projections into the residual stream are narrowed by the number of additions to it.
     std = model.init_method_std if parameter.std is None else parameter.std
     std /= math.sqrt(2.0 * model.num_layers) if parameter.init == "scaled_normal" else 1.0

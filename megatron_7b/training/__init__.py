@@ -15,11 +15,17 @@ from megatron_7b.training.run_plan import RunPlan, plan_run
 __all__ = ["RunPlan", "load_run_config", "plan_run", "pretrain"]
 
 if TYPE_CHECKING:
+    from megatron_7b.model.adapter import Adapter
     from megatron_7b.training.hooks import Hook
 
 
 def pretrain(
-    config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None, *, hooks: "Sequence[Hook]" = ()
+    config: RunConfig,
+    run_dir: Path,
+    stop_request: StopRequest | None = None,
+    *,
+    hooks: "Sequence[Hook]" = (),
+    adapter: "Adapter | None" = None,
 ) -> int:
     """Train a model in a run folder; see `training.loop.pretrain`, which this calls.
 
@@ -31,4 +37,4 @@ def pretrain(
     with loading("torch and megatron-core"):
         from megatron_7b.training import loop
 
-    return loop.pretrain(config, run_dir, stop_request, hooks=hooks)
+    return loop.pretrain(config, run_dir, stop_request, hooks=hooks, adapter=adapter)

@@ -26,18 +26,24 @@ def load_starting_point(run: Run) -> None:
     Raises:
         CheckpointError: The checkpoint is damaged, or does not fit the model.
     """
-    checkpoint, trainer = _newest_checkpoint(run), run.trainer
+    checkpoint, learner = _newest_checkpoint(run), run.learner
     verify = run.config.checkpoint.verify_on_load
     if checkpoint is not None:
         run.counters = load_checkpoint(
-            checkpoint, chunks=trainer.model, optimizer=trainer.optimizer, layout=trainer.layout, verify=verify
+            checkpoint, chunks=learner.model, optimizer=learner.optimizer, layout=learner.layout, verify=verify
         )
         _check_that_data_fits(run)
         run.resumed = run.saved = run.counters
         return
     source = run.config.checkpoint.initialize_from
     if source is not None:
-        load_weights(resolve_checkpoint(Path(source)), trainer.model, trainer.optimizer, verify=verify)
+        load_weights(
+            resolve_checkpoint(Path(source)),
+            learner.model,
+            learner.optimizer,
+            verify=verify,
+            may_lack=learner.on_ranks.adapter_names,
+        )
         if run.ranks.is_main:
             logger.info("starting from the weights of %s", source)
 
@@ -72,19 +78,19 @@ def save(
         CheckpointError: It, or the one in progress, could not be written; earlier ones are untouched.
     """
     finish_save(run)
-    trainer = run.trainer
+    learner = run.learner
     with_optimizer = run.config.checkpoint.save_optimizer or to_resume
     if run.ranks.is_main:
         _flush_metrics(run)
     pending = begin_save(
         run.folder.checkpoints,
-        chunks=trainer.model,
-        optimizer=trainer.optimizer if with_optimizer else None,
+        chunks=learner.model,
+        optimizer=learner.optimizer if with_optimizer else None,
         counters=run.counters,
         config=run.config,
-        layout=trainer.layout,
+        layout=learner.layout,
         companions=run.companions,
-        sample_order=trainer.sample_order.to_dict(),
+        sample_order=run.trainer.sample_order.to_dict(),
         replace_older=replace_older,
         background=background,
     )
@@ -201,7 +207,7 @@ def _has_new_weights(run: Run) -> bool:
 
 def _weights_are_finite(run: Run) -> bool:
     """Look at all parameters of all ranks. Collective: all ranks."""
-    parameters = (parameter for chunk in run.trainer.model for parameter in chunk.parameters())
+    parameters = (parameter for chunk in run.learner.model for parameter in chunk.parameters())
     is_broken = not all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
     return run.ranks.maximum(int(is_broken)) == [0]
 

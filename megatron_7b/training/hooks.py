@@ -1,6 +1,6 @@
 """What happens around the steps of a run: reporting, guarding, validation, saving.
 
-Hooks are called at named moments, on all ranks and in the order of `start._hooks_built`, so they may communicate. To
+Hooks are called at named moments, on all ranks and in the order of `start._build_hooks`, so they may communicate. To
 add one to a run, derive from `Hook`, override the moments that matter, and give it to `training.pretrain`.
 """
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class Hook:
     """The moments of a run; nothing happens at a moment unless it is overridden.
 
-    Every rank has a hook of its own, which may read everything that it is given, the model (`run.trainer.model`)
+    Every rank has a hook of its own, which may read everything that it is given, the model (`run.learner.model`)
     included. Metrics, counters and configuration are the same on all ranks, so what follows from them alone is decided
     alike everywhere, such as `run.finish_early`. What only one rank knows must be agreed on first: `run.ranks` has
     maxima, `gather` and `together`, and every collective has to be called on all ranks. An error must be raised on all
@@ -203,7 +203,7 @@ class Validation(Hook):
         for index in range(num_batches):
             with run.ranks.together(f"reading validation batch {index + 1}"):
                 batches = loader.batches(index * batch_size, batch_size)
-            losses = evaluate_step(run.trainer, batches)
+            losses = evaluate_step(run.learner, batches)
             loss_sum, num_tokens = loss_sum + losses.loss_sum, num_tokens + losses.num_tokens
             run.agree_on_stop()
             if run.must_stop:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.model.adapter import Adapter
 from megatron_7b.optim.schedules import learning_rate
 from megatron_7b.runtime.process.signals import StopRequest
 from megatron_7b.training.batch_schedule import global_batch_size
@@ -12,12 +13,17 @@ from megatron_7b.training.hooks import Hook, ending
 from megatron_7b.training.metrics import StepMetrics
 from megatron_7b.training.run import Run, Stopwatch
 from megatron_7b.training.run_folder import RunFolder
-from megatron_7b.training.start import built, started
+from megatron_7b.training.start import begin_run, open_run
 from megatron_7b.training.step import train_step
 
 
 def pretrain(
-    config: RunConfig, run_dir: Path, stop_request: StopRequest | None = None, *, hooks: Sequence[Hook] = ()
+    config: RunConfig,
+    run_dir: Path,
+    stop_request: StopRequest | None = None,
+    *,
+    hooks: Sequence[Hook] = (),
+    adapter: Adapter | None = None,
 ) -> int:
     """Train a model in a run folder; a folder that has checkpoints is resumed from its latest.
 
@@ -29,6 +35,7 @@ def pretrain(
         run_dir: The run folder, which has passed `check_run_folder`; created if necessary.
         stop_request: What listens for requests to stop; None makes one that takes note until the first step is done.
         hooks: Of the caller, for this start; called after those of the package, and before the step is saved.
+        adapter: Added to the model; only what it trains is trained. A later start of the run needs it again.
 
     Returns:
         0 when all steps are done, 75 when the run stopped early and the same command continues it.
@@ -43,8 +50,8 @@ def pretrain(
         if stop_request is None:
             stop_request = StopRequest(config.training.exit_after_seconds)
             stack.enter_context(stop_request.listening())
-        run = stack.enter_context(built(config, folder, stop_request))
-        all_hooks = stack.enter_context(started(run, hooks))
+        run = stack.enter_context(open_run(config, folder, stop_request, adapter))
+        all_hooks = stack.enter_context(begin_run(run, hooks))
         train(run, all_hooks)
     return run.exit_code
 
@@ -78,7 +85,7 @@ def do_step(run: Run) -> StepMetrics:
     rate = learning_rate(run.step + 1, config.optimizer, config.training.train_steps)
     with run.ranks.together(f"reading the batch of step {run.step + 1}"):
         batches = run.trainer.loader.batches(run.counters.consumed_samples, batch_size)
-    result = train_step(run.trainer, batches, rate)
+    result = train_step(run.learner, batches, rate)
     seconds = watch.seconds
     run.count_step(batch_size, skipped=result.skipped)
     run.agree_on_stop()

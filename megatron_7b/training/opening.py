@@ -32,7 +32,7 @@ class OpenFolder:
 
 
 @contextlib.contextmanager
-def opened(folder: RunFolder, config: RunConfig) -> Iterator[OpenFolder]:
+def open_folder(folder: RunFolder, config: RunConfig) -> Iterator[OpenFolder]:
     """Create the folder if necessary, keep other runs out of it for the duration, and save the configuration.
 
     For the main rank, after `check_run_folder`. Nothing is written before it is clear that the run can use the folder.

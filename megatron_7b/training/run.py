@@ -14,6 +14,7 @@ from megatron_7b.runtime.machine.hardware import peak_memory_bytes
 from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_SAVED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import Trainer
+from megatron_7b.training.learner import Learner
 from megatron_7b.training.metrics import Throughput
 from megatron_7b.training.opening import OpenFolder
 from megatron_7b.training.run_folder import RunFolder
@@ -67,9 +68,14 @@ class Run:
     failure: BaseException | None = None
 
     @property
+    def learner(self) -> Learner:
+        """The model, its optimizer and objective."""
+        return self.trainer.learner
+
+    @property
     def config(self) -> RunConfig:
         """The effective configuration."""
-        return self.trainer.config
+        return self.learner.config
 
     @property
     def companions(self) -> Companions:
@@ -137,7 +143,7 @@ class Run:
         place = self.opened.lock.find_folder() if self.opened is not None else self.folder.root
         has_left = 0 if place == self.folder.root else _DELETED if place is None else _MOVED
         stop, memory, has_left = self.ranks.maximum(
-            self.stop_request.reason, peak_memory_bytes(self.trainer.device_type), has_left
+            self.stop_request.reason, peak_memory_bytes(self.learner.on_ranks.device_type), has_left
         )
         self.stop, self.peak_memory_bytes = StopReason(stop), memory
         if has_left:

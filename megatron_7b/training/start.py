@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import TrainingError, exit_code
+from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel.groups import leaving_process_groups
 from megatron_7b.runtime.machine.hardware import device_name
@@ -16,7 +17,7 @@ from megatron_7b.training.assemble import build_trainer, keep_companions
 from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, StatusKeeping, Validation
 from megatron_7b.training.metrics import build_throughput, format_count
-from megatron_7b.training.opening import opened
+from megatron_7b.training.opening import open_folder
 from megatron_7b.training.plot import plot_loss
 from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run import Run
@@ -27,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> Iterator[Run]:
+def open_run(
+    config: RunConfig, folder: RunFolder, stop_request: StopRequest, adapter: Adapter | None = None
+) -> Iterator[Run]:
     """Check, then build everything that a run consists of, for the duration of a with block; nothing is written yet.
 
     Collective: all ranks.
@@ -36,9 +39,11 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
         MegatronError: The run is impossible; whatever can be checked without building is checked first.
     """
     with leaving_process_groups(), contextlib.ExitStack() as loaders:
-        trainer = build_trainer(config, folder.root)
-        ranks = Ranks(trainer.device)
-        throughput = build_throughput(trainer.config, world_size=ranks.world_size, device_type=trainer.device_type)
+        trainer = build_trainer(config, folder.root, adapter)
+        ranks = Ranks(trainer.learner.device)
+        throughput = build_throughput(
+            trainer.learner.config, world_size=ranks.world_size, device_type=trainer.learner.on_ranks.device_type
+        )
         loaders.enter_context(trainer.loader)
         if trainer.valid_loader is not None:
             loaders.enter_context(trainer.valid_loader)
@@ -48,20 +53,20 @@ def built(config: RunConfig, folder: RunFolder, stop_request: StopRequest) -> It
 
 
 @contextlib.contextmanager
-def started(run: Run, callers: Sequence[Hook] = ()) -> Iterator[list[Hook]]:
+def begin_run(run: Run, callers: Sequence[Hook] = ()) -> Iterator[list[Hook]]:
     """Open the run folder, resume where the run left off, and yield its hooks, for the duration of a with block.
 
     Args:
-        run: From `built`.
+        run: From `open_run`.
         callers: Hooks of whoever started the run.
 
     However the block ends, status.json records it, and loss.png is drawn from the metrics so far.
 
     Collective: all ranks.
     """
-    with _folder_opened(run), _loss_drawn(run), _status_recorded(run):
+    with _hold_folder(run), _draw_loss_at_end(run), _record_status(run):
         resume(run)
-        with _hooks_built(run, callers) as hooks:
+        with _build_hooks(run, callers) as hooks:
             _say_what_begins(run)
             yield hooks
         _say_how_it_ended(run)
@@ -85,7 +90,7 @@ def resume(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def _hooks_built(run: Run, callers: Sequence[Hook]) -> Iterator[list[Hook]]:
+def _build_hooks(run: Run, callers: Sequence[Hook]) -> Iterator[list[Hook]]:
     """Yield the hooks in the order in which they are called.
 
     Saving is last: a checkpoint exists only once its step has been reported, guarded and validated.
@@ -102,11 +107,11 @@ def _hooks_built(run: Run, callers: Sequence[Hook]) -> Iterator[list[Hook]]:
 
 
 @contextlib.contextmanager
-def _folder_opened(run: Run) -> Iterator[None]:
+def _hold_folder(run: Run) -> Iterator[None]:
     with contextlib.ExitStack() as held:
         with run.ranks.together("opening the run folder"):
             if run.ranks.is_main:
-                run.opened = held.enter_context(opened(run.folder, run.config))
+                run.opened = held.enter_context(open_folder(run.folder, run.config))
                 run.folder = RunFolder(run.opened.lock.root)
                 held.callback(_close_log_file, add_log_file(run.folder.log))
                 keep_companions(run.trainer, run.folder)
@@ -119,7 +124,7 @@ def _close_log_file(handler: logging.Handler) -> None:
 
 
 @contextlib.contextmanager
-def _status_recorded(run: Run) -> Iterator[None]:
+def _record_status(run: Run) -> Iterator[None]:
     def record(state: RunState, code: int | None, step: int) -> None:
         if not run.ranks.is_main:
             return
@@ -142,7 +147,7 @@ def _status_recorded(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loss_drawn(run: Run) -> Iterator[None]:
+def _draw_loss_at_end(run: Run) -> Iterator[None]:
     try:
         yield
     finally:
@@ -182,7 +187,8 @@ def _say_what_begins(run: Run) -> None:
         tokens += f" ({format_count(run.counters.consumed_tokens + left)} with those of earlier steps)"
     logger.info(
         "%s parameters on %s (%s), %s: steps %d to %d, %s",
-        format_count(count_parameters(run.config.model)), run.trainer.layout, device_name(run.trainer.device_type),
+        format_count(count_parameters(run.config.model)), run.learner.layout,
+        device_name(run.learner.on_ranks.device_type),
         run.folder.root, run.step + 1, training.train_steps, tokens,
     )  # fmt: skip
     if run.trainer.valid_loader is None:

@@ -11,7 +11,7 @@ from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_repl
 
 if TYPE_CHECKING:
     from megatron_7b.data import Batch
-    from megatron_7b.training.assemble import Core
+    from megatron_7b.training.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -54,49 +54,49 @@ class StepResult:
         return self.losses.loss
 
 
-def _run_schedule(trainer: "Core", batches: "Sequence[Batch]", *, forward_only: bool) -> Losses:
+def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_only: bool) -> Losses:
     """Run all microbatches through all stages. Collective: all ranks."""
     totals = run_microbatches(
-        trainer.model,
+        learner.model,
         batches,
-        trainer.objective,
-        layout=trainer.layout,
-        device=trainer.device,
+        learner.objective,
+        layout=learner.layout,
+        device=learner.device,
         forward_only=forward_only,
     )
     (loss_sum, num_tokens), *further = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
     extra = {
         name: total / max(1.0, number)
-        for name, (total, number) in zip(trainer.objective.reported, further, strict=True)
+        for name, (total, number) in zip(learner.objective.reported, further, strict=True)
     }
     return Losses(loss_sum, int(num_tokens), extra)
 
 
-def train_step(trainer: "Core", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:
+def train_step(learner: "Learner", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:
     """Do one update from this rank's microbatches of the global batch.
 
     Args:
-        trainer: What `assemble` built.
+        learner: What `build_learner` built.
         batches: This rank's microbatches, all of `micro_batch_size` sequences.
         learning_rate: For this update.
 
     Collective: all ranks.
     """
-    for chunk in trainer.model:
+    for chunk in learner.model:
         chunk.train()
         chunk.zero_grad_buffer()
-    trainer.optimizer.zero_grad()
-    losses = _run_schedule(trainer, batches, forward_only=False)
-    outcome = trainer.optimizer.step(learning_rate)
+    learner.optimizer.zero_grad()
+    losses = _run_schedule(learner, batches, forward_only=False)
+    outcome = learner.optimizer.step(learning_rate)
     return StepResult(losses=losses, grad_norm=outcome.grad_norm, skipped=outcome.skipped)
 
 
 @torch.no_grad()
-def evaluate_step(trainer: "Core", batches: "Sequence[Batch]") -> Losses:
+def evaluate_step(learner: "Learner", batches: "Sequence[Batch]") -> Losses:
     """Return the losses of a global batch, without an update.
 
     Collective: all ranks.
     """
-    for chunk in trainer.model:
+    for chunk in learner.model:
         chunk.eval()
-    return _run_schedule(trainer, batches, forward_only=True)
+    return _run_schedule(learner, batches, forward_only=True)

@@ -229,18 +229,18 @@ def hidden_difference(checkpoint: Path, source: Path) -> float:
 
     from megatron_7b.checkpoint.inference_config import inference_config
     from megatron_7b.checkpoint.load import load_weights
-    from megatron_7b.checkpoint.open_model import OpenModel
     from megatron_7b.conversion.checkpoint_logits import text_inputs
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.model.on_ranks import ModelOnRanks
+    from megatron_7b.training.learner import build_learner
 
     config = inference_config(checkpoint, {"model.transformer_impl": "local", "precision.params_dtype": "fp32"})
-    core = build_core(config, "cpu")
+    core = build_learner(config, "cpu")
     load_weights(checkpoint, core.model)
     chunk: Any = core.model[0].module.eval()
     hidden: list[torch.Tensor] = []
     chunk.encoder.register_forward_hook(lambda _module, _inputs, output: hidden.append(output[:, 0]))
     tokens = random_tokens(30522, num_samples=1, length=100)
     with torch.inference_mode():
-        chunk(**text_inputs(tokens[0], OpenModel(config, core.layout, "cpu", [chunk])))
+        chunk(**text_inputs(tokens[0], ModelOnRanks(config, core.layout, "cpu", [chunk])))
         expected = AutoModel.from_pretrained(source).eval()(input_ids=tokens).last_hidden_state[0]
     return (hidden[0] - expected).abs().max().item()

@@ -38,12 +38,12 @@ def num_sockets() -> int:
 def _train_twice(parallel: dict[str, Any]) -> list[tuple[int, int, list[tuple[float, float]]]]:
     """Entry point of a rank: two runs after one another, each (groups while it runs, groups after it, losses)."""
     from megatron_7b.parallel.groups import leaving_process_groups
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.training.learner import build_learner
 
     results = []
     for _ in range(2):
         with leaving_process_groups():
-            losses = run_steps(build_core(tiny_config(parallel=parallel), "cpu"), range(2))
+            losses = run_steps(build_learner(tiny_config(parallel=parallel), "cpu"), range(2))
             during = num_groups()
         results.append((during, num_groups(), losses))
     return results

@@ -67,9 +67,9 @@ def gpu_config(variant: Variant, **sections: dict[str, Any]) -> RunConfig:
 
 
 def build(config: RunConfig) -> Any:
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.training.learner import build_learner
 
-    return build_core(config, "cuda")
+    return build_learner(config, "cuda")
 
 
 def curve(config: RunConfig) -> list[tuple[float, float]]:

@@ -38,9 +38,9 @@ def bytes_of(tensors: list[torch.Tensor]) -> int:
 def _held(config: RunConfig) -> tuple[MemoryNeed, MemoryNeed]:
     """Entry point of a rank: what it is said to hold, and what it holds after a step."""
     from megatron_7b.checkpoint.save import num_bytes_of, own_pieces
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.training.learner import build_learner
 
-    core = build_core(config, "cpu")
+    core = build_learner(config, "cpu")
     run_steps(core, range(1))
     parameters = [parameter for chunk in core.model for parameter in chunk.parameters()]
     states = [state for adam in core.optimizer.torch_optimizers() for state in adam.state.values()]

@@ -45,9 +45,9 @@ WIDE = {"hidden_size": 72, "num_attention_heads": 3, "num_query_groups": 3, "voc
 
 def _norms(parallel: dict[str, Any]) -> tuple[float, float]:
     """Entry point of a rank: the gradient norm that the first step reports, and that of this rank's buffers in FP64."""
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.training.learner import build_learner
 
-    core = build_core(tiny_config(model=WIDE, parallel=parallel, optimizer={"clip_grad": 0.0}), "cpu")
+    core = build_learner(tiny_config(model=WIDE, parallel=parallel, optimizer={"clip_grad": 0.0}), "cpu")
     ((_, norm),) = run_steps(core, range(1))
     gradients = [parameter.main_grad.numpy() for chunk in core.model for parameter in chunk.parameters()]
     return norm, math.sqrt(math.fsum(float(np.square(one, dtype=np.float64).sum()) for one in gradients))

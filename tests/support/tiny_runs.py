@@ -132,10 +132,10 @@ def run_steps(trainer: Any, steps: Iterator[int] | range, *, masked: bool = True
 
 def build(config: RunConfig) -> Any:
     """Build a trainer on the current process group."""
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.training.learner import build_learner
 
     assert dist.is_initialized()
-    return build_core(config, "cpu")
+    return build_learner(config, "cpu")
 
 
 def train(config: RunConfig, num_steps: int) -> list[tuple[float, float]]:

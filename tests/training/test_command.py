@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_7b.config import override_config, save_config
-from megatron_7b.training.opening import opened
+from megatron_7b.training.opening import open_folder
 from megatron_7b.training.run_folder import RunFolder
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.ranks import run_ranks
@@ -87,7 +87,7 @@ def test_the_same_command_goes_on_after_kill_9_and_after_sigterm(tmp_path: Path)
 def test_the_folder_of_another_model_is_refused_in_one_message(tmp_path: Path) -> None:
     config = runs.config(runs.write_corpus(tmp_path))
     save_config(config, tmp_path / "run.yaml")
-    with opened(RunFolder(tmp_path / "run"), config):
+    with open_folder(RunFolder(tmp_path / "run"), config):
         (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     refused = subprocess.run(command(tmp_path, "--model.num-layers", "3"), capture_output=True, text=True)
     assert refused.returncode == 2

@@ -20,7 +20,7 @@ import pytest
 
 from megatron_7b.config import save_config
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.training.opening import opened
+from megatron_7b.training.opening import open_folder
 from megatron_7b.training.run_folder import RunFolder
 from tests.support.commands import run_on_ranks, start_command
 from tests.training import runs
@@ -240,7 +240,7 @@ def test_the_message_of_the_rank_that_failed_is_shown(failing: str, tmp_path: Pa
     bad_id = None if failing == "the main rank" else runs.VOCAB_SIZE
     folder = with_corpus(tmp_path, runs.write_corpus(tmp_path, bad_id=bad_id))
     expected = "another run is writing to" if bad_id is None else f"{runs.VOCAB_SIZE}"
-    with opened(RunFolder(folder / "run"), RunConfig()) if bad_id is None else contextlib.nullcontext():
+    with open_folder(RunFolder(folder / "run"), RunConfig()) if bad_id is None else contextlib.nullcontext():
         with launched(folder) as process:
             _, errors = process.communicate(timeout=PATIENCE)
         ranks = run_on_ranks(2, *arguments(folder, 2)[:-2])

@@ -19,7 +19,7 @@ from megatron_7b.config import load_config, save_config
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig, RunConfig
 from megatron_7b.errors import ConfigError, TrainingError
 from megatron_7b.training.history import record_save
-from megatron_7b.training.opening import opened
+from megatron_7b.training.opening import open_folder
 from megatron_7b.training.run_folder import (
     RunFolder,
     check_run_folder,
@@ -42,14 +42,14 @@ def with_model(**fields: Any) -> RunConfig:
 
 def begin(folder: RunFolder, config: RunConfig) -> None:
     """Leave a folder as a start that did one step does."""
-    with opened(folder, config):
+    with open_folder(folder, config):
         folder.metrics.write_text('{"step": 1, "loss": 2.0}\n')
 
 
 def test_a_start_saves_its_effective_configuration(folder: RunFolder) -> None:
     config = with_model(hidden_size=64)
     check_run_folder(folder, config)
-    with opened(folder, config):
+    with open_folder(folder, config):
         assert load_config(folder.config) == config
 
 
@@ -57,7 +57,7 @@ def test_the_same_model_goes_on(folder: RunFolder, caplog: pytest.LogCaptureFixt
     begin(folder, with_model(vocab_size=1000))
     config = dataclasses.replace(with_model(), training=dataclasses.replace(RunConfig().training, train_steps=7))
     check_run_folder(folder, config)  # None is whatever the tokenizer says
-    with caplog.at_level(logging.INFO), opened(folder, config):
+    with caplog.at_level(logging.INFO), open_folder(folder, config):
         assert "training.train_steps has changed since the last start: 7, was 100" in caplog.text
         assert load_config(folder.config) == config
 
@@ -87,7 +87,7 @@ def test_what_changes_no_weight_may_change(folder: RunFolder) -> None:
 
 
 def test_a_folder_in_which_nothing_happened_takes_any_model(folder: RunFolder) -> None:
-    with opened(folder, with_model()):
+    with open_folder(folder, with_model()):
         pass
     check_run_folder(folder, with_model(hidden_size=512))
 
@@ -100,7 +100,7 @@ def test_a_newest_checkpoint_that_has_gone_is_missed(folder: RunFolder, caplog: 
     for step, is_lost in ((4, False), (8, True)):
         record_save(folder, step)
         caplog.clear()
-        with opened(folder, RunConfig()) as found:
+        with open_folder(folder, RunConfig()) as found:
             assert found.newest == checkpoint
         assert len(re.findall(lost, caplog.text)) == is_lost
 
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ConfigError, match="cannot be written to"),
-        opened(RunFolder(tmp_path / "file/run"), RunConfig()),
+        open_folder(RunFolder(tmp_path / "file/run"), RunConfig()),
     ):
         pass
 
@@ -125,9 +125,9 @@ HOLDER = """
 import sys
 from pathlib import Path
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.training.opening import opened
+from megatron_7b.training.opening import open_folder
 from megatron_7b.training.run_folder import RunFolder
-with opened(RunFolder(Path(sys.argv[1])), RunConfig()):
+with open_folder(RunFolder(Path(sys.argv[1])), RunConfig()):
     print("holding", flush=True)
     sys.stdin.read()
 """
@@ -149,13 +149,13 @@ def test_two_runs_cannot_share_a_folder(folder: RunFolder) -> None:
     saved = folder.config.read_text()
     with (
         pytest.raises(TrainingError, match=f"another run is writing to .*: process {process.pid} on "),
-        opened(folder, with_model(hidden_size=512)),
+        open_folder(folder, with_model(hidden_size=512)),
     ):
         pass
     assert folder.config.read_text() == saved
     process.kill()  # the lock dies with the process, however that ends
     process.communicate()
-    with opened(folder, RunConfig()):
+    with open_folder(folder, RunConfig()):
         pass
 
 
@@ -189,10 +189,10 @@ def test_an_earlier_life_of_the_same_job_is_no_other_run(
 ) -> None:
     process = hold(folder, job="4711")
     monkeypatch.setenv("SLURM_JOB_ID", "4712")
-    with pytest.raises(TrainingError), opened(folder, RunConfig()):
+    with pytest.raises(TrainingError), open_folder(folder, RunConfig()):
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    with opened(folder, RunConfig()):
+    with open_folder(folder, RunConfig()):
         assert "still lingers" in caplog.text
     process.communicate()
 
@@ -204,7 +204,7 @@ def test_a_file_system_without_locks_is_used_as_it_is(
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with opened(folder, RunConfig()):
+    with open_folder(folder, RunConfig()):
         assert "does not support file locks (Operation not supported)" in caplog.text
 
 

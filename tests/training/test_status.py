@@ -11,7 +11,7 @@ import pytest
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.process.signals import StopReason
-from megatron_7b.training.opening import opened
+from megatron_7b.training.opening import open_folder
 from megatron_7b.training.run_folder import RunFolder
 from megatron_7b.training.status import (
     StatusWatch,
@@ -122,9 +122,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.training.opening import opened
+from megatron_7b.training.opening import open_folder
 from megatron_7b.training.run_folder import RunFolder
-with opened(RunFolder(Path(sys.argv[1])), RunConfig()):
+with open_folder(RunFolder(Path(sys.argv[1])), RunConfig()):
     print("holding", flush=True)
     sys.stdin.read()
 """
@@ -147,7 +147,7 @@ def test_the_status_of_another_run_is_its_own(folder: RunFolder) -> None:
 
 
 def test_before_the_first_step_there_is_nothing_to_save(folder: RunFolder) -> None:
-    with opened(folder, RunConfig()):  # this process holds it already, or has not come that far
+    with open_folder(folder, RunConfig()):  # this process holds it already, or has not come that far
         words = stop_before_first_step(folder, StopReason.SIGHUP, is_main=True)
     assert words == "stopped by SIGHUP before the first step: nothing to save; the same command starts again"
     assert read_status(folder) == status("stopped", 75, 0)

@@ -95,11 +95,11 @@ def prepare_ours(dtype: str) -> tuple[Callable[[int], float], int]:
     from megatron_7b.config import load_config
     from megatron_7b.data import Batch
     from megatron_7b.runtime.process.distributed import initialize_process
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.training.learner import build_learner
     from megatron_7b.training.step import train_step
 
     config = load_config(PRESET, {**OVERRIDES, "precision.params_dtype": dtype})
-    core = build_core(config, initialize_process(config.runtime))
+    core = build_learner(config, initialize_process(config.runtime))
     size, s = config.training.micro_batch_size, config.data.seq_length
     num_microbatches = config.training.global_batch_size // size
     assert config.model.vocab_size is not None

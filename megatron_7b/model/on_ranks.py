@@ -1,0 +1,98 @@
+"""A model on the ranks of the default process group: the one place where groups are made and a model is built."""
+
+import dataclasses
+
+import torch
+import torch.distributed as dist
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import ConfigError
+from megatron_7b.model.adapter import Adapter
+from megatron_7b.model.builder import build_model
+from megatron_7b.model.fitting import check_rank
+from megatron_7b.model.kinds.chunk import ModelChunk
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
+from megatron_7b.runtime.machine.device import DeviceType, torch_device
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOnRanks:
+    """This rank's part of a model.
+
+    Attributes:
+        config: The configuration that the model was built with.
+        layout: Position of this rank.
+        device_type: Where it computes.
+        chunks: One per virtual pipeline stage.
+        adapter: What was added to it.
+    """
+
+    config: RunConfig
+    layout: ParallelLayout
+    device_type: DeviceType
+    chunks: list[ModelChunk]
+    adapter: Adapter | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return torch_device(self.device_type)
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Names of the parameters that the adapter adds."""
+        return self.adapter.own_names(self.chunks[0].table) if self.adapter is not None else frozenset()
+
+    @property
+    def only_chunk(self) -> ModelChunk:
+        """The one chunk of a model without virtual pipeline stages."""
+        (chunk,) = self.chunks
+        return chunk
+
+
+def build_on_ranks(
+    config: RunConfig,
+    device_type: DeviceType,
+    *,
+    is_training: bool,
+    initialize: bool = True,
+    adapter: Adapter | None = None,
+) -> ModelOnRanks:
+    """Make the process groups of the layout, and build this rank's part of the model.
+
+    Args:
+        config: The run; `model.vocab_size` is set.
+        device_type: Where to compute.
+        is_training: Memory for gradients and optimizer state is needed as well.
+        initialize: Fill the parameters from the seed; otherwise they are undefined until weights are loaded.
+        adapter: Added to the model; only what it trains gets gradients.
+
+    Collective: all ranks.
+
+    Raises:
+        ConfigError: The layout does not fit the number of ranks, a kernel was asked for that is not there, or the model
+            cannot fit into memory.
+    """
+    if config.model.vocab_size is None:
+        raise ConfigError("model.vocab_size is not set", hint="take the configuration from inference_config")
+    check_rank(
+        config,
+        on_gpu=device_type == "cuda",
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        is_training=is_training and adapter is None,  # what is not trained is surely held, and needs no more
+    )
+    layout = initialize_model_parallel(
+        config.parallel, seed=config.training.seed, timeout_minutes=config.runtime.distributed_timeout_minutes
+    )
+    chunks = build_model(
+        config,
+        vocab_size=config.model.vocab_size,
+        layout=layout,
+        groups=process_groups(),
+        device_type=device_type,
+        initialize=initialize,
+        adapter=adapter,
+    )
+    return ModelOnRanks(config, layout, device_type, chunks, adapter)

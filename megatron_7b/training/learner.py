@@ -1,0 +1,79 @@
+"""A model that learns: with gradient buffers, an optimizer over them, and an objective."""
+
+import dataclasses
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import ConfigError
+from megatron_7b.model.adapter import Adapter
+from megatron_7b.model.core_config import params_dtype
+from megatron_7b.model.kernels import why_no_transformer_engine
+from megatron_7b.model.on_ranks import ModelOnRanks, build_on_ranks
+from megatron_7b.objective import Objective, build_objective
+from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.parallel.groups import process_groups
+from megatron_7b.runtime.cpu.allocator import keep_freed_memory
+from megatron_7b.runtime.machine.device import DeviceType
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """Everything that a training step computes with.
+
+    Attributes:
+        on_ranks: This rank's part of the model, and where it is.
+        model: Its chunks, with gradient buffers.
+        optimizer: Over their parameters.
+        objective: What they are trained for.
+    """
+
+    on_ranks: ModelOnRanks
+    model: list[DistributedDataParallel]
+    optimizer: Optimizer
+    objective: Objective
+
+    @property
+    def config(self) -> RunConfig:
+        """The effective configuration: `model.vocab_size` is filled in."""
+        return self.on_ranks.config
+
+    @property
+    def layout(self) -> ParallelLayout:
+        """Position of this rank."""
+        return self.on_ranks.layout
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.on_ranks.device
+
+
+def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapter | None = None) -> Learner:
+    """Build model and optimizer on the ranks of the default process group.
+
+    Args:
+        config: The run; `model.vocab_size` is set.
+        device_type: Where to compute.
+        adapter: Added to the model; only what it trains gets gradient buffers and optimizer state.
+
+    Collective: all ranks.
+
+    Raises:
+        ConfigError: The layout does not fit the number of ranks, a kernel was asked for that is not there, or the model
+            cannot fit into memory.
+    """
+    state_dtype, missing = config.precision.optimizer_state_dtype, why_no_transformer_engine(device_type)
+    if state_dtype != "fp32" and missing is not None:
+        raise ConfigError(
+            f"precision.optimizer_state_dtype is {state_dtype!r}, which needs Transformer Engine, but {missing}",
+            hint="set it to fp32, or on a machine with a GPU: pip install 'megatron_7b[gpu]'",
+        )
+    if device_type == "cpu":
+        keep_freed_memory()
+    on_ranks = build_on_ranks(config, device_type, is_training=True, adapter=adapter)
+    model = wrap_data_parallel(list(on_ranks.chunks), config, process_groups())
+    optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))
+    return Learner(on_ranks, model, optimizer, build_objective(config))
