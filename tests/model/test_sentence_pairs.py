@@ -76,9 +76,9 @@ def run_ours(config: RunConfig, folder: Path, batches: list[Batch]) -> tuple[lis
     from megatron_7b.model.builder import named_canonical_parameters
     from megatron_7b.objective.microbatches import run_microbatches
     from megatron_7b.parallel.groups import broadcast_from_last_stage
-    from megatron_7b.training.assemble import build_core
+    from megatron_7b.training.learner import build_learner
 
-    core = build_core(config, "cpu")
+    core = build_learner(config, "cpu")
     core.model[0].train()
     load_weights(folder, core.model)
     results, gradients = [], {}
