@@ -1,7 +1,7 @@
 """The private names of torch and megatron-core that this package uses, each with its reason: what an upgrade may break.
 
-Checked with torch 2.14.1 and megatron-core 0.19.2; `tests/test_upstream.py` has a test for each name. What stands in
-for names of `torch.cuda` on a CPU is listed in `runtime/cpu/backend.py` instead, and tested as completely.
+Checked with torch 2.14.1 and megatron-core 0.19.2; `tests/test_upstream.py` has a test for each name. What
+replaces names of `torch.cuda` on a CPU is listed in `runtime/cpu/backend.py` instead, and tested as completely.
 """
 
 import contextlib

@@ -37,7 +37,7 @@ class StepFolders:
 
 
 def find_steps(checkpoints: Path) -> StepFolders:
-    """List the folders of steps; there are none where there is no checkpoints folder yet.
+    """List the folders of steps; there are none if there is no checkpoints folder yet.
 
     Raises:
         CheckpointError: The folder is a link that leads nowhere, or cannot be read, so what it holds is not known.
@@ -109,6 +109,6 @@ def _damage(folder: Path, steps: StepFolders) -> CheckpointError:
     """Say of a step's folder without manifest what it is, and which checkpoint is left."""
     left = f"the newest complete one is {steps.complete[max(steps.complete)]}" if steps.complete else "no other is here"
     return CheckpointError(
-        f"{folder} is damaged: it has no {MANIFEST}, which no interrupted save leaves behind (only .tmp-… folders)",
+        f"{folder} is damaged: it has no {MANIFEST}, which no interrupted save leaves (only .tmp-… folders)",
         hint=f"restore it, or move it away: {left}",
     )

@@ -19,8 +19,8 @@ def current_names(folder: Path, manifest: Manifest) -> Callable[[str], str] | No
         manifest: Its manifest.
 
     Raises:
-        CheckpointError: its configuration is damaged.
-        ConfigError: its configuration is not one of this version.
+        CheckpointError: Its configuration is damaged.
+        ConfigError: Its configuration is not one of this version.
     """
     if not manifest.has_core_names:
         return None

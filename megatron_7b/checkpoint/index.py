@@ -1,4 +1,4 @@
-"""Torch's `.metadata`: which tensors a folder holds, and where in its files they lie.
+"""Torch's `.metadata`: which tensors a folder holds, and where in its files they are.
 
 The file is a pickle, and a pickle can call whatever it names. This reader knows the few opcodes and names that torch's
 own files have, and builds inert records for the names: nothing that a file names is ever imported or called. What the
@@ -174,7 +174,7 @@ class _Checked:
         if not isinstance(name, str) or not isinstance(file, str) or not (type(start) is type(length) is int):
             raise IndexFormatError(f"a part of {name if isinstance(name, str) else 'a tensor'} has no place in a file")
         if file not in self._files:
-            raise IndexFormatError(f"{name} lies in {file!r:.200}, which has no record in checkpoint.json")
+            raise IndexFormatError(f"{name} is in {file!r:.200}, which has no record in checkpoint.json")
         assert isinstance(start, int)
         assert isinstance(length, int)
         if start < 0 or length < 0 or start + length > self._files[file].bytes:

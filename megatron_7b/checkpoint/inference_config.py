@@ -29,8 +29,8 @@ def inference_config(
         problems: Mistakes on the command line, to be reported together with all others.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, or its configuration is damaged.
-        ConfigError: an override is unknown or impossible; all of them in one message.
+        CheckpointError: The folder is not a checkpoint, or its configuration is damaged.
+        ConfigError: An override is unknown or impossible; all of them in one message.
     """
     vocab_size = read_config(folder).model.vocab_size
     one_rank = {f"parallel.{field.name}": field.default for field in dataclasses.fields(ParallelConfig)}

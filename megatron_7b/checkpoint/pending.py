@@ -55,7 +55,7 @@ class PendingSave:
         self._thread.start()
 
     def is_done(self) -> bool:
-        """Whether this rank knows the outcome, so that `wait` returns at once; other ranks may not know it yet."""
+        """Return whether this rank knows the outcome, so that `wait` returns at once; others may not know it yet."""
         return self._outcome.done()
 
     def wait(self) -> Path:

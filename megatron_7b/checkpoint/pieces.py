@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Block:
-    """A rectangle of a whole tensor that lies in one run of a rank's memory.
+    """A rectangle of a whole tensor that is in one run of a rank's memory.
 
     Attributes:
         whole_shape: Shape of the whole tensor.
@@ -35,7 +35,7 @@ class Piece:
 
     Attributes:
         name: Of the whole tensor.
-        place: Where the rectangle lies in it.
+        place: Where the rectangle is in it.
         data: Values, of shape `place.shape`: written from, or read into.
     """
 

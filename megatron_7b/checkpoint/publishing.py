@@ -65,7 +65,7 @@ def publish(staging: Path, step: int) -> Path:
 def recover(checkpoints: Path) -> None:
     """Put a folder in order after any interruption. Call only while no save is in progress.
 
-    A checkpoint whose replacement never arrived gets its name back, what interrupted saves left behind is removed, and
+    A checkpoint whose replacement never arrived gets its name back, what interrupted saves left is removed, and
     `latest` points to the newest checkpoint.
 
     Raises:
@@ -121,7 +121,7 @@ def check_free_space(folder: Path, needed_bytes: int, *, step: int) -> None:
         step: Which checkpoint it is.
 
     Raises:
-        CheckpointError: the disk has too little room.
+        CheckpointError: The disk has too little room.
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:

@@ -13,7 +13,7 @@ from megatron_7b.errors import CheckpointError
 
 DAMAGED = "move this checkpoint away: the run then continues from the newest one that is left"
 INDEX = ".metadata"
-"""Torch's list of the tensors in a folder, and of where they lie in its files."""
+"""Torch's list of the tensors in a folder, and of where they are in its files."""
 TOKENIZER, HUGGING_FACE, OPTIMIZER = "tokenizer", "hugging_face", "optimizer"
 """Folders in a checkpoint."""
 _CHUNK = 1 << 24
@@ -48,7 +48,7 @@ def hash_files(folder: Path, paths: Sequence[Path]) -> dict[str, FileRecord]:
 
 
 def find_bad_records(files: Records) -> Iterator[str]:
-    """What no save would have written: names that leave the folder, impossible sizes and hashes."""
+    """Yield what no save would have written: names that leave the folder, impossible sizes and hashes."""
     for name, record in files.items():
         if not _stays_inside(name):
             yield f"the file name {name!r} does not stay in the checkpoint's folder"
@@ -57,7 +57,7 @@ def find_bad_records(files: Records) -> Iterator[str]:
 
 
 def recorded_file(folder: Path, files: Records, name: str) -> Path:
-    """Return where a file lies that is about to be read.
+    """Return the path of a file that is about to be read.
 
     Raises:
         CheckpointError: It has no record, or is a link that leaves the folder.
@@ -99,7 +99,7 @@ def verify_files(folder: Path, files: Records, *, names: Iterable[str] | None = 
         names: Files to check; None means all.
 
     Raises:
-        CheckpointError: files are missing, differ or lead out of the folder; all that are missing or differ are named.
+        CheckpointError: Files are missing, differ or lead out of the folder; all that are missing or differ are named.
     """
     problems = []
     present = []
@@ -125,7 +125,7 @@ def verify_files(folder: Path, files: Records, *, names: Iterable[str] | None = 
 def check_nothing_foreign(folder: Path, files: Records) -> None:
     """Refuse a folder with files that a reader could take for parts of the checkpoint, but that were not saved with it.
 
-    What nobody reads may lie there: notes, hidden files of an editor or a file system.
+    What nobody reads may be there: notes, hidden files of an editor or a file system.
 
     Raises:
         CheckpointError: There are such files; all of them are named.
@@ -139,7 +139,7 @@ def check_nothing_foreign(folder: Path, files: Records) -> None:
 
 
 def names_below(files: Records, part: str) -> list[str]:
-    """Names of the recorded files in a folder of the checkpoint."""
+    """Return the names of the recorded files in a folder of the checkpoint."""
     return [name for name in files if name.startswith(f"{part}/")]
 
 
@@ -160,7 +160,7 @@ def _difference(found: FileRecord, expected: FileRecord) -> str:
 def _stays_inside(name: str) -> bool:
     try:
         os.fsencode(name)
-    except UnicodeEncodeError:  # a lone surrogate that stands for no byte of a file name
+    except UnicodeEncodeError:  # a lone surrogate that is no byte of a file name
         return False
     path = PurePosixPath(name)
     # Equal to its own normal form: no empty part, no `.`, no slash at either end.

@@ -32,7 +32,7 @@ def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
 
 
 def parts(entry: Sharded) -> list[ShardedTensor]:
-    """Return what a parameter consists of, in the order of its memory: itself, or parts that lie apart in the whole."""
+    """Return what a parameter consists of, in the order of its memory: itself, or parts that are apart in the whole."""
     if isinstance(entry, ShardedTensor):
         return [entry]
     # Such as gate and up rows. The description alone is wanted, without a copy of the values.

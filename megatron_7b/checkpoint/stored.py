@@ -1,6 +1,6 @@
 """Tensors of a checkpoint, read in any rectangles, whichever rectangles were written.
 
-Nothing that lies in a checkpoint is run: its index builds inert records only (`index.py`), and what a file holds is
+Nothing that is in a checkpoint is run: its index builds inert records only (`index.py`), and what a file holds is
 loaded by torch as plain tensors (`weights_only`). Only files with a record are opened. Every rank reads for itself.
 """
 
@@ -34,7 +34,7 @@ class StoredTensors:
         renamed: From the name that a tensor was stored under to the one that it is read by; None leaves them.
 
     Attributes:
-        tensors: By name: shape, number format, and where the parts lie.
+        tensors: By name: shape, number format, and where the parts are.
 
     Raises:
         CheckpointError: The index is missing, has no record, is damaged, or says what cannot be true.
@@ -57,7 +57,7 @@ class StoredTensors:
         self._objects = content.objects
 
     def read(self, pieces: Iterable[Piece]) -> None:
-        """Fill pieces. What lies beyond the stored tensor becomes zero.
+        """Fill pieces. What is beyond the stored tensor becomes zero.
 
         Raises:
             CheckpointError: A tensor is not there, or a file cannot be read.

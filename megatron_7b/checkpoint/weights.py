@@ -35,7 +35,7 @@ class CheckpointWeights(Mapping[str, Tensor]):
         verify: Check every file's hash first.
 
     Raises:
-        CheckpointError: files are missing or damaged.
+        CheckpointError: Files are missing or damaged.
     """
 
     def __init__(self, folder: Path, *, verify: bool = True) -> None:
@@ -83,7 +83,7 @@ def write_weights(
     Collective: none.
 
     Raises:
-        CheckpointError: a parameter is missing, unknown or of another shape, or it could not be written; nothing was
+        CheckpointError: A parameter is missing, unknown or of another shape, or it could not be written; nothing was
             published, and nothing is left on the disk.
     """
     assert config.model.vocab_size is not None

@@ -31,8 +31,8 @@ class Gathered:
     """What was gathered from a folder.
 
     Attributes:
-        companions: Where it lies now.
-        left: Files and folders that are neither weights nor companions, and stay behind.
+        companions: Where it is now.
+        left: Files and folders that are neither weights nor companions, and are left out.
     """
 
     companions: Companions

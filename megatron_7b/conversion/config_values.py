@@ -10,7 +10,7 @@ class ValueReader:
     Args:
         values: The object.
         problems: Takes the complaints; None begins a list of its own.
-        prefix: Where the object lies in config.json.
+        prefix: Where the object is in config.json.
     """
 
     def __init__(self, values: Mapping[str, object], problems: list[str] | None = None, prefix: str = "") -> None:
@@ -28,7 +28,7 @@ class ValueReader:
         return None if self._values.get(key) is None else self.integer(key)
 
     def number(self, key: str, *, positive: bool = False, default: float | None = None) -> float:
-        """Read a number that is at least 0, or above it; null stands for the default, if there is one."""
+        """Read a number that is at least 0, or above it; null means the default, if there is one."""
         value = self._values.get(key)
         if value is None and default is not None:
             return default
@@ -51,7 +51,7 @@ class ValueReader:
 
 
 def is_positive_integer(value: object) -> bool:
-    """Whether a value is one; true and false are none."""
+    """Return whether a value is a positive integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -68,7 +68,7 @@ class CurrentNames(Mapping[str, "Tensor"]):
         return len(self._names)
 
     def describe_left(self) -> str:
-        """The tensors that stay behind, in words."""
+        """Return the tensors that are left out, in words."""
         more = len(self.left) - _MOST_NAMED
         return ", ".join(sorted(self.left)[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 

@@ -102,7 +102,7 @@ def _read_config(folder: Path) -> dict[str, object]:
 
 
 def _weight_files(folder: Path, config: Mapping[str, object]) -> dict[Path, frozenset[str] | None]:
-    """Files of the weights, each with the names that the index promises (None without an index)."""
+    """Return the files of the weights, each with the names that the index promises (None without an index)."""
     if (folder / INDEX_FILE).is_file():
         return dict(_read_index(folder))
     if (folder / SINGLE_FILE).is_file():
@@ -145,7 +145,7 @@ def _read_index(folder: Path) -> dict[Path, frozenset[str]]:
         raise ConversionError(
             f"{folder} holds two sets of weights: {SINGLE_FILE}, which transformers reads where it exists, and the "
             f"{len(names)} files of {INDEX_FILE}",
-            hint="move the one that is not meant away: most often an older export was left behind",
+            hint="move the one that is not meant away: most often an older export was left there",
         )
     return {file: frozenset(expected) for file, expected in names.items()}
 

@@ -62,7 +62,7 @@ def write_weights(
 
 
 def weight_sizes(model: ModelConfig, vocab_size: int, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of every Hugging Face tensor, in the order of the plan."""
+    """Return the bytes of every Hugging Face tensor, in the order of the plan."""
     return {
         name: prod(shape) * dtype.itemsize
         for entry in plan_weights(model, vocab_size)
@@ -84,7 +84,7 @@ def assign_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[s
 
 
 def shard_file_names(num_shards: int) -> list[str]:
-    """The names that transformers gives its files."""
+    """Return the names that transformers gives its files."""
     if num_shards == 1:
         return [SINGLE_FILE]
     return [f"model-{number:05d}-of-{num_shards:05d}.safetensors" for number in range(1, num_shards + 1)]

@@ -103,7 +103,7 @@ class Gpt2Config:
         }
 
     def unwritable(self, model: ModelConfig) -> list[str]:  # noqa: ARG002
-        """The rules of the configuration let pass only what can be written."""
+        """Return nothing: the rules of the configuration let pass only what can be written."""
         return []
 
 

@@ -27,7 +27,7 @@ _FILES = (
 _TEMPLATES = ("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja")
 
 _AS_IT_STANDS = {"tokenizer_class": "PreTrainedTokenizerFast"}
-"""The class that runs tokenizer.json as it stands, under the name that transformers 4 and 5 know."""
+"""The class that runs tokenizer.json as it is, under the name that transformers 4 and 5 know."""
 _AS_IT_STANDS_IN_EVERY_FAMILY = {**_AS_IT_STANDS, "trust_remote_code": True}
 """For qwen2, whose class and splitting rules transformers puts in the place of any that are named.
 
@@ -68,7 +68,7 @@ def give_back_tokenizer(carried: Path, folder: Path, *, model_max_length: int | 
     """Write a checkpoint's tokenizer into a folder such that transformers' AutoTokenizer gives the ids that it gives.
 
     Its files stay as they are wherever that does it. Otherwise tokenizer_config.json names the class that runs
-    tokenizer.json as it stands, and a tokenizer of another kind, or one that its class rebuilds, is written as a
+    tokenizer.json as it is, and a tokenizer of another kind, or one that its class rebuilds, is written as a
     tokenizer.json.
 
     Args:
@@ -80,7 +80,7 @@ def give_back_tokenizer(carried: Path, folder: Path, *, model_max_length: int | 
         Whether the ids are the same.
 
     Raises:
-        ConversionError: transformers cannot load the tokenizer, in whatever form.
+        ConversionError: Transformers cannot load the tokenizer, in whatever form.
     """
     tokenizer = load_tokenizer(carried)
     shutil.copytree(
@@ -111,7 +111,7 @@ def _write_forms(tokenizer: Tokenizer, folder: Path, settings: Mapping[str, obje
     """Write the forms that a tokenizer may have in a folder, each when it is asked for, the least changed one first."""
     yield
     yield from _write_classes(folder, settings)
-    if tokenizer.kind == "hugging_face":  # its ids are not those of the files as they stand: a class rebuilds it
+    if tokenizer.kind == "hugging_face":  # its ids are not those of the files as they are: a class rebuilds it
         tokenizer.save(folder)
         length = {key: value for key, value in settings.items() if key == "model_max_length"}
         settings = {**_settings(folder), **length}
@@ -135,7 +135,7 @@ def gives_same_ids(tokenizer: Tokenizer, folder: Path) -> bool:
     """Compare the ids of a tokenizer with those of the one that transformers loads from a folder.
 
     Raises:
-        ConversionError: transformers cannot load one.
+        ConversionError: Transformers cannot load one.
     """
     texts = list(PROBE_TEXTS)
     if tokenizer.kind == "hugging_face":  # the others take the text of a special token for ordinary text
@@ -148,7 +148,7 @@ def transformers_ids(folder: Path, texts: list[str]) -> list[list[int]]:
     """Encode texts with the tokenizer that transformers loads from a folder, nothing added at their ends.
 
     Raises:
-        ConversionError: transformers cannot load one.
+        ConversionError: Transformers cannot load one.
     """
     from transformers import AutoTokenizer
 

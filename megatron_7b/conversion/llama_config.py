@@ -136,7 +136,7 @@ class LlamaConfig:
 
 
 def _head_width(reader: ValueReader) -> int | None:
-    """The width of a head, None where it is hidden_size / num_attention_heads, so that one model has one form."""
+    """Return the width of a head, None if it is hidden_size / num_attention_heads, so that a model has one form."""
     width = reader.optional_integer("head_dim")
     regular = width is not None and width * reader.integer("num_attention_heads") == reader.integer("hidden_size")
     return None if regular else width
@@ -158,7 +158,7 @@ def _impossible_heads(model: ModelConfig) -> list[str]:
 
 
 def _window_problems(values: Mapping[str, object], kind: WindowedLayers, model: ModelConfig) -> list[str]:
-    """A sliding window is no obstacle where no sequence can be longer than it."""
+    """Return what is wrong with a window; it is no obstacle if no sequence can be longer."""
     window = values.get("sliding_window")
     layers = _windowed_layers(values, kind, model.num_layers)
     if kind == "some layers" and (window is None or not values.get("use_sliding_window")):
@@ -181,7 +181,7 @@ def _window_problems(values: Mapping[str, object], kind: WindowedLayers, model: 
 
 
 def _windowed_layers(values: Mapping[str, object], kind: WindowedLayers, num_layers: int) -> int:
-    """Number of layers that attend within the window only.
+    """Return the number of layers that attend within the window only.
 
     Source: the `__post_init__` of transformers 5's MistralConfig, Qwen2Config and Qwen3Config.
     """
@@ -199,7 +199,7 @@ def _windowed_layers(values: Mapping[str, object], kind: WindowedLayers, num_lay
 
 
 def _rope_parameters(values: Mapping[str, object]) -> dict[str, object]:
-    """One dictionary out of the spellings of transformers 4 and 5, with transformers' precedence.
+    """Return one dictionary made of the spellings of transformers 4 and 5, with transformers' precedence.
 
     Source: `RotaryEmbeddingConfigMixin.convert_rope_params_to_dict`, transformers 5.23.
     """

@@ -15,7 +15,7 @@ def staged_folder(output: Path) -> Iterator[Path]:
     """Give a folder to write into, and rename it to `output` when the block ends without an exception.
 
     After an exception nothing is left beside `output`, and a previous `output` is untouched. What a killed process
-    left behind is removed by the next one.
+    left is removed by the next one.
 
     Yields:
         The empty folder, hidden beside `output` under a name that nobody else uses.

@@ -90,7 +90,7 @@ class T5Config:
         return problems
 
     def impossible(self, values: Mapping[str, object], model: ModelConfig) -> list[str]:  # noqa: ARG002
-        """The rules of the configuration say what is wrong."""
+        """Return nothing: the rules of the configuration say what is wrong."""
         return []
 
     def write(self, model: ModelConfig) -> dict[str, object]:

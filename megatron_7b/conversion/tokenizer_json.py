@@ -27,7 +27,7 @@ def write_tokenizer_json(tokenizer: Tokenizer, folder: Path) -> dict[str, str]:
         What tokenizer_config.json has to say: which of its tokens end, begin and fill a text.
 
     Raises:
-        ConversionError: transformers cannot read the files of a SentencePiece model.
+        ConversionError: Transformers cannot read the files of a SentencePiece model.
     """
     if tokenizer.kind == "bytes":
         backend = _byte_level(tokenizer)
@@ -45,7 +45,7 @@ def _role_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _byte_level(tokenizer: Tokenizer) -> Backend:
-    """One token per byte, spelled as byte-level tokenizers spell bytes."""
+    """Return one token per byte, spelled as byte-level tokenizers spell bytes."""
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {character: byte for byte, character in byte_characters().items()}
     backend = Backend(models.BPE(vocabulary, []))
@@ -58,7 +58,7 @@ def _byte_level(tokenizer: Tokenizer) -> Backend:
 
 
 def _from_ranks(tokenizer: TiktokenTokenizer, folder: Path) -> Backend:
-    """What transformers makes of tiktoken ranks, every id above them named."""
+    """Return what transformers makes of tiktoken ranks, every id above them named."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     assert tokenizer.path is not None

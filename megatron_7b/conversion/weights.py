@@ -130,7 +130,7 @@ def check_hugging_face_shapes(shapes: Mapping[str, Shape], model: ModelConfig, v
 
 
 def _redundant_names(names: Iterable[str], plan: Iterable[PlannedTensor]) -> frozenset[str]:
-    """Names that repeat what other tensors or the configuration already say."""
+    """Return the names that repeat what other tensors or the configuration already say."""
     repeated = {name for entry in plan for name in entry.parameter.repeated_as}
     return frozenset(name for name in names if name.endswith(_DERIVED_SUFFIX) or name in repeated)
 

@@ -1,6 +1,6 @@
 """Text of tokens as they come: the pieces add up to the text of all tokens, and none ends within a character.
 
-What a token stands for depends on its neighbours, in a way that depends on the tokenizer:
+What text a token is depends on its neighbours, in a way that depends on the tokenizer:
 
 - Of byte-level tokenizers each token is some bytes, and the text is that of all bytes.
 - Of the others each token is a piece of text, apart from two things: the first tokens may lose a space, and characters
@@ -77,7 +77,7 @@ class _PieceStream:
     Args:
         tokenizer: What decodes.
         context: Tokens before the first.
-        byte_ids: Tokens of one byte: what a run of them stands for is known when it ends.
+        byte_ids: Tokens of one byte: what text a run of them is, is known when it ends.
         holds_replacement: Also hold text back while it ends with a replacement character.
     """
 
@@ -110,7 +110,7 @@ class _PieceStream:
             return ""
         piece = text[len(self._shown) :]
         if not piece and self._shown and not is_end:
-            self._window.pop()  # it stands for no text, as control tokens do: a window of such must not grow for ever
+            self._window.pop()  # it has no text, like control tokens: a window of such must not grow for ever
             return ""
         self._shown = text
         self._shorten()
@@ -152,7 +152,7 @@ def _byte_level_tokens(tokenizer: HuggingFaceTokenizer) -> Callable[[int], bytes
 
     def token_bytes(token: int) -> bytes:
         text = spelling(token) or ""
-        # An added token may have other characters: then all of them stand for themselves.
+        # An added token may have other characters: then all of them are themselves.
         return bytes(map(byte_of.__getitem__, text)) if byte_of.keys() >= set(text) else text.encode()
 
     return token_bytes
@@ -165,7 +165,7 @@ def _is_byte_level(tokenizer: HuggingFaceTokenizer) -> bool:
 
 
 def _decodes_bytes_in_part(tokenizer: Tokenizer) -> bool:
-    """Whether bytes become characters in one of several steps of decoding."""
+    """Return whether bytes become characters in one of several steps of decoding."""
     return isinstance(tokenizer, HuggingFaceTokenizer) and b"ByteLevel" in _decoder_definition(tokenizer)
 
 

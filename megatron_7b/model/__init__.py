@@ -1,4 +1,4 @@
-"""The language model: megatron-core's HybridModel behind one builder, with two interchangeable layer specs.
+"""Models: kinds of them, a folder each, built on megatron-core from Transformer Engine's or torch-native layers.
 
-`sizes` and `names` are pure; `builder` is the door to everything that needs torch and megatron-core.
+`parameters` and `sizes` are pure; `builder` is the door to everything that needs torch and megatron-core.
 """

@@ -80,7 +80,7 @@ def check_rank(config: RunConfig, *, on_gpu: bool, rank: int, world_size: int, i
     Raises:
         ConfigError: It cannot fit.
 
-    **Collective:** none.
+    Collective: none.
     """
     if not config.runtime.check_memory:
         return
@@ -156,7 +156,7 @@ def _check_copies(config: RunConfig, ranks: range, world_size: int) -> None:
 
 
 def _smaller(config: RunConfig, is_training: bool, world_size: int) -> str:
-    """Settings that lower the need, as part of a hint."""
+    """Return settings that lower the need, as part of a hint."""
     if not is_training:
         return "" if config.precision.params_dtype == "bf16" else ", or compute with --precision.params-dtype bf16"
     parallel = config.parallel

@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, *rest = ctx.saved_tensors
         if ctx.in_main_grad:
-            # What lies in the gradient buffer cannot be scaled any more. The schedule has no reason to: it divides by
+            # What is in the gradient buffer cannot be scaled any more. The schedule has no reason to: it divides by
             # the tokens of the whole batch at the end.
             assert grad_output.item() == 1.0, "the sum of the token losses was scaled before its backward pass"
             grad_weight = _stand_in(ctx.weight)
@@ -95,7 +95,7 @@ def _cross_entropy(
         logits: [n, v/tp]; overwritten.
         labels: [n], relative to the first column; outside [0, v/tp) where another rank holds it.
         loss_mask: [n].
-        num_true: Columns that stand for tokens.
+        num_true: Columns that belong to tokens.
         group: Tensor-parallel ranks; None for one.
 
     Returns:

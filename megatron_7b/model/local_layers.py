@@ -105,7 +105,7 @@ class ScaledDotProductAttention(MegatronModule):
             [s, b, n/tp × d], or [t, n/tp, d].
 
         Raises:
-            ConfigError: a bias or a packed format other than thd is asked for, which this kernel cannot honour.
+            ConfigError: A bias or a packed format other than thd is asked for, which this kernel cannot honour.
         """
         if attention_bias is not None or (packed_seq_params is not None and packed_seq_params.qkv_format != "thd"):
             raise ConfigError("the torch-native attention honours neither a bias nor a packed format other than thd")

@@ -18,7 +18,7 @@ def count_parameters(model: ModelConfig, *, vocab_size: int | None = None) -> in
 
 
 def count_multiplied_parameters(model: ModelConfig, *, vocab_size: int | None = None) -> int:
-    """Number of parameters that every token's activations are multiplied by; an embedding that is looked up is none.
+    """Return how many parameters each token's activations are multiplied by; looked-up embeddings do not count.
 
     Raises:
         ConfigError: Neither the argument nor the configuration says how large the vocabulary is.
@@ -28,7 +28,7 @@ def count_multiplied_parameters(model: ModelConfig, *, vocab_size: int | None = 
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_model_parallel_size: int) -> int:
-    """Rows of the embedding as stored: `vocab_size` rounded up so that every rank gets equally many.
+    """Return the rows of the embedding as stored: `vocab_size` rounded up so that every rank gets equally many.
 
     The result is a multiple of both `divisible_by` and the tensor-parallel size (of their least common multiple), so
     sizes that already agree with both stay as they are.

@@ -1,4 +1,4 @@
-"""What stood in the gaps of a text (T5)."""
+"""What was in the gaps of a text (T5)."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ class SpanCorruption(TokenLosses):
         build_corruption(config, tokenizer)
 
     def window_length(self, config: RunConfig) -> int:
-        """A text gets shorter where it loses spans, so a sample takes more than it has."""
+        """Return the longer window: a text gets shorter as it loses spans, so a sample takes more than it has."""
         return fit_lengths(config.data.seq_length, config.objective).raw
 
     def predicted_share(self, config: RunConfig) -> float:

@@ -64,7 +64,7 @@ class FolderLock:
         return now if now is not None and self._holds(now) else None
 
     def _holds(self, root: Path) -> bool:
-        """Whether the lock that we hold is the one in a folder."""
+        """Return whether the lock that we hold is the one in a folder."""
         try:
             return os.path.samestat((root / self._path.name).stat(), os.fstat(self._file.fileno()))
         except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
 """What earlier starts have left in a run folder, and whether a new one can build on it.
 
 A run that has never saved starts over. One that has saved, and whose checkpoints are not there, is refused: they may
-lie on a disk that is not mounted, and a new start would put a fresh run in their place.
+are on a disk that is not mounted, and a new start would put a fresh run in their place.
 """
 
 import json

@@ -57,7 +57,7 @@ def plot_loss(metrics: Path, picture: Path, *, title: str = "") -> bool:
     Args:
         metrics: A run's metrics.jsonl.
         picture: The PNG to write.
-        title: What stands above the curves.
+        title: What is written above the curves.
 
     Returns:
         Whether there was anything to draw.

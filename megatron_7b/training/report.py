@@ -80,7 +80,7 @@ class InBackground(Sink):
         self._actions.put(None)
         self._thread.join(CLOSING_SECONDS)
         if self._thread.is_alive():
-            logger.warning("%s did not end within %g s and is left behind", self._name, CLOSING_SECONDS)
+            logger.warning("%s did not end within %g s and is left running", self._name, CLOSING_SECONDS)
 
     def _work(self) -> None:
         try:
@@ -254,7 +254,7 @@ class ProgressLine(Sink):
 
 
 class LogLines(Sink):
-    """A plain line of the log every so many steps; beside a progress bar only the log file gets it.
+    """A plain line of the log every few steps; beside a progress bar only the log file gets it.
 
     The first and the last step of a start have one whatever the interval, and slow steps one a minute.
     """

@@ -115,7 +115,7 @@ class StatusWatch:
 
 
 def _in_use(folder: RunFolder) -> bool:
-    """Whether another process holds the folder's lock."""
+    """Return whether another process holds the folder's lock."""
     try:
         with (folder.root / ".lock").open("r", encoding="utf-8") as lock:
             try:

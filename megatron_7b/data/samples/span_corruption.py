@@ -1,4 +1,4 @@
-"""Span-corruption samples (T5): spans of text are replaced by sentinels, and the decoder writes what stood there.
+"""Span-corruption samples (T5): spans of text are replaced by sentinels, and the decoder writes what was there.
 
     text     Thank you for inviting me to your party last week
     encoder  Thank you <0> me to your party <1> week <eos>
@@ -32,7 +32,7 @@ class Corruption:
     """How text is corrupted."""
 
     sentinel_ids: tuple[int, ...]
-    """Tokens that stand for the first, second, … span."""
+    """Tokens that mark the first, second, … span."""
     eos_id: int
     """Last token of the encoder's input and of the labels."""
     start_id: int
@@ -184,7 +184,7 @@ class SpanCorruptionDataset:
         is_noise = draw_noise(lengths, generator)
         begins = is_noise & ~np.concatenate([[False], is_noise[:-1]])
         places, sentinels = np.flatnonzero(begins), self._sentinels[: lengths.spans]
-        # A sentinel stands where its span began: for the encoder in place of it, for the decoder before it.
+        # A sentinel is where its span began: for the encoder in place of it, for the decoder before it.
         spread = text.copy()
         spread[places] = sentinels
         before = np.cumsum(is_noise)[places] - 1

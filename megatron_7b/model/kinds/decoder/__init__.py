@@ -18,7 +18,7 @@ class Decoder:
     core_layers_per_layer = SYMBOLS_PER_LAYER
 
     def attended_positions(self, model: ModelConfig, seq_length: int, predicted_share: float) -> float:  # noqa: ARG002
-        """A token attends to those before it: to half of the sequence on average."""
+        """Return half of the sequence: a token attends to those before it."""
         return model.num_layers * seq_length / 2
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:

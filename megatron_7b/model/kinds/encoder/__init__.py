@@ -18,7 +18,7 @@ class Encoder:
     core_layers_per_layer = 1
 
     def attended_positions(self, model: ModelConfig, seq_length: int, predicted_share: float) -> float:  # noqa: ARG002
-        """A token attends to the whole sequence."""
+        """Return the whole sequence: a token attends to all of it."""
         return model.num_layers * seq_length
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:

@@ -91,7 +91,7 @@ def find_buckets(distances: Tensor, num_buckets: int, *, max_distance: int, is_b
     up to `max_distance`.
 
     Source: T5's Mesh TensorFlow code. The order of operations in FP32 is that of transformers: it decides about
-    distances that lie on the border of two buckets.
+    distances on the border of two buckets.
     """
     offset = torch.zeros_like(distances)
     if is_bidirectional:
