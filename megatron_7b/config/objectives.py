@@ -2,6 +2,7 @@
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {
     "causal": ("decoder",),
+    "chat": ("decoder",),
     "masked": ("encoder",),
     "span": ("encoder_decoder",),
 }

@@ -145,6 +145,22 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What `megatron-7b finetune` makes of its data; `data.train` and `data.valid` name JSONL files there."""
+
+    task: Literal["chat"] | None = None
+    """chat: conversations, of which the assistant's words are trained. None outside of fine-tuning."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """chat: which messages are trained where a record gives no weights: the assistant's, its last one, or all text."""
+    chat_template: str | None = None
+    """chat: a file with the template; None means the tokenizer's own, or a plain one if it carries none."""
+    packing: bool = True
+    """Let several samples share a row, kept apart in attention; otherwise rows are filled up with padding."""
+    epochs: float | None = None
+    """Passes over the data, which decide training.train_steps; None leaves it as it is set."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How the model and the batch are distributed over ranks."""
 
@@ -340,6 +356,7 @@ class RunConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -18,6 +18,12 @@ def _causal(config: RunConfig) -> Objective:
     return CausalLanguageModeling(config)
 
 
+def _chat(config: RunConfig) -> Objective:
+    from megatron_7b.objective.chat import ConversationTraining
+
+    return ConversationTraining(config)
+
+
 def _masked(config: RunConfig) -> Objective:
     from megatron_7b.objective.masked import MaskedLanguageModeling
 
@@ -30,7 +36,12 @@ def _span(config: RunConfig) -> Objective:
     return SpanCorruption(config)
 
 
-BUILDERS: dict[str, Callable[[RunConfig], Objective]] = {"causal": _causal, "masked": _masked, "span": _span}
+BUILDERS: dict[str, Callable[[RunConfig], Objective]] = {
+    "causal": _causal,
+    "chat": _chat,
+    "masked": _masked,
+    "span": _span,
+}
 
 
 def build_objective(config: RunConfig) -> Objective:

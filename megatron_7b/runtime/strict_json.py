@@ -73,6 +73,9 @@ class _Builder:
             return self._build_fields(expected, value, where)
         origin = get_origin(expected) or expected
         members = get_args(expected) if origin is UnionType else (expected,)
+        for kind in members:
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+                return self._build_fields(kind, value, where)
         kinds = [list if get_origin(kind) is Sequence else get_origin(kind) or kind for kind in members]
         # True is no number here, although Python's bool is an int.
         if type(value) not in kinds:

@@ -15,7 +15,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.tokenizer.base import Tokenizer
+from megatron_7b.tokenizer.base import Tokenizer, hash_identity
 from megatron_7b.tokenizer.settings import read_tokenizer_settings, tokenizer_folder
 
 type Message = Mapping[str, Any]
@@ -67,6 +67,13 @@ class ChatTemplate:
     def marks_replies(self) -> bool:
         """Whether it says itself, by `{% generation %}`, what the model's own words are."""
         return any(re.search(r"\{%-?\s*generation\b", template) for template in self._templates.values())
+
+    @property
+    def identity(self) -> str:
+        """Hash of what decides how a conversation is spelled out."""
+        return hash_identity(
+            "chat template", json.dumps([self._templates, self._named_tokens()], sort_keys=True).encode()
+        )
 
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = True) -> str:
         """Spell a conversation out.

@@ -30,6 +30,7 @@ def test_the_promised_presets_are_there():
         "gpt2_tiny_cpu",
         "bert_tiny_cpu",
         "t5_tiny_cpu",
+        "sft_tiny_cpu",
         *PUBLISHED,
         *SIZES,
         *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS),

@@ -1,17 +1,13 @@
-"""Packing: every token once, nothing cut that fits, as full as the best fit gets, and batches that show it."""
+"""Packing: every token once, nothing cut that fits, as full as the best fit gets."""
 
 from bisect import bisect_left, insort
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_7b.data.samples.loader import BatchLoader
-from megatron_7b.data.samples.packing import PackedDataset, pack_documents
-from megatron_7b.errors import DataFormatError
-from tests.data.corpora import random_documents, write_corpus
+from megatron_7b.data.samples.packing import pack_documents
 
 
 def best_fit_rows(lengths: list[int], capacity: int) -> int:
@@ -63,51 +59,3 @@ def test_impossible_arguments() -> None:
     for lengths, seq_length in (([-1], 8), ([1], 0), ([1], 2**31)):
         with pytest.raises(ValueError, match=r"length|rows"):
             pack_documents(np.array(lengths), seq_length)
-
-
-@pytest.fixture
-def documents() -> list[list[int]]:
-    """Every id once; some documents are empty, one is longer than two rows."""
-    lengths = [len(document) for document in random_documents(3, 40, max_length=20)] + [75]
-    ends = np.cumsum(lengths)
-    return [list(range(end - length, end)) for end, length in zip(ends, lengths, strict=True)]
-
-
-def test_batches_hold_each_document_once(documents: list[list[int]], tmp_path: Path) -> None:
-    dataset = PackedDataset(write_corpus(tmp_path / "a", documents), seq_length=32, seed=1, pad_id=9999)
-    batch = dataset.batch(range(dataset.num_samples))
-    assert batch.cu_seqlens is not None
-    segments = np.split(batch.tokens.ravel(), batch.cu_seqlens[1:-1])
-    inside = np.split(batch.position_ids.ravel(), batch.cu_seqlens[1:-1])
-    assert all(positions.tolist() == list(range(len(positions))) for positions in inside)
-    found = sorted(tuple(segment.tolist()) for segment in segments if segment[0] != 9999)
-    pieces = [tuple(document[at : at + 32]) for document in documents for at in range(0, len(document), 32)]
-    assert found == sorted(pieces)
-    # Ids count up within a document, and the last of each is predicted by none.
-    counts = batch.loss_mask == 1
-    assert (batch.labels[counts] == batch.tokens[counts] + 1).all()
-    last = {document[-1] for document in documents if document}
-    assert sorted(batch.tokens[~counts & (batch.tokens != 9999)].tolist()) == sorted(last)
-    assert set(batch.cu_seqlens.tolist()) >= set(range(0, batch.tokens.size + 1, 32))
-
-
-def test_epochs_are_shuffled_and_a_number_is_all_the_state(documents: list[list[int]], tmp_path: Path) -> None:
-    prefix = write_corpus(tmp_path / "a", documents)
-    first, again = (PackedDataset(prefix, seq_length=32, seed=1, pad_id=0) for _ in range(2))
-    rows = first.num_samples
-    epochs = [[first.row_of(epoch * rows + i) for i in range(rows)] for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(rows)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    np.testing.assert_array_equal(again.batch([7, 40]).tokens, first.batch(range(50)).tokens[[7, 40]])
-
-
-def test_nothing_to_pack(tmp_path: Path) -> None:
-    with pytest.raises(DataFormatError, match="no tokens to pack"):
-        PackedDataset(write_corpus(tmp_path / "a", [[], []]), seq_length=32, seed=1, pad_id=0)
-
-
-def test_the_loader_reads_it(documents: list[list[int]], tmp_path: Path) -> None:
-    dataset = PackedDataset(write_corpus(tmp_path / "a", documents), seq_length=32, seed=1, pad_id=0)
-    with BatchLoader(dataset, micro_batch_size=2, data_parallel_rank=1, data_parallel_size=2) as loader:
-        (batch,) = loader.batches(4, 4)
-    np.testing.assert_array_equal(batch.tokens, dataset.batch([6, 7]).tokens)

@@ -65,6 +65,11 @@ class ConversationEncoder:
         self._template = template
         self._train_on = train_on
 
+    @property
+    def template(self) -> ChatTemplate:
+        """How conversations are spelled out."""
+        return self._template
+
     def encode(self, record: WeightedConversation) -> EncodedConversation:
         """Return the tokens of a conversation, and which of them are trained.
 

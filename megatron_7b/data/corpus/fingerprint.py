@@ -10,6 +10,8 @@ from pathlib import Path
 
 import xxhash
 
+from megatron_7b.data.corpus.publish import MASK_SUFFIX
+
 NUM_SPOTS = 32
 SPOT_BYTES = 4096
 
@@ -42,19 +44,21 @@ def spot_offsets(size: int) -> list[int]:
 
 @dataclass(frozen=True)
 class CorpusSpots:
-    """The `spot_hash` of both files of a corpus."""
+    """The `spot_hash` of the files of a corpus."""
 
     bin: str
     idx: str
+    mask: str = ""
+    """Of conversations; empty for other corpora."""
 
     @property
     def fingerprint(self) -> str:
         """What a corpus is, wherever its files are."""
-        return self.bin + self.idx
+        return self.bin + self.idx + self.mask
 
 
 def corpus_spots(prefix: str) -> CorpusSpots:
-    """Read the spots of both files.
+    """Read the spots of all files.
 
     Args:
         prefix: As `resolve_prefix` returns it.
@@ -62,4 +66,9 @@ def corpus_spots(prefix: str) -> CorpusSpots:
     Raises:
         OSError: A file cannot be read.
     """
-    return CorpusSpots(bin=spot_hash(Path(f"{prefix}.bin")), idx=spot_hash(Path(f"{prefix}.idx")))
+    mask = Path(prefix + MASK_SUFFIX)
+    return CorpusSpots(
+        bin=spot_hash(Path(f"{prefix}.bin")),
+        idx=spot_hash(Path(f"{prefix}.idx")),
+        mask=spot_hash(mask) if mask.exists() else "",
+    )

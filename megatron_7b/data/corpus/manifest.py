@@ -83,6 +83,8 @@ class Manifest:
     """Width of one id in the .bin: 2 (uint16) or 4 (int32)."""
     bin: FileFacts
     idx: FileFacts
+    mask: FileFacts | None = None
+    """Of a corpus of conversations."""
     options: dict[str, Any]
     engine: EngineFacts
     sources: Sequence[Any]

@@ -11,6 +11,9 @@ from megatron_7b.files import flush_to_disk
 
 PUBLISHED = (".bin", ".json", ".idx")
 """In the order of renaming."""
+MASK_SUFFIX = ".mask"
+"""A file that conversations have besides: how much each token counts."""
+_RENAMED = (".bin", MASK_SUFFIX, ".json", ".idx")
 _SPOOLED = (".bounds.tmp",)
 
 
@@ -21,10 +24,10 @@ def get_suffixed(prefix: str, suffix: str) -> Path:
 
 def publish(prefix: str) -> None:
     """Give all files that still have temporary names their own; files of a former corpus go first."""
-    waiting = [suffix for suffix in PUBLISHED if _temporary(prefix, suffix).exists()]
-    for suffix in (".idx", ".json"):
-        # Neither index nor manifest must ever be found beside the ids of another corpus.
-        if suffix in waiting:
+    waiting = [suffix for suffix in _RENAMED if _temporary(prefix, suffix).exists()]
+    if ".idx" in waiting:
+        # None of these must ever be found beside the ids of another corpus.
+        for suffix in (".idx", ".json", MASK_SUFFIX):
             get_suffixed(prefix, suffix).unlink(missing_ok=True)
     for suffix in waiting:
         os.replace(_temporary(prefix, suffix), get_suffixed(prefix, suffix))
@@ -35,7 +38,7 @@ def publish(prefix: str) -> None:
 
 def remove_temporary(prefix: str) -> None:
     """Remove whatever has a temporary name."""
-    for suffix in PUBLISHED:
+    for suffix in _RENAMED:
         _temporary(prefix, suffix).unlink(missing_ok=True)
     for suffix in _SPOOLED:
         get_suffixed(prefix, suffix).unlink(missing_ok=True)

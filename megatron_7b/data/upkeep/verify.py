@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_7b.data.corpus.indexed_dataset import IndexedDataset, resolve_prefix
 from megatron_7b.data.corpus.manifest import FileFacts, Manifest
 from megatron_7b.data.corpus.manifest_reader import find_edit, load_manifest, manifest_path, token_dtype
+from megatron_7b.data.corpus.publish import MASK_SUFFIX
 from megatron_7b.data.corpus.scan import (
     Advance,
     ScannedBin,
@@ -82,7 +83,8 @@ class CorpusCheck:
         """Bytes that are there to be hashed."""
         if self._manifest is None:
             return 0
-        return sum(file.stat().st_size for file in (self._file(".bin"), self._file(".idx")) if file.is_file())
+        files = [self._file(suffix) for suffix in (".bin", *self._side_files(self._manifest))]
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     def start(self, pool: ThreadPoolExecutor, advance: Advance) -> Callable[[], CorpusReport]:
         """Begin all passes; the result waits for them and judges."""
@@ -94,19 +96,26 @@ class CorpusCheck:
             return lambda: self._judge_structure(structure)
         dtype, vocab_size = token_dtype(manifest), manifest.tokenizer.vocab_size
         bin_scan = pool.submit(scan_bin, self._file(".bin"), dtype, vocab_size, advance)
-        idx_scan = pool.submit(scan_file, self._file(".idx"), advance)
+        side_files = self._side_files(manifest)
+        scans = {suffix: pool.submit(scan_file, self._file(suffix), advance) for suffix in side_files}
 
         def judge() -> CorpusReport:
             self._judge_structure(structure)
             self._judge_counts(manifest)
             self._judge_bin(bin_scan, manifest)
-            try:
-                self._judge_file(".idx", manifest.idx, idx_scan.result())
-            except OSError as error:
-                self._add(str(self._file(".idx")), "reading", "a readable file", error.strerror or str(error))
+            for suffix, scan in scans.items():
+                try:
+                    self._judge_file(suffix, side_files[suffix], scan.result())
+                except OSError as error:
+                    self._add(str(self._file(suffix)), "reading", "a readable file", error.strerror or str(error))
             return self.report
 
         return judge
+
+    @staticmethod
+    def _side_files(manifest: Manifest) -> dict[str, FileFacts]:
+        """Files beside the .bin, by ending."""
+        return {".idx": manifest.idx} | ({} if manifest.mask is None else {MASK_SUFFIX: manifest.mask})
 
     def _file(self, suffix: str) -> Path:
         return Path(self.report.prefix + suffix)

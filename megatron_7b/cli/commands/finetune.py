@@ -1,0 +1,53 @@
+"""`megatron-7b finetune`: prepare what users have, JSONL files and weights, then train as `pretrain` does.
+
+    megatron-7b finetune --config sft_tiny_cpu --run-dir R --checkpoint.initialize-from HF_FOLDER --data.train F.jsonl
+
+The model's shape is that of the weights. The same command continues the run.
+"""
+
+import os
+
+from megatron_7b.cli.options import CommandLine, parse_arguments
+from megatron_7b.cli.ranks import given_world_size
+from megatron_7b.cli.training_run import train, training_parser
+from megatron_7b.config import RunConfig, check_config, load_config
+from megatron_7b.config.loading import override_config
+from megatron_7b.finetune import prepare_finetuning
+from megatron_7b.runtime.process.launch import is_rank
+from megatron_7b.runtime.process.terminal import say
+
+SUMMARY = "fine-tune a model on your own data, or continue such a run"
+
+
+def main(argv: list[str]) -> int:
+    """Run the command.
+
+    Returns:
+        0 when all steps are done, 75 when the run was saved and shall be started again.
+
+    Raises:
+        MegatronError: Before anything is trained: a mistake that the user can fix.
+    """
+    command_line = parse_arguments(training_parser("finetune", SUMMARY), argv)
+    config, world_size = _checked_config(command_line)
+    return train(["finetune", *argv], command_line.flags, config, world_size)
+
+
+def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
+    """Return the configuration of the run and its number of ranks, everything prepared and all checks passed."""
+    world_size = given_world_size(command_line.flags)
+    asked = load_config(
+        command_line.flags.config, command_line.overrides, world_size=world_size, problems=command_line.problems
+    )
+    prepared = prepare_finetuning(
+        asked,
+        command_line.flags.run_dir,
+        lambda label, text: None if is_rank() else say(f"{label:<9} {text}"),
+        is_preparing=not is_rank() or os.environ["RANK"] == "0",
+        patience=60 * asked.runtime.distributed_timeout_minutes,
+    )
+    # What the command line says of the model's shape goes before the weights' own, as in pre-training.
+    shape = {path: value for path, value in command_line.overrides.items() if path.startswith("model.")}
+    config = override_config(prepared, shape) if shape else prepared
+    check_config(config, world_size=world_size, require_data=True)
+    return config, world_size or config.parallel.model_parallel_size

@@ -1,0 +1,5 @@
+"""Fine-tuning: what a run starts from and reads is prepared from what users have; then it is a run like any other."""
+
+from megatron_7b.finetune.preparing import prepare_finetuning
+
+__all__ = ["prepare_finetuning"]

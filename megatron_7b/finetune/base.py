@@ -1,0 +1,51 @@
+"""The weights that fine-tuning starts from, where they are a Hugging Face folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from megatron_7b.conversion import ImportOptions, import_from_hugging_face
+from megatron_7b.data.corpus.fingerprint import spot_hash
+
+_CONFIG_FILE = "config.json"
+
+
+def is_hugging_face_folder(folder: Path) -> bool:
+    """Return whether a folder is one of Hugging Face's: a checkpoint has no config.json."""
+    return (folder / _CONFIG_FILE).is_file()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a Hugging Face folder has files of a tokenizer."""
+    return any(folder.glob("tokenizer*")) or any((folder / name).is_file() for name in ("vocab.json", "vocab.txt"))
+
+
+def import_base(source: Path, run_dir: Path, report: Callable[[str, str], None], *, make: bool) -> Path:
+    """Return the checkpoint that a Hugging Face folder was imported as; import it if that has not been done.
+
+    Args:
+        source: The folder.
+        run_dir: Where the checkpoint is put, as `base-…`.
+        report: Takes what is being done.
+        make: Whether to import.
+
+    Raises:
+        ConversionError: The folder cannot be converted exactly.
+        FileNotFoundError: It is missing, and not to be made.
+    """
+    output = run_dir / f"base-{_identity(source)}"
+    if not output.is_dir():
+        if not make:
+            raise FileNotFoundError(output)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        import_from_hugging_face(source, output, ImportOptions(), report)
+    return output
+
+
+def _identity(folder: Path) -> str:
+    """Hash what decides the weights, without reading all of them."""
+    digest = xxhash.xxh3_64()
+    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")) + sorted(folder.glob("*.bin")):
+        digest.update(f"{file.name}/{file.stat().st_size}/{spot_hash(file)}".encode())
+    return digest.hexdigest()[:8]
