@@ -15,13 +15,15 @@ from megatron.core.fp8_utils import is_float8tensor
 from torch import Tensor
 
 from megatron_7b.checkpoint.former_names import current_names
-from megatron_7b.checkpoint.manifest import Counters, Manifest, read_manifest, warn_of_missing_checksum
-from megatron_7b.checkpoint.optimizer_state import (
-    read_optimizer,
-    read_weights_in_full,
-    set_num_updates,
-    take_over_main_parameters,
+from megatron_7b.checkpoint.manifest import (
+    Counters,
+    Manifest,
+    OnOptimizerChange,
+    optimizer_starts_afresh,
+    read_manifest,
+    warn_of_missing_checksum,
 )
+from megatron_7b.checkpoint.optimizer_state import read_optimizer, read_weights_in_full
 from megatron_7b.checkpoint.pieces import Piece, cut
 from megatron_7b.checkpoint.records import OPTIMIZER, check_nothing_foreign, verify_files
 from megatron_7b.checkpoint.sharding import (
@@ -35,6 +37,7 @@ from megatron_7b.checkpoint.sharding import (
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer
+from megatron_7b.optim.state import round_main_parameters
 from megatron_7b.parallel import ParallelLayout
 
 logger = logging.getLogger(__name__)
@@ -69,7 +72,7 @@ def load_weights(
     model = {name: entry for name, entry in model.items() if entry.key not in lacking}
     _load_model(opened, chunks, model)
     if optimizer is not None:
-        _load_optimizer(opened, optimizer, model, moments=False)
+        _load_optimizer(opened, optimizer, model, only_main=True)
     return opened.manifest
 
 
@@ -80,6 +83,7 @@ def load_checkpoint(
     optimizer: Optimizer,
     layout: ParallelLayout,
     verify: bool = True,
+    on_optimizer_change: OnOptimizerChange = "refuse",
 ) -> Counters:
     """Load everything that a run resumes from.
 
@@ -89,11 +93,13 @@ def load_checkpoint(
         optimizer: Their optimizer.
         layout: Position of this rank. Random states are restored if the checkpoint was written at the same layout.
         verify: Check every file's hash first.
+        on_optimizer_change: What to do if another optimizer wrote it.
 
     Collective: all ranks.
 
     Raises:
-        CheckpointError: files are damaged, parameters are missing or of another shape, or there is no optimizer state.
+        CheckpointError: files are damaged, parameters are missing or of another shape, there is no optimizer state, or
+            it is another optimizer's.
     """
     started = time.perf_counter()
     opened = _open(folder, verify=verify, with_state=True)
@@ -103,10 +109,11 @@ def load_checkpoint(
             f"{folder} holds weights only, so a run cannot be resumed from it",
             hint="start a new run from its weights with --checkpoint.initialize-from",
         )
+    starts_afresh = optimizer_starts_afresh(folder, manifest, optimizer.name, on_optimizer_change)
     model = model_state(chunks)
     _load_model(opened, chunks, model)
-    _load_optimizer(opened, optimizer, model, moments=True)
-    set_num_updates(optimizer, manifest.counters.optimizer_steps)
+    _load_optimizer(opened, optimizer, model, only_main=starts_afresh)
+    optimizer.set_num_updates(0 if starts_afresh else manifest.num_updates)
     if manifest.layout == str(layout):
         with _same_error_on_all_ranks():
             restore_random_state(opened.weights.read_object(random_state_name(layout.rank, layout.world_size)))
@@ -214,14 +221,14 @@ def _fillable(parameter: Tensor) -> Tensor:
     return parameter.detach()
 
 
-def _load_optimizer(opened: _Opened, optimizer: Optimizer, model: dict[str, Any], *, moments: bool) -> None:
+def _load_optimizer(opened: _Opened, optimizer: Optimizer, model: dict[str, Any], *, only_main: bool) -> None:
     with _same_error_on_all_ranks():
         try:
-            read_optimizer(opened.weights, opened.state, optimizer, model, moments=moments)
+            read_optimizer(opened.weights, opened.state, optimizer, model, only_main=only_main)
         except CheckpointError as error:
             message = f"the optimizer's state in {opened.folder} could not be loaded: {error.args[0]}"
             raise CheckpointError(message, hint=error.hint) from error
-    take_over_main_parameters(optimizer)
+    round_main_parameters(optimizer)
 
 
 def _check_names_and_shapes(opened: _Opened, model: dict[str, Sharded]) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_7b.checkpoint.records import (
     DAMAGED,
@@ -33,6 +33,10 @@ _SEALED_SINCE = 2
 """Before, a manifest had no checksum."""
 _OWN_NAMES_SINCE = 3
 """Before, tensors had megatron-core's names."""
+_ONLY_OPTIMIZER = "adamw"
+"""That of formats 1 and 2."""
+NUM_UPDATES = "num_updates"
+type OnOptimizerChange = Literal["refuse", "restart"]
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _LARGEST = 2**63 - 1
 
@@ -45,7 +49,7 @@ class Counters:
     consumed_samples: int = 0
     consumed_tokens: int = 0
     optimizer_steps: int = 0
-    """Applied updates, without skipped steps; Adam's bias correction depends on this number."""
+    """Applied updates, without skipped steps."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,10 @@ class Manifest:
     """Layout that wrote it, for people; it can be loaded at any other."""
     world_size: int
     has_optimizer: bool
+    optimizer: str | None = None
+    """Name of the optimizer whose state it has; formats 1 and 2, which knew one only, do not say."""
+    optimizer_scalars: dict[str, Any] | None = None
+    """What the optimizer keeps beside tensors."""
     sample_order: dict[str, Any] | None = None
     """What the training samples were, and in which order: `data.sample_order`; None where no run wrote it."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
@@ -69,6 +77,16 @@ class Manifest:
     def is_sealed(self) -> bool:
         """Whether the manifest was checked against a checksum of its own."""
         return self.format_version >= _SEALED_SINCE
+
+    @property
+    def optimizer_name(self) -> str | None:
+        """Name of the optimizer whose state it has; None if it has none."""
+        return (self.optimizer or _ONLY_OPTIMIZER) if self.has_optimizer else None
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that its optimizer has done, which are fewer than the run's if it was started afresh."""
+        return int((self.optimizer_scalars or {}).get(NUM_UPDATES, self.counters.optimizer_steps))
 
     @property
     def has_core_names(self) -> bool:
@@ -164,6 +182,30 @@ def warn_of_missing_checksum(folder: Path, manifest: Manifest) -> None:
         )
 
 
+def optimizer_starts_afresh(folder: Path, manifest: Manifest, name: str, on_change: OnOptimizerChange) -> bool:
+    """Return whether a resume leaves the optimizer's state behind, because it is another optimizer's.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Its manifest.
+        name: The optimizer of this start.
+        on_change: `checkpoint.on_optimizer_change` of this start.
+
+    Raises:
+        CheckpointError: It is another one's, and that is not wanted.
+    """
+    before = manifest.optimizer_name
+    if before in (None, name):
+        return False
+    if on_change == "refuse":
+        raise CheckpointError(
+            f"{folder} has the state of optimizer.name {before}, this start has optimizer.name {name}",
+            hint=f"continue with --optimizer.name {before}; with --checkpoint.on-optimizer-change restart, {name} "
+            "continues from the same weights with a state of its own",
+        )
+    return True
+
+
 def _payload_files(folder: Path) -> Iterator[Path]:
     for root, _, names in os.walk(folder):
         for name in names:
@@ -190,6 +232,11 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
     for name, value in (dataclasses.asdict(counters) | {"vocab_size": manifest.vocab_size}).items():
         if not 0 <= value <= _LARGEST:
             yield f"{name} is {value}"
+    scalars = manifest.optimizer_scalars or {}
+    if any(type(value) not in (int, float) or not 0 <= value <= _LARGEST for value in scalars.values()):
+        yield f"optimizer_scalars are {scalars!r:.60}"
+    if manifest.num_updates > counters.optimizer_steps:
+        yield f"the optimizer did {manifest.num_updates} of {counters.optimizer_steps} updates"
     if counters.optimizer_steps > counters.step:
         yield f"{counters.optimizer_steps} updates in {counters.step} steps"
     if counters.consumed_samples and not counters.step:

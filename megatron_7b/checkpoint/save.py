@@ -13,7 +13,7 @@ from megatron.core.fp8_utils import is_float8tensor
 
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.folders import find_steps
-from megatron_7b.checkpoint.manifest import Counters, Manifest, write_manifest
+from megatron_7b.checkpoint.manifest import NUM_UPDATES, Counters, Manifest, write_manifest
 from megatron_7b.checkpoint.optimizer_state import OptimizerShare
 from megatron_7b.checkpoint.pending import OwnShards, PendingSave, UnwrittenError
 from megatron_7b.checkpoint.pieces import Piece, cut
@@ -102,6 +102,8 @@ def begin_save(
         layout=str(layout),
         world_size=layout.world_size,
         has_optimizer=optimizer is not None,
+        optimizer=optimizer.name if optimizer else None,
+        optimizer_scalars={NUM_UPDATES: optimizer.num_updates} if optimizer else None,
         sample_order=sample_order,
     )
 

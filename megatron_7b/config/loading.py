@@ -6,8 +6,10 @@ Precedence: defaults < presets and files in the order given < overrides (the com
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_7b.config.conflicts import find_conflicts
+from megatron_7b.config.optimizers import NAME, fields_of_others, why_not_of
 from megatron_7b.config.problems import Problem, raise_problems
 from megatron_7b.config.reading import read_settings
 from megatron_7b.config.schema import RunConfig
@@ -52,7 +54,7 @@ def load_config(
         layers.append({path: item for path, item in read_source(model_from).settings.items() if _is_shape(path)})
     layers.append(flatten(overrides or {}, COMMAND_LINE))
     settings = merge(layers)
-    config, unreadable = read_settings(settings, RunConfig)
+    config, unreadable = _read(settings)
     is_masked, pairs = config.objective_name == "masked", config.objective.sentence_pairs
     if is_masked and pairs != "none" and _PAIR_HEAD not in settings:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, add_binary_head=True))
@@ -88,8 +90,11 @@ def check_config(config: RunConfig, *, world_size: int | None = None, require_da
 
 
 def config_to_dict(config: RunConfig) -> dict[str, object]:
-    """Return the whole configuration as nested dicts of YAML scalars and lists."""
-    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+    """Return the configuration as nested dicts of YAML scalars and lists, without the options of other optimizers."""
+    tree: dict[str, Any] = {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+    for path in fields_of_others(config.optimizer.name):
+        del tree["optimizer"][path.partition(".")[2]]
+    return tree
 
 
 def config_from_dict(tree: Mapping[str, object]) -> RunConfig:
@@ -116,9 +121,21 @@ def _is_shape(path: str) -> bool:
 
 
 def _read_or_raise(settings: Mapping[str, Setting]) -> RunConfig:
-    config, problems = read_settings(settings, RunConfig)
+    config, problems = _read(settings)
     raise_problems(problems)
     return config
+
+
+def _read(settings: Mapping[str, Setting]) -> tuple[RunConfig, list[Problem]]:
+    """Build the configuration, and say which settings cannot be read or belong to an optimizer that is not chosen."""
+    config, problems = read_settings(settings, RunConfig)
+    name = config.optimizer.name
+    if any(problem.path == NAME for problem in problems):
+        return config, problems
+    for path in sorted(fields_of_others(name) & settings.keys()):
+        setting = settings[path]
+        problems.append(Problem(path, setting.value, why_not_of(path, name), setting.origin))
+    return config, problems
 
 
 def _with_origin(problem: Problem, settings: Mapping[str, Setting]) -> Problem:

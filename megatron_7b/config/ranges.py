@@ -19,6 +19,7 @@ AT_LEAST_ONE = (
     "objective.masks_per_text",
     "objective.max_ngram",
     "objective.mean_span_length",
+    "optimizer.muon_num_ns_steps",
     "model.make_vocab_size_divisible_by",
     "model.max_position_embeddings",
     "model.rope_scaling.original_max_position_embeddings",
@@ -57,12 +58,21 @@ POSITIVE = (
     "model.rope_scaling.high_freq_factor",
     "optimizer.lr",
     "optimizer.adam_eps",
+    "optimizer.muon_extra_scale_factor",
+    "optimizer.muon_adamw_lr",
     "optimizer.lr_decay_steps",
     "optimizer.lr_wsd_decay_steps",
     "training.exit_after_seconds",
     "runtime.distributed_timeout_minutes",
 )
-FRACTIONS = ("model.hidden_dropout", "model.attention_dropout", "optimizer.adam_beta1", "optimizer.adam_beta2")
+FRACTIONS = (
+    "model.hidden_dropout",
+    "model.attention_dropout",
+    "optimizer.adam_beta1",
+    "optimizer.adam_beta2",
+    "optimizer.sgd_momentum",
+    "optimizer.muon_momentum",
+)
 OPEN_FRACTIONS = ("objective.masked_share", "objective.noise_density")
 SHARES = ("objective.short_share", "data.fim_rate", "data.fim_spm_rate")
 MAX_SEED = 2**32 - 1

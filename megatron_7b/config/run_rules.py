@@ -1,4 +1,4 @@
-"""Rules for the batch, the schedule and the data of a run."""
+"""Rules for the batch and the data of a run."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ FILE_RULES: list[Rule] = []
 """Rules that look at the file system: for a run that is about to start."""
 file_rule = adder_to(FILE_RULES)
 
-# Batch and schedule ------------------------------------------------------------------------------------------------
+# Batch -------------------------------------------------------------------------------------------------------------
 
 
 @rule("training.global_batch_size", "training.micro_batch_size", *LAYOUT)
@@ -77,35 +77,6 @@ def _rampup_reaches_the_global_batch(case: Case) -> Iterator[Problem]:
         )
     elif start % unit or (increment % unit and start != training.global_batch_size):
         yield case.problem(path, f"start size and increment must be multiples of {unit} samples, as every batch must")
-
-
-@rule("optimizer.lr", "optimizer.min_lr")
-def _learning_rate_falls(case: Case) -> Iterator[Problem]:
-    if case.config.optimizer.min_lr > case.config.optimizer.lr:
-        yield case.problem("optimizer.min_lr", f"must be at most optimizer.lr = {case.config.optimizer.lr}")
-
-
-@rule(
-    "optimizer.lr_decay_style",
-    "optimizer.lr_warmup_steps",
-    "optimizer.lr_decay_steps",
-    "optimizer.lr_wsd_decay_steps",
-    "training.train_steps",
-)
-def _schedule_phases_fit(case: Case) -> Iterator[Problem]:
-    optimizer, train_steps = case.config.optimizer, case.config.training.train_steps
-    end = optimizer.lr_decay_steps or train_steps
-    end_name = "optimizer.lr_decay_steps" if optimizer.lr_decay_steps else "training.train_steps"
-    # A run that is shorter than its warm-up is a try-out, and possible; a decay that ends before it begins is not.
-    if optimizer.lr_decay_steps is not None and optimizer.lr_warmup_steps >= optimizer.lr_decay_steps:
-        yield case.problem("optimizer.lr_warmup_steps", f"must be below optimizer.lr_decay_steps = {end}")
-    if optimizer.lr_wsd_decay_steps is None:
-        return
-    path, room = "optimizer.lr_wsd_decay_steps", end - optimizer.lr_warmup_steps
-    if optimizer.lr_decay_style != "wsd":
-        yield case.problem(path, f"only applies with optimizer.lr_decay_style wsd, not {optimizer.lr_decay_style}")
-    elif optimizer.lr_wsd_decay_steps > room > 0:
-        yield case.problem(path, f"must be at most {room}, the steps between warm-up and {end_name} = {end}")
 
 
 # Data --------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from megatron_7b.config.architectures import ARCHITECTURES, Architecture
 from megatron_7b.config.objectives import OBJECTIVES
+from megatron_7b.config.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -208,25 +209,45 @@ class PrecisionConfig:
     fp8_param_gather: bool = False
     """Keep the working parameters in FP8 instead of BF16."""
     optimizer_state_dtype: Literal["fp32", "bf16"] = "fp32"
-    """Storage of Adam's two moments; bf16 needs Transformer Engine and the distributed optimizer."""
+    """Storage of Adam's two moments; bf16 needs adamw or adam, Transformer Engine and the distributed optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule."""
+    """The optimizer, its own options, and its schedule."""
 
+    name: Annotated[str, OneOf(OPTIMIZERS)] = "adamw"
+    """adamw; adam: weight decay in the gradient; sgd: with momentum; muon: for the matrices of layers, else AdamW."""
     lr: float = 3e-4
     """Peak learning rate."""
     min_lr: float = 3e-5
     """Learning rate at the end of the decay."""
     adam_beta1: float = 0.9
-    """Decay of the first moment."""
+    """adamw, adam, muon: decay of the first moment."""
     adam_beta2: float = 0.95
-    """Decay of the second moment."""
+    """adamw, adam, muon: decay of the second moment."""
     adam_eps: float = 1e-8
-    """Added to the square root of the second moment."""
+    """adamw, adam, muon: added to the square root of the second moment."""
+    sgd_momentum: float = 0.9
+    """sgd: share of the last update that is added to the gradient; 0 keeps no state."""
+    sgd_nesterov: bool = False
+    """sgd: look ahead by one application of the momentum."""
+    muon_momentum: float = 0.95
+    """muon: decay of the mean of the gradients that is orthogonalized."""
+    muon_nesterov: bool = True
+    """muon: look ahead by one application of the momentum."""
+    muon_num_ns_steps: int = 5
+    """muon: Newton-Schulz steps of the orthogonalization."""
+    muon_scale_mode: Literal["spectral", "shape_scaling", "unit_rms_norm"] = "spectral"
+    """muon: update of an [r, c] matrix times sqrt(max(r, c)), sqrt(max(1, r / c)) or sqrt(r / c)."""
+    muon_extra_scale_factor: float = 0.2
+    """muon: a further factor; 0.2 with spectral makes updates as large as AdamW's, so that its learning rates fit."""
+    muon_matmul_dtype: Literal["fp32", "bf16"] = "fp32"
+    """muon: format of the Newton-Schulz steps; bf16 is faster on GPUs, but layouts then agree to its digits only."""
+    muon_adamw_lr: float | None = None
+    """muon: peak learning rate of embeddings, output layer, norms and biases, on the same schedule; None means lr."""
     weight_decay: float = 0.1
-    """Decoupled weight decay; norms and biases are exempt."""
+    """Decoupled weight decay, or with adam and sgd added to the gradient; norms and biases are exempt."""
     clip_grad: float = 1.0
     """Largest global L2 norm of the gradients, which are scaled down to it; 0 turns clipping off."""
     lr_decay_style: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
@@ -314,6 +335,8 @@ class CheckpointConfig:
     initialize_from: str | None = None
     """Checkpoint whose weights a fresh run starts from, written at any layout; of its optimizer state, only FP32 main
     parameters are used."""
+    on_optimizer_change: Literal["refuse", "restart"] = "refuse"
+    """If a run resumes with another optimizer: refuse, or keep weights and progress and begin its state anew."""
     verify_on_load: bool = True
     """Check every file's hash before its bytes are used; the hashes of small files are checked in any case."""
 

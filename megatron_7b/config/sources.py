@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from megatron_7b.config.optimizers import NAME, fields_of_others
 from megatron_7b.config.options import sections
 from megatron_7b.config.problems import nearest
 from megatron_7b.config.schema import RunConfig
@@ -58,10 +59,14 @@ def read_source(source: str | Path, root: type = RunConfig) -> Source:
 def merge(layers: Iterable[Mapping[str, Setting]]) -> dict[str, Setting]:
     """Fold layers of settings into one, the later ones winning path by path.
 
-    A nested group that is set as a whole (`model.rope_scaling: none`) and settings inside of it replace each other.
+    A nested group that is set as a whole (`model.rope_scaling: none`) and settings inside of it replace each other. A
+    layer that names an optimizer replaces the options that belong to others.
     """
     merged: dict[str, Setting] = {}
     for layer in layers:
+        if NAME in layer:
+            for path in fields_of_others(layer[NAME].value) & merged.keys():
+                del merged[path]
         for path, setting in layer.items():
             for other in [other for other in merged if _contains(other, path) or _contains(path, other)]:
                 del merged[other]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -22,7 +22,7 @@ class MemoryNeed:
     Attributes:
         parameters: Working parameters.
         gradients: The buffer that gradients are accumulated in.
-        optimizer: Main parameters, where the working ones are not FP32, and Adam's moments.
+        optimizer: Main parameters, where the working ones are not FP32, and what the optimizer keeps for each.
         activations: The inputs of layers for one microbatch, which even full recompute keeps.
         copies: In host memory, of what this rank writes while training continues.
     """
@@ -56,7 +56,6 @@ def training_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parame
     """
     precision, elements = config.precision, count_held_parameters(config.model, layout)
     replicas = layout.dp_size * layout.cp_size if config.parallel.use_distributed_optimizer else 1
-    moment = 2 if precision.optimizer_state_dtype == "bf16" else 4
     main_parameter = 0 if bytes_per_parameter == 4 else 4
     parallel, training = config.parallel, config.training
     kept_layers = config.model.num_layers // layout.pp_size
@@ -68,7 +67,7 @@ def training_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parame
     need = MemoryNeed(
         parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter),
         gradients=elements * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
-        optimizer=elements * (main_parameter + 2 * moment) // replicas,
+        optimizer=(elements * main_parameter + _state_bytes(config, layout)) // replicas,
         activations=tokens * config.model.hidden_size * bytes_per_parameter * kept_layers,
     )
     if not config.checkpoint.asynchronous:
@@ -84,7 +83,29 @@ def inference_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_param
     return MemoryNeed(parameters=count_held_parameters(config.model, layout) * bytes_per_parameter)
 
 
-def count_held_parameters(model: ModelConfig, layout: ParallelLayout, *, with_shared: bool = True) -> int:
+def _state_bytes(config: RunConfig, layout: ParallelLayout) -> int:
+    """Return the bytes that the optimizer keeps beside parameters, if replicas do not share them."""
+    model, optimizer = config.model, config.optimizer
+    elements, width = count_held_parameters(model, layout), 2 if config.precision.optimizer_state_dtype == "bf16" else 4
+    match optimizer.name:
+        case "sgd":
+            tensors = elements if optimizer.sgd_momentum else 0
+        case "muon" if config.parallel.use_distributed_optimizer:  # a rank's share may be matrices alone
+            tensors = elements
+        case "muon":  # one tensor for what it updates itself, AdamW's two for the rest
+            tensors = 2 * elements - count_held_parameters(model, layout, counts=lambda row: row.is_layer_matrix)
+        case _:
+            tensors = 2 * elements
+    return tensors * width
+
+
+def count_held_parameters(
+    model: ModelConfig,
+    layout: ParallelLayout,
+    *,
+    with_shared: bool = True,
+    counts: Callable[[Parameter], bool] = lambda _: True,
+) -> int:
     """Return the elements of all parameters that a rank holds, vocabulary padding included.
 
     Interleaved stages do not change the count: all layers are of one size, and the stages have equally many.
@@ -93,6 +114,7 @@ def count_held_parameters(model: ModelConfig, layout: ParallelLayout, *, with_sh
         model: Its shape.
         layout: Position of the rank.
         with_shared: Count on the last stage what it has a copy of.
+        counts: Which of the parameters are counted.
     """
     vocab_size = padded_vocab_size(model.vocab_size or 1, model.make_vocab_size_divisible_by, layout.tp_size)
     table = parameter_table(model, vocab_size)
@@ -103,9 +125,9 @@ def count_held_parameters(model: ModelConfig, layout: ParallelLayout, *, with_sh
     if layout.pp_size > 1 and with_shared:  # the last stage has a copy of what it shares with the first
         after += [row for row in before if row.is_multiplied]
     return (
-        _elements(layers, layout) // layout.pp_size
-        + (_elements(before, layout) if layout.is_first_stage else 0)
-        + (_elements(after, layout) if layout.is_last_stage else 0)
+        _elements(filter(counts, layers), layout) // layout.pp_size
+        + (_elements(filter(counts, before), layout) if layout.is_first_stage else 0)
+        + (_elements(filter(counts, after), layout) if layout.is_last_stage else 0)
     )
 
 

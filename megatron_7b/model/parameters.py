@@ -61,6 +61,11 @@ class Parameter:
         """Whether a layout may append rows that are no tokens."""
         return self.arrangement == "vocabulary"
 
+    @property
+    def is_layer_matrix(self) -> bool:
+        """Whether it is a matrix, or several, of a layer: neither an embedding, an output layer, a norm nor a bias."""
+        return len(self.shape) == 2 and self.is_multiplied and ".layers." in self.name
+
 
 class ParameterTable(Mapping[str, Parameter]):
     """The parameters of one model by name, in the order of the forward pass.

@@ -1,1 +1,1 @@
-"""AdamW over megatron-core's optimizers, and learning-rate schedules as pure functions of the step."""
+"""AdamW, Adam, SGD and Muon over megatron-core's optimizers, and learning rates as pure functions of the step."""

@@ -30,7 +30,12 @@ def load_starting_point(run: Run) -> None:
     verify = run.config.checkpoint.verify_on_load
     if checkpoint is not None:
         run.counters = load_checkpoint(
-            checkpoint, chunks=learner.model, optimizer=learner.optimizer, layout=learner.layout, verify=verify
+            checkpoint,
+            chunks=learner.model,
+            optimizer=learner.optimizer,
+            layout=learner.layout,
+            verify=verify,
+            on_optimizer_change=run.config.checkpoint.on_optimizer_change,
         )
         _check_that_data_fits(run)
         run.resumed = run.saved = run.counters

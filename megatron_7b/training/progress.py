@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from megatron_7b.checkpoint import latest_checkpoint, read_config, read_manifest
-from megatron_7b.checkpoint.manifest import Counters
+from megatron_7b.checkpoint.manifest import Counters, optimizer_starts_afresh
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.samples.blend import integer_weights, parse_blend
 from megatron_7b.data.samples.sample_order import Reached, SampleOrder
@@ -41,7 +41,7 @@ def read_progress(checkpoints: Path, config: RunConfig) -> Progress:
         config: Of this start.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: It cannot be read, or another optimizer wrote it.
 
     Collective: none.
     """
@@ -49,6 +49,7 @@ def read_progress(checkpoints: Path, config: RunConfig) -> Progress:
     if newest is None:
         return Progress()
     manifest = read_manifest(newest)
+    optimizer_starts_afresh(newest, manifest, config.optimizer.name, config.checkpoint.on_optimizer_change)
     consumed = manifest.counters.consumed_samples
     if manifest.sample_order is None:
         differences = tuple(_differences(read_config(newest), config))

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 
-from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.schema import OptimizerConfig, RunConfig
 from megatron_7b.errors import TrainingError, exit_code
 from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.sizes import count_parameters
@@ -185,6 +185,8 @@ def _say_what_begins(run: Run) -> None:
     tokens = format_count(left) + " tokens"
     if run.step > 0:
         tokens += f" ({format_count(run.counters.consumed_tokens + left)} with those of earlier steps)"
+    if run.config.optimizer.name != OptimizerConfig.name:
+        tokens += f", {run.config.optimizer.name}"
     logger.info(
         "%s parameters on %s (%s), %s: steps %d to %d, %s",
         format_count(count_parameters(run.config.model)), run.learner.layout,

@@ -136,10 +136,12 @@ def test_whoever_only_computes_with_a_bf16_run_has_its_bf16_weights(tmp_path: Pa
 def weights_for_inference(folder: Path) -> dict[str, float]:
     """Entry point of a rank: the sum of each FP32 weight that a checkpoint was loaded into without an optimizer."""
     from megatron_7b.checkpoint.load import load_weights
+    from megatron_7b.model.builder import named_canonical_parameters
 
     trainer = build(tiny_config())
     load_weights(resolve_checkpoint(folder), trainer.model)
-    sums = {name: tensor.double() for name, tensor in trainer.model[0].module.named_parameters()}
+    named = named_canonical_parameters([chunk.module for chunk in trainer.model])
+    sums = {name: tensor.double() for name, tensor in named}
     return {
         name: (tensor[:VOCAB_SIZE] if tensor.shape[0] > VOCAB_SIZE else tensor).sum().item()
         for name, tensor in sums.items()

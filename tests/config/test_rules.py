@@ -4,21 +4,25 @@ import re
 
 import pytest
 
-from megatron_7b.config import check_config, load_config
+from megatron_7b.config import check_config, load_config, save_config
 from megatron_7b.config.architecture_rules import RULES as ARCHITECTURE_RULES
 from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.model_rules import RULES as MODEL_RULES
+from megatron_7b.config.optimizer_rules import RULES as OPTIMIZER_RULES
+from megatron_7b.config.optimizers import OPTIMIZERS
 from megatron_7b.config.options import options
 from megatron_7b.config.ranges import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, POSITIVE, SHARES
 from megatron_7b.config.rule import Case
 from megatron_7b.config.run_rules import FILE_RULES
 from megatron_7b.config.run_rules import RULES as RUN_RULES
+from megatron_7b.config.schema import OptimizerConfig, RunConfig
 from megatron_7b.errors import ConfigError
 
 TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context"))
 VP = "parallel.virtual_pipeline_model_parallel_size"
 SHARDED = "parallel.use_distributed_optimizer"
 
+RULES = [*MODEL_RULES, *ARCHITECTURE_RULES, *OPTIMIZER_RULES, *RUN_RULES]
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
 T5 = {"model.architecture": "t5"}
@@ -170,6 +174,18 @@ CASES = [
     ({"training.rampup_batch_size": (2, 2, 100)}, 1, "training.rampup_batch_size", "multiples of 4"),
     ({PP: 2, VP: 2, "training.rampup_batch_size": (4, 4, 99)}, 2, "training.rampup_batch_size", "multiples of 8"),
     ({"optimizer.min_lr": 1}, 1, "optimizer.min_lr", "at most optimizer.lr"),
+    (
+        {"optimizer.name": "sgd", "optimizer.sgd_momentum": 0, "optimizer.sgd_nesterov": True},
+        1,
+        "optimizer.sgd_nesterov",
+        "needs optimizer.sgd_momentum above 0",
+    ),
+    (
+        {"optimizer.name": "muon", "precision.optimizer_state_dtype": "bf16", SHARDED: True},
+        1,
+        "precision.optimizer_state_dtype",
+        "needs optimizer.name adamw | adam, not muon",
+    ),
     ({"optimizer.lr_warmup_steps": 9, "optimizer.lr_decay_steps": 9}, 1, "optimizer.lr_warmup_steps", "must be below"),
     ({"optimizer.lr_wsd_decay_steps": 10}, 1, "optimizer.lr_wsd_decay_steps", "only applies"),
     (
@@ -227,14 +243,41 @@ def test_every_rule_is_tried():
     answering = set()
     for overrides, world_size, _, _ in CASES:
         case = Case(load_config(None, overrides), world_size)
-        answering |= {
-            rule.check.__name__ for rule in [*MODEL_RULES, *ARCHITECTURE_RULES, *RUN_RULES] if list(rule.check(case))
-        }
-    assert {rule.check.__name__ for rule in [*MODEL_RULES, *ARCHITECTURE_RULES, *RUN_RULES]} - answering == set()
+        answering |= {rule.check.__name__ for rule in RULES if list(rule.check(case))}
+    assert {rule.check.__name__ for rule in RULES} - answering == {"_options_belong_to_the_optimizer"}  # see below
+
+
+def test_an_option_of_another_optimizer_is_refused_with_the_own_ones():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"optimizer.name": "sgd", "optimizer.adam_beta1": 0.9, "optimizer.lr": -1.0})
+    assert "2 problems" in str(caught.value)
+    assert "optimizer.adam_beta1 = 0.9  (command line)" in str(caught.value)
+    assert "belongs to optimizer.name adamw | adam | muon, not to sgd" in str(caught.value)
+    assert "whose own options are optimizer.sgd_momentum, optimizer.sgd_nesterov" in str(caught.value)
+    with pytest.raises(ConfigError, match="belongs to optimizer.name sgd, not to adamw"):
+        check_config(RunConfig(optimizer=OptimizerConfig(sgd_momentum=0.5)))
+    with pytest.raises(ConfigError, match="adamw, adam, sgd, muon|adamw | adam | sgd | muon") as caught:
+        load_config(None, {"optimizer.name": "muno", "optimizer.muon_momentum": 0.9})
+    assert "1 problem " in str(caught.value)
+
+
+def test_a_later_choice_of_the_optimizer_replaces_the_options_of_an_earlier_one(tmp_path):
+    """A preset's Adam betas do not stand in the way of --optimizer.name sgd, nor of a file that extends the preset."""
+    config = load_config("bert_base", {"optimizer.name": "sgd", "optimizer.sgd_momentum": 0.5})
+    assert (config.optimizer.adam_beta2, config.optimizer.weight_decay) == (OptimizerConfig().adam_beta2, 0.01)
+    path = tmp_path / "muon.yaml"
+    path.write_text("extends: bert_base\noptimizer: {name: muon, muon_adamw_lr: 1.0e-4}\n")
+    muon = load_config(path).optimizer
+    assert (muon.adam_beta2, muon.adam_eps, muon.muon_adamw_lr) == (0.999, 1e-6, 1e-4)  # they are Muon's as well
+    # What is saved has the options of the chosen one only, and is read back as it was.
+    save_config(config, tmp_path / "config.yaml")
+    assert "adam" not in (tmp_path / "config.yaml").read_text()
+    assert load_config(tmp_path / "config.yaml") == config
+    assert load_config(tmp_path / "config.yaml", {"optimizer.name": "adamw"}).optimizer.sgd_momentum == 0.9
 
 
 def test_rules_and_ranges_read_options_that_exist():
-    rules = [*MODEL_RULES, *ARCHITECTURE_RULES, *RUN_RULES, *FILE_RULES]
+    rules = [*RULES, *FILE_RULES]
     paths = [path for rule in rules for path in rule.reads] + [
         *AT_LEAST_ONE,
         *FRACTIONS,
@@ -247,8 +290,9 @@ def test_rules_and_ranges_read_options_that_exist():
 
 @pytest.mark.parametrize("path", [*AT_LEAST_ONE, *FRACTIONS, *NOT_NEGATIVE, *POSITIVE, *SHARES])
 def test_numbers_out_of_range_are_refused_and_crash_no_rule(path):
+    owner = next((name for name, traits in OPTIMIZERS.items() if path.partition(".")[2] in traits.fields), "adamw")
     for number in (0, -1) if path in (*AT_LEAST_ONE, *POSITIVE) else (-1,):
-        problems = find_conflicts(load_config(None, {path: number}), world_size=1)
+        problems = find_conflicts(load_config(None, {"optimizer.name": owner, path: number}), world_size=1)
         assert [problem.path for problem in problems] == [path]
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_7b.config import load_config
+from megatron_7b.config.optimizers import OPTIMIZERS
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model import fitting
@@ -27,6 +28,8 @@ CASES = {
     "DP2": (2, {}, {}),
     "DP2, sharded": (2, {"use_distributed_optimizer": True}, {}),
     "TP2xPP2xDP2, sharded": (8, {**TP2, **PP2, "use_distributed_optimizer": True}, {}),
+    "PP2, muon": (2, PP2, {}),
+    "DP2, sgd": (2, {}, {}),
 }
 
 
@@ -48,7 +51,7 @@ def _held(config: RunConfig) -> tuple[MemoryNeed, MemoryNeed]:
     own_main = [one for one in main if one.untyped_storage().data_ptr() not in {
         parameter.untyped_storage().data_ptr() for parameter in parameters
     }]  # fmt: skip
-    moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+    moments = [tensor for state in states for name, tensor in state.items() if name != "step"]
     width = 2 if parameters[0].dtype == torch.bfloat16 else 4
     said = training_need(config, core.layout, bytes_per_parameter=width)
     return said, MemoryNeed(
@@ -65,8 +68,13 @@ def test_a_rank_holds_what_is_said(name: str, dtype: str) -> None:
     """Never less, or what fits might be refused; with shards of buffers, whose ends are padded, a little more."""
     world_size, parallel, model = CASES[name]
     sizes = {"hidden_size": 128, "ffn_hidden_size": 512, "vocab_size": 5003, **model}
+    optimizer = name.rpartition(", ")[2]
     config = tiny_config(
-        model=sizes, parallel=parallel, precision={"params_dtype": dtype}, checkpoint={"asynchronous": True}
+        model=sizes,
+        parallel=parallel,
+        precision={"params_dtype": dtype},
+        optimizer={"name": optimizer} if optimizer in OPTIMIZERS else {},
+        checkpoint={"asynchronous": True},
     )
     slack = 1.01 if "sharded" in name else 1.0
     for said, held in run_ranks(world_size, _held, config):

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,13 @@ def digest_of_weights(trainer: Any) -> str:
 
 
 def train_save(
-    config: RunConfig, folder: Path, num_steps: int, end: int | None = None, *, tokenizer: Path | None = None
+    config: RunConfig,
+    folder: Path,
+    num_steps: int,
+    end: int | None = None,
+    *,
+    tokenizer: Path | None = None,
+    build: Callable[[RunConfig], Any] = build,
 ) -> tuple[list[tuple[float, float]], str]:
     """Train from the start, save after `num_steps`, go on up to step `end`; return (results of the steps, digest)."""
     from megatron_7b.checkpoint.companions import Companions
@@ -56,7 +63,9 @@ def train_save(
     return results, digest_of_weights(trainer)
 
 
-def resume_train(config: RunConfig, folder: Path, num_steps: int) -> tuple[list[tuple[float, float]], str]:
+def resume_train(
+    config: RunConfig, folder: Path, num_steps: int, *, build: Callable[[RunConfig], Any] = build
+) -> tuple[list[tuple[float, float]], str]:
     """Resume from the newest checkpoint, train up to step `num_steps`, return (results of the steps, digest)."""
     from megatron_7b.checkpoint import resolve_checkpoint
     from megatron_7b.checkpoint.load import load_checkpoint

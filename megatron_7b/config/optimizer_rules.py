@@ -1,0 +1,64 @@
+"""Rules for the optimizer and the schedule of its learning rate."""
+
+from collections.abc import Iterator
+
+from megatron_7b.config.optimizers import NAME, OPTIMIZERS, OWN_FIELDS, fields_of_others, why_not_of
+from megatron_7b.config.options import get_value, options
+from megatron_7b.config.problems import Problem
+from megatron_7b.config.rule import Case, Rule, adder_to
+
+RULES: list[Rule] = []
+rule = adder_to(RULES)
+
+
+@rule(NAME, *OWN_FIELDS)
+def _options_belong_to_the_optimizer(case: Case) -> Iterator[Problem]:
+    """For a configuration that was made in Python; what is read has been compared with the names that were given."""
+    name = case.config.optimizer.name
+    for path in sorted(fields_of_others(name)):
+        if get_value(case.config, path) != options()[path].default:
+            yield case.problem(path, why_not_of(path, name))
+
+
+@rule(NAME, "optimizer.sgd_momentum", "optimizer.sgd_nesterov")
+def _nesterov_needs_momentum(case: Case) -> Iterator[Problem]:
+    optimizer = case.config.optimizer
+    if optimizer.name == "sgd" and optimizer.sgd_nesterov and optimizer.sgd_momentum == 0:
+        yield case.problem("optimizer.sgd_nesterov", "needs optimizer.sgd_momentum above 0")
+
+
+@rule(NAME, "precision.optimizer_state_dtype")
+def _narrow_state_is_adams(case: Case) -> Iterator[Problem]:
+    name, path = case.config.optimizer.name, "precision.optimizer_state_dtype"
+    if case.config.precision.optimizer_state_dtype != "fp32" and not OPTIMIZERS[name].has_moments:
+        names = " | ".join(other for other, traits in OPTIMIZERS.items() if traits.has_moments)
+        yield case.problem(path, f"needs {NAME} {names}, not {name}, which keeps its state in FP32")
+
+
+@rule("optimizer.lr", "optimizer.min_lr")
+def _learning_rate_falls(case: Case) -> Iterator[Problem]:
+    if case.config.optimizer.min_lr > case.config.optimizer.lr:
+        yield case.problem("optimizer.min_lr", f"must be at most optimizer.lr = {case.config.optimizer.lr}")
+
+
+@rule(
+    "optimizer.lr_decay_style",
+    "optimizer.lr_warmup_steps",
+    "optimizer.lr_decay_steps",
+    "optimizer.lr_wsd_decay_steps",
+    "training.train_steps",
+)
+def _schedule_phases_fit(case: Case) -> Iterator[Problem]:
+    optimizer, train_steps = case.config.optimizer, case.config.training.train_steps
+    end = optimizer.lr_decay_steps or train_steps
+    end_name = "optimizer.lr_decay_steps" if optimizer.lr_decay_steps else "training.train_steps"
+    # A run that is shorter than its warm-up is a try-out, and possible; a decay that ends before it begins is not.
+    if optimizer.lr_decay_steps is not None and optimizer.lr_warmup_steps >= optimizer.lr_decay_steps:
+        yield case.problem("optimizer.lr_warmup_steps", f"must be below optimizer.lr_decay_steps = {end}")
+    if optimizer.lr_wsd_decay_steps is None:
+        return
+    path, room = "optimizer.lr_wsd_decay_steps", end - optimizer.lr_warmup_steps
+    if optimizer.lr_decay_style != "wsd":
+        yield case.problem(path, f"only applies with optimizer.lr_decay_style wsd, not {optimizer.lr_decay_style}")
+    elif optimizer.lr_wsd_decay_steps > room > 0:
+        yield case.problem(path, f"must be at most {room}, the steps between warm-up and {end_name} = {end}")
