@@ -15,7 +15,7 @@ from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
 from megatron_7b.conversion.growing.plan import GrowOptions, plan_growth
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.importing import ImportOptions, import_from_hugging_face
-from megatron_7b.conversion.progress import Report, describe_model, describe_output, torch_dtype
+from megatron_7b.conversion.progress import Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
 from megatron_7b.conversion.staging import staged_folder, take_checkpoint
 from megatron_7b.errors import ConfigError
@@ -44,7 +44,9 @@ class GrownCheckpoint:
     preserves: bool
 
 
-def grow_checkpoint(checkpoint: Path, output: Path, options: GrowOptions, report: Report) -> GrownCheckpoint:
+def grow_checkpoint(
+    checkpoint: Path, output: Path, options: GrowOptions, report: Report = tell_nobody
+) -> GrownCheckpoint:
     """Write the checkpoint of a larger model that starts where a smaller one has got to.
 
     Unless layers are stacked, both compute the same logits, or nothing is published. Tokenizer and other companions go
