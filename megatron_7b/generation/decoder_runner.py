@@ -9,7 +9,7 @@ from torch import Tensor
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.cache import CachedAttention, KeyValueCache, Placement, attention_layers, place
 from megatron_7b.generation.requests import GenerationRequest
-from megatron_7b.generation.runner import ModelRunner
+from megatron_7b.generation.runner import TOKENS_AHEAD, ModelRunner
 from megatron_7b.model.kinds.decoder.network import LanguageModel
 
 
@@ -59,7 +59,8 @@ class DecoderRunner(ModelRunner):
 
     def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
         """Make room for prompts and new tokens."""
-        self._cache.reserve(num_rows, max(len(one.prompt_ids) + one.max_new_tokens for one in requests))
+        ahead = max(len(one.prompt_ids) + min(one.max_new_tokens, TOKENS_AHEAD) for one in requests)
+        self._cache.reserve(num_rows, ahead)
 
     def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:
         """Read prompts of any lengths in one pass."""
@@ -69,6 +70,7 @@ class DecoderRunner(ModelRunner):
 
     def advance(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
         """Append a token to each row."""
+        self._cache.reserve(len(tokens), max(positions) + 1)
         return self.forward([[token] for token in tokens], 0, positions, last=[0] * len(tokens))
 
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.cache import CachedAttention, KeyValueCache, attention_layers, place
 from megatron_7b.generation.requests import GenerationRequest
-from megatron_7b.generation.runner import ModelRunner
+from megatron_7b.generation.runner import TOKENS_AHEAD, ModelRunner
 from megatron_7b.model.kinds.encoder_decoder.network import EncoderDecoderModel
 
 
@@ -76,7 +76,7 @@ class EncoderDecoderRunner(ModelRunner):
     def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
         """Make room for prompts in one cache, and for new tokens in another."""
         requests = list(requests)
-        self._cache.reserve(num_rows, 1 + max(one.max_new_tokens for one in requests))
+        self._cache.reserve(num_rows, 1 + max(min(one.max_new_tokens, TOKENS_AHEAD) for one in requests))
         self._sources.reserve(num_rows, max(len(one.prompt_ids) for one in requests))
         self._source_lengths += [0] * (num_rows - len(self._source_lengths))
 
@@ -94,6 +94,7 @@ class EncoderDecoderRunner(ModelRunner):
 
     def advance(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
         """Decode a token of each row."""
+        self._cache.reserve(len(tokens), max(positions) + 1)
         return self._decode(tokens, 0, positions)
 
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:

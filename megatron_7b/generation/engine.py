@@ -107,6 +107,11 @@ class GenerationEngine:
                 f"the prompt has token {unknown[0]}, but the model knows {vocab_size} tokens",
                 hint="the tokenizer is not the one that the model was trained with",
             )
+        if request.forced_last_id is not None and not 0 <= request.forced_last_id < vocab_size:
+            raise ConfigError(
+                f"texts are to end with token {request.forced_last_id}, but the model knows {vocab_size} tokens",
+                hint="forced_eos_token_id of generation_config.json is of another model",
+            )
         if request.num_rows > self.max_batch_size:
             raise ConfigError(
                 f"num_beams is {request.num_rows}, but a forward pass has room for {self.max_batch_size} texts",

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from megatron_7b.generation.requests import GenerationRequest
 
+TOKENS_AHEAD = 256
+"""Room that a cache has for new tokens at first: a text may end long before it has all that it may have."""
+
 
 class ModelRunner(ABC):
     """Runs this rank's part of a model; a kind of model that can generate has a class of its own.
@@ -42,7 +45,7 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
-        """Make room in the cache for this many rows, each of which may get any of the texts."""
+        """Make room in the cache for this many rows, each of which may get any of the texts; it grows with them."""
 
     @abstractmethod
     def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:

@@ -77,8 +77,12 @@ class GenerationSetup:
         """Spell a conversation out by the tokenizer's chat template, up to where the reply begins.
 
         Raises:
-            ConfigError: The tokenizer has no template, or it refuses the conversation.
+            ConfigError: The tokenizer has no template, or it refuses the conversation, or the model reads no chats.
         """
+        if self.is_encoder_decoder:
+            raise ConfigError(
+                "an encoder-decoder reads a text, not a conversation", hint="give the whole input as one prompt"
+            )
         from megatron_7b.generation.chat import encode_conversation
         from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation
 
@@ -138,7 +142,8 @@ def read_setup(folder: Path, config: RunConfig, tokenizer: Path | str | None = N
 
     Raises:
         CheckpointError: It carries no tokenizer, or a damaged one.
-        ConfigError: Its model cannot generate text, or generation_config.json is damaged.
+        ConfigError: Its model cannot generate text, or no token is known to begin with, or generation_config.json is
+            damaged.
         DataFormatError: The tokenizer is damaged.
     """
     check_kind(folder, config)
@@ -146,7 +151,13 @@ def read_setup(folder: Path, config: RunConfig, tokenizer: Path | str | None = N
     if path is None:
         raise CheckpointError(f"{folder} carries no tokenizer", hint="name one with --tokenizer DIR")
     settings = read_generation_settings(Companions.of(folder).hugging_face)
-    return GenerationSetup(folder, config, load_tokenizer(path), settings)
+    setup = GenerationSetup(folder, config, load_tokenizer(path), settings)
+    if setup.is_encoder_decoder and setup.decoder_start_id is None:
+        raise ConfigError(
+            f"{folder} does not say which token the decoder begins with, and the tokenizer has no <pad>",
+            hint="an imported folder says it in generation_config.json, as decoder_start_token_id",
+        )
+    return setup
 
 
 def check_kind(folder: Path, config: RunConfig) -> None:

@@ -9,9 +9,14 @@ import pytest
 import torch
 
 from megatron_7b.cli.main import main
-from megatron_7b.generation.options import BeamOptions, SamplingOptions
+from megatron_7b.errors import ConfigError
+from megatron_7b.generation.options import BeamOptions, GenerationOptions, SamplingOptions
 from megatron_7b.generation.requests import FinishedSearch, GeneratedToken, GenerationRequest
+from megatron_7b.generation.settings import GenerationSettings
+from megatron_7b.generation.setup import GenerationSetup
+from megatron_7b.tokenizer import load_tokenizer
 from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import tiny_config
 
 VOCAB_SIZE, START_ID = 203, 7
 RANDOM = np.random.default_rng(3)
@@ -127,6 +132,45 @@ def texts_of(events: Any) -> Texts:
             assert isinstance(event, FinishedSearch)
             texts[event.request] = [(found.token_ids, found.score) for found in event.hypotheses]
     return [found or [(tuple(ids), 0.0)] for found, ids in zip(texts, drawn, strict=True)]
+
+
+def long_texts(checkpoint: Path) -> list[list[int]]:
+    """Greedy tokens with a cache that has room for few, and for all."""
+    from megatron_7b.checkpoint.inference_config import inference_config
+    from megatron_7b.checkpoint.open_model import opened_model
+    from megatron_7b.generation import encoder_decoder_runner
+    from megatron_7b.generation.engine import GenerationEngine
+
+    results = []
+    with opened_model(checkpoint, inference_config(checkpoint)) as opened:
+        for encoder_decoder_runner.TOKENS_AHEAD in (3, 1000):
+            request = GenerationRequest(
+                prompt_ids=PROMPTS[0], max_new_tokens=50, decoding=SamplingOptions(temperature=0.0)
+            )
+            with GenerationEngine(opened.only_chunk, decoder_start_id=START_ID) as engine:
+                results.append([event.token_id for event in engine.generate([request])])
+    return results
+
+
+def test_the_cache_grows_with_a_text(model: tuple[Path, Path]):
+    ((grown, reserved),) = run_ranks(1, long_texts, model[1])
+    assert len(grown) == 50
+    assert grown == reserved
+
+
+def test_a_conversation_is_refused_and_a_source_ends_as_in_training():
+    tokenizer = load_tokenizer("bytes")
+    config = tiny_config(model={"architecture": "t5", "num_query_groups": None})
+    setup = GenerationSetup(Path(), config, tokenizer, GenerationSettings(decoder_start_id=3))
+    with pytest.raises(ConfigError, match="reads a text, not a conversation"):
+        setup.encode_chat([{"role": "user", "content": "x"}])
+    prompt = setup.encode("ab")
+    assert prompt.is_source
+    assert prompt.ids == (97, 98, tokenizer.eod_id)
+    assert setup.encode("").ids == (tokenizer.eod_id,)
+    assert setup.decoder_start_id == 3
+    ((request,),) = setup.requests([prompt], GenerationOptions(max_new_tokens=5000))  # its length has no limit
+    assert request.max_new_tokens == 5000
 
 
 def without_scores(texts: Sequence[Sequence[tuple[tuple[int, ...], float]]]) -> list[list[tuple[int, ...]]]:

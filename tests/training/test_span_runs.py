@@ -13,6 +13,7 @@ from megatron_7b.config import load_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.samples.span_corruption import plan_lengths
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation.prompts import encode_source
 from megatron_7b.objective import build_objective
 from megatron_7b.objective.span import build_corruption, find_sentinels
 from megatron_7b.tokenizer import load_tokenizer
@@ -93,6 +94,32 @@ def test_evaluation_counts_the_same_tokens_at_every_layout(folder: Path, finishe
     predicted = samples.batch(range(samples.num_samples)).loss_mask.sum()
     assert {result["tokens"] for result in results} == {predicted}
     assert [result["loss"] for result in results] == pytest.approx([results[0]["loss"]] * len(LAYOUTS), rel=1e-5)
+
+
+def test_it_writes_what_its_export_writes_in_transformers(folder: Path, finished: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    prompts = ["w3 w5 <extra_id_0> w7", "w2 <extra_id_0>", "w1 " * 12]
+    assert run_command("convert", "to-hf", "--checkpoint", finished, "--output", tmp_path / "hf").returncode == 0
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    beams = {"num_beams": 3, "num_return_sequences": 2}
+    for layout, flags, fields in (
+        ((), ("--greedy",), {}),
+        (LAYOUTS[2], ("--num-beams", 3, "--num-return-sequences", 2), beams),
+    ):
+        asked = [word for prompt in prompts for word in ("--prompt", prompt)]
+        done = run_command(
+            "generate", "--checkpoint", finished, *asked, "--max-new-tokens", 9, "--json", *flags, *layout
+        )
+        assert done.returncode == 0, done.stderr
+        samples = json.loads(done.stdout.splitlines()[-1])["samples"]
+        expected = []
+        for prompt in prompts:
+            ids = torch.tensor([encode_source(prompt, load_tokenizer(folder / "tokenizer")).ids])
+            expected += theirs.generate(ids, max_new_tokens=9, do_sample=False, **fields)[:, 1:].tolist()
+        assert [one["token_ids"] for one in samples] == [
+            row[: len(one["token_ids"])] for row, one in zip(expected, samples, strict=True)
+        ]
 
 
 def test_sentinels_count_from_the_name(folder: Path) -> None:
