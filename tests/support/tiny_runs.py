@@ -89,10 +89,28 @@ def batches(config: RunConfig, step: int, *, dp_rank: int, dp_size: int, masked:
         begins[:, 0] = True  # every sample is a text of its own
     if config.model.traits.kind == "encoder_decoder":
         return [_text_with_answers(ids[r], mask[r], positions) for r in rows]
+    if config.objective.sentence_pairs != "none":
+        return [_pairs(ids[r], mask[r], positions) for r in rows]
     return [
         ArrayBatch(ids[r, :-1].copy(), ids[r, 1:].copy(), mask[r].copy(), positions, cumulative_lengths(begins[r]))
         for r in rows
     ]
+
+
+def _pairs(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> ArrayBatch:
+    """Return padded rows whose class is that of their first token, which tells it; ids are [b, s + 1]."""
+    rows, width = mask.shape
+    lengths = width - 3 * (np.arange(rows) % 3)
+    begins = np.zeros((rows, width), dtype=bool)
+    begins[:, 0] = True
+    for row, length in enumerate(lengths):
+        begins[row, length:] = np.arange(length, width) == length
+    mask = np.where(np.arange(width) < lengths[:, None], mask, 0).astype(np.float32)
+    types = np.broadcast_to(np.arange(width) >= width // 2, mask.shape).astype(np.int64)
+    return ArrayBatch(
+        ids[:, :-1].copy(), ids[:, 1:].copy(), mask, positions, cumulative_lengths(begins), tokentype_ids=types,
+        pair_labels=(ids[:, 0] > 30 * 8).astype(np.int64),
+    )  # fmt: skip
 
 
 def _text_with_answers(ids: np.ndarray, mask: np.ndarray, positions: np.ndarray) -> ArrayBatch:
