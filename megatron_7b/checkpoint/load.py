@@ -64,7 +64,7 @@ def load_weights(
     Collective: all ranks.
 
     Raises:
-        CheckpointError: files are damaged, or other parameters are missing or of another shape.
+        CheckpointError: Files are damaged, or other parameters are missing or of another shape.
     """
     opened = _open(folder, verify=verify, with_state=optimizer is not None)  # main parameters are for training alone
     model = model_state(chunks)
@@ -98,7 +98,7 @@ def load_checkpoint(
     Collective: all ranks.
 
     Raises:
-        CheckpointError: files are damaged, parameters are missing or of another shape, there is no optimizer state, or
+        CheckpointError: Files are damaged, parameters are missing or of another shape, there is no optimizer state, or
             it is another optimizer's.
     """
     started = time.perf_counter()

@@ -120,7 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read `checkpoint.json`, and believe it only if nothing in it was changed.
 
     Raises:
-        CheckpointError: it is missing or damaged, belongs to another step than the folder's name says, or was not
+        CheckpointError: It is missing or damaged, belongs to another step than the folder's name says, or was not
             written by this version.
     """
     path = folder / MANIFEST
@@ -149,8 +149,8 @@ def read_config(folder: Path) -> RunConfig:
     """Return the effective configuration of the run that wrote a checkpoint.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, or its configuration is damaged.
-        ConfigError: its configuration is not one of this version.
+        CheckpointError: The folder is not a checkpoint, or its configuration is damaged.
+        ConfigError: Its configuration is not one of this version.
     """
     manifest, config = read_manifest(folder), load_config(config_file(folder))
     if config.model.vocab_size != manifest.vocab_size:
@@ -163,10 +163,10 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def config_file(folder: Path) -> Path:
-    """Return where the configuration of a checkpoint lies, once its hash was found right.
+    """Return the path of the configuration of a checkpoint, once its hash was found right.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, or its configuration is damaged.
+        CheckpointError: The folder is not a checkpoint, or its configuration is damaged.
     """
     verify_files(folder, read_manifest(folder).files, names=[CONFIG])
     return folder / CONFIG
@@ -183,7 +183,7 @@ def warn_of_missing_checksum(folder: Path, manifest: Manifest) -> None:
 
 
 def optimizer_starts_afresh(folder: Path, manifest: Manifest, name: str, on_change: OnOptimizerChange) -> bool:
-    """Return whether a resume leaves the optimizer's state behind, because it is another optimizer's.
+    """Return whether a resume leaves out the optimizer's state, because it is another optimizer's.
 
     Args:
         folder: The checkpoint.

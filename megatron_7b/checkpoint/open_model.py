@@ -36,8 +36,8 @@ def opened_model(
     Collective: all ranks.
 
     Raises:
-        CheckpointError: files are damaged, or do not fit the model.
-        ConfigError: the number of ranks does not fit the layout, the device is not there, or the model cannot fit into
+        CheckpointError: Files are damaged, or do not fit the model.
+        ConfigError: The number of ranks does not fit the layout, the device is not there, or the model cannot fit into
             memory.
     """
     started = time.perf_counter()

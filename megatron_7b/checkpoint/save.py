@@ -215,7 +215,7 @@ def _host_copy(data: torch.Tensor) -> torch.Tensor:
 def _agree_on_staging_folder(checkpoints: Path, step: int, own_bytes: int, layout: ParallelLayout) -> tuple[Path, int]:
     """Check the free space and create the folder on the main rank.
 
-    The folder that `checkpoints` lies in is not created: one that has gone is not brought back for a checkpoint that
+    The folder that `checkpoints` is in is not created: one that has gone is not brought back for a checkpoint that
     nobody would find.
 
     Returns:

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from megatron_7b.cli.options import Parser
-from megatron_7b.config import ParallelConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.fitting import ranks_of_launcher
 from megatron_7b.runtime.process.launch import LaunchPlan, is_rank
@@ -74,8 +73,3 @@ def launch_plan(
         num_threads=num_threads,
         log_folder=log_folder,
     )
-
-
-def smallest_world_size(parallel: ParallelConfig) -> int:
-    """Return the fewest ranks that hold one copy of the model."""
-    return parallel.model_parallel_size

@@ -33,7 +33,7 @@ class Comparison:
         fresh: Tensors that the folder lacks, by name.
 
     Raises:
-        ConversionError: transformers cannot load the folder, or compute with it.
+        ConversionError: Transformers cannot load the folder, or compute with it.
     """
 
     def __init__(

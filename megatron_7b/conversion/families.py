@@ -23,7 +23,7 @@ class OtherNames:
         base: Begins all names but those of heads; a folder of the model without heads leaves it out everywhere.
         endings: Former endings of names, and what they are called now.
         buffers: A pattern of names of what every model computes from its configuration.
-        foreign_heads: Beginnings of the names of heads that the model does not have; they stay behind.
+        foreign_heads: Beginnings of the names of heads that the model does not have; they are left out.
         head: Beginning of the names of the model's own head, which a folder may lack.
     """
 

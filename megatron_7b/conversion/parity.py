@@ -139,7 +139,7 @@ def hugging_face_logits(
         FP32 `[b, s, v]` on the CPU; of an encoder-decoder, those of `answer_to(tokens)`; of pairs `[b, 1, 2]`.
 
     Raises:
-        ConversionError: transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
+        ConversionError: Transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
             computes logits that are not finite.
     """
     model = _load_reference(folder, arithmetic, unused, fresh)

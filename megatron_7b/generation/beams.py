@@ -2,7 +2,7 @@
 
 Candidates come from the rank that holds the logits. Given the same candidates, every rank arrives at the same beams.
 
-**Source:** transformers 5.24, `GenerationMixin._beam_search`, whose texts and scores these are.
+Source: transformers 5.24, `GenerationMixin._beam_search`, whose texts and scores these are.
 """
 
 import heapq

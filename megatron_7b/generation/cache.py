@@ -57,7 +57,7 @@ def place(first_row: int, starts: Sequence[int], num_tokens: int, device: torch.
 def visible_keys(placement: Placement) -> Tensor | None:
     """Return which keys each query may see, or None where the causal rule says it all.
 
-    A query sees its own position and all before it. What lies behind it in the cache is of a longer row, or left over.
+    A query sees its own position and all before it. What comes after it in the cache is of a longer row, or left over.
 
     Returns:
         Boolean [b, 1, s, s_k], or None: either nothing precedes the queries, or a single one per row sees all keys.

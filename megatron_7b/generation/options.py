@@ -41,7 +41,7 @@ class SamplingOptions:
         """Check the values.
 
         Raises:
-            ConfigError: one is out of range; all of them in one message.
+            ConfigError: One is out of range; all of them in one message.
         """
         problems = []
         if not 0.0 <= self.temperature < math.inf:
@@ -77,7 +77,7 @@ class BeamOptions:
         """Check the values.
 
         Raises:
-            ConfigError: one is out of range; all of them in one message.
+            ConfigError: One is out of range; all of them in one message.
         """
         problems = []
         if self.num_beams < 2:

@@ -33,7 +33,7 @@ class GenerationRequest:
         """Check the values.
 
         Raises:
-            ConfigError: the prompt is empty, or no token is asked for.
+            ConfigError: The prompt is empty, or no token is asked for.
         """
         if not self.prompt_ids:
             raise ConfigError(
@@ -51,7 +51,7 @@ class GenerationRequest:
         """Check that the text fits into a context.
 
         Raises:
-            ConfigError: prompt and new tokens together are more than `max_length`.
+            ConfigError: Prompt and new tokens together are more than `max_length`.
         """
         length = len(self.prompt_ids) + self.max_new_tokens
         if length > max_length:

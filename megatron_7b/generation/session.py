@@ -59,7 +59,7 @@ def open_session(
         ConfigError: An option is impossible, or the model cannot generate text.
         DataFormatError: The tokenizer is damaged.
 
-    **Collective:** all ranks.
+    Collective: all ranks.
     """
     folder = resolve_checkpoint(Path(checkpoint))
     config = inference_config(folder, overrides, requirements=REQUIREMENTS)
@@ -71,7 +71,7 @@ def open_session(
 class Session:
     """A checkpoint that is open for generation; made by `open_session`.
 
-    **Collective:** making it, and all methods but `encode`, `encode_chat` and `cancel`: all ranks.
+    Collective: making it, and all methods but `encode`, `encode_chat` and `cancel`: all ranks.
 
     Args:
         setup: Of the checkpoint.

@@ -64,8 +64,8 @@ def build_trainer(config: RunConfig, run_dir: Path, adapter: Adapter | None = No
     Collective: all ranks.
 
     Raises:
-        ConfigError: the device, the layout, the tokenizer or the corpus does not fit.
-        DataFormatError: a corpus or tokenizer is damaged.
+        ConfigError: The device, the layout, the tokenizer or the corpus does not fit.
+        DataFormatError: A corpus or tokenizer is damaged.
     """
     folder = RunFolder(run_dir)
     companions = companions_of_weights(config, folder)
@@ -95,7 +95,7 @@ def with_vocab_size(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig
     """Return the configuration with the true vocabulary size filled in.
 
     Raises:
-        ConfigError: it is not known, or the model's is smaller than the tokenizer's.
+        ConfigError: It is not known, or the model's is smaller than the tokenizer's.
     """
     known = tokenizer.vocab_size if tokenizer is not None else corpus_vocab_size(config.data)
     wanted = config.model.vocab_size

@@ -61,7 +61,7 @@ class Masking:
             raise ConfigError(
                 f"masked_share is {self.masked_share}, max_ngram {self.max_ngram}, masks_per_text "
                 f"{self.masks_per_text}",
-                hint="masked_share lies between 0 and 1, spans have at least one word, texts at least one mask",
+                hint="masked_share is between 0 and 1, spans have at least one word, texts at least one mask",
             )
         if self.begins_word is not None and len(self.begins_word) != self.vocab_size:
             raise ConfigError(f"begins_word has {len(self.begins_word)} entries for a vocabulary of {self.vocab_size}")
