@@ -153,6 +153,7 @@ def test_beams_are_those_of_transformers(folder: Path, checkpoint: Path):
         (["--prompt", "x", "--length-penalty", "2"], "length_penalty needs num_beams above 1"),
         (["--prompt", "x", "--num-beams", "200"], "needs a vocabulary of"),
         (["--prompt", "x", "--greedy", "--temperature", "1"], "contradict each other"),
+        (["--prompt", "x", "--greedy", "--num-beams", "3"], "--num-beams 3 contradict each other"),
         (["--chat"], "there is nothing to answer"),
         (["--chat", "--prompt", "x", "--add-bos"], "do not go with a chat"),
         (["--messages", "{tmp}/absent.json"], "absent.json cannot be read"),

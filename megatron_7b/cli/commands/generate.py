@@ -126,6 +126,11 @@ def _options(flags: argparse.Namespace) -> GenerationOptions:
     """Return what the flags ask for, found wrong before anything is read."""
     if flags.greedy and flags.temperature:
         raise ConfigError(f"--greedy and --temperature {flags.temperature:g} contradict each other")
+    if flags.greedy and (flags.num_beams or 1) > 1:
+        raise ConfigError(
+            f"--greedy and --num-beams {flags.num_beams} contradict each other",
+            hint="leave out --greedy: a beam search draws nothing",
+        )
     return GenerationOptions(
         max_new_tokens=flags.max_new_tokens,
         num_return_sequences=flags.num_samples,
