@@ -16,7 +16,7 @@ from megatron_7b.conversion.growing import GrowOptions
 from megatron_7b.model.kinds import parameter_table
 from tests.support.tiny_runs import tiny_config
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "megatron-bert")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "megatron-bert", "t5", "t5-v1.0")
 
 
 def random_model(architecture: str, draw: random.Random) -> ModelConfig:
@@ -24,10 +24,12 @@ def random_model(architecture: str, draw: random.Random) -> ModelConfig:
     width, groups = draw.choice([4, 8]), draw.choice([2, 4])
     is_llama = architecture in ("llama", "mistral", "qwen2", "qwen3")
     heads = groups * (draw.choice([1, 2, 3]) if is_llama else 1)
-    has_own_width = is_llama and draw.random() < 0.4
+    is_t5 = architecture.startswith("t5")
+    has_own_width = (is_llama or is_t5) and draw.random() < 0.4
     return ModelConfig(
         architecture=architecture,
         num_layers=draw.choice([1, 2, 3]),
+        num_decoder_layers=draw.choice([None, 2]) if is_t5 else None,
         hidden_size=2 * draw.randrange(8, 20) if has_own_width else width * heads,
         ffn_hidden_size=2 * draw.randrange(8, 40),
         num_attention_heads=heads,
@@ -38,6 +40,7 @@ def random_model(architecture: str, draw: random.Random) -> ModelConfig:
         max_position_embeddings=64,
         norm_epsilon=draw.choice([1e-3, 1e-5]),  # so large that a norm that forgets it is noticed
         share_embeddings_and_output_weights=draw.random() < 0.5,
+        scale_output_states=is_t5 and draw.random() < 0.5,
         add_qkv_bias=architecture == "qwen2",
         qk_layernorm=architecture == "qwen3",
         num_tokentypes=2 if "bert" in architecture else 0,
@@ -50,7 +53,7 @@ def random_options(model: ModelConfig, draw: random.Random) -> GrowOptions:
     traits, width = model.traits, model.head_width
     if traits.kind == "encoder":
         hidden = model.hidden_size * draw.choice([1, 2, 3])
-    elif traits.has_query_groups:
+    elif traits.has_query_groups or traits.has_wide_heads:
         hidden = draw.choice([model.hidden_size, 2 * model.hidden_size, model.hidden_size + 2 * draw.randrange(1, 30)])
     else:
         hidden = model.hidden_size + 2 * width * draw.randrange(4)
@@ -59,7 +62,10 @@ def random_options(model: ModelConfig, draw: random.Random) -> GrowOptions:
         groups = model.query_groups * draw.choice([1, 2, 3])
         queries = model.num_attention_heads // model.query_groups
         heads = groups * draw.choice([queries, queries + 1])
+    elif traits.has_wide_heads:
+        heads = model.num_attention_heads * draw.choice([1, 2])
     return GrowOptions(
+        num_decoder_layers=3 if traits.kind == "encoder_decoder" and draw.random() < 0.5 else None,
         num_layers=model.num_layers + (draw.randrange(4) if traits.norm_placement == "pre" else 0),
         hidden_size=hidden,
         ffn_hidden_size=model.ffn_hidden_size + 2 * draw.randrange(1, 60),

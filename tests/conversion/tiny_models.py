@@ -69,14 +69,19 @@ def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199) -> torch.
     auto = AutoModelForMaskedLM if "bert" in model_type else AutoModelForCausalLM
     auto = AutoModelForPreTraining if case.endswith("_pairs") else auto
     model = auto.from_config(config, dtype=torch.float32)
+    randomize(model)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Give every parameter random values, norms and biases included."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             is_norm = "norm" in name.lower() or ".ln" in name
             parameter.copy_(1 + 0.2 * noise if is_norm and name.endswith("weight") else 0.2 * noise)
-    model.save_pretrained(folder)
-    return model.eval()
 
 
 def save_tiny_t5(folder: Path, *, is_tied: bool = True, **changes: Any) -> torch.nn.Module:

@@ -103,6 +103,7 @@ def _add_grow_options(parser: Parser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="D", help="checkpoint to write")
     parser.add_argument("--num-layers", type=int, help="layers of the larger model")
+    parser.add_argument("--num-decoder-layers", type=int, help="layers of an encoder-decoder's decoder")
     parser.add_argument("--hidden-size", type=int, help="width of its residual stream")
     parser.add_argument("--ffn-hidden-size", type=int, help="inner width of its MLPs")
     parser.add_argument(
@@ -153,6 +154,7 @@ def _grow(flags: argparse.Namespace) -> None:
 
     options = GrowOptions(
         num_layers=flags.num_layers,
+        num_decoder_layers=flags.num_decoder_layers,
         hidden_size=flags.hidden_size,
         ffn_hidden_size=flags.ffn_hidden_size,
         num_attention_heads=flags.num_attention_heads,

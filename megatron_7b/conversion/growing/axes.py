@@ -8,9 +8,10 @@ from megatron_7b.config.schema import ModelConfig
 from megatron_7b.model.kinds import parameter_table
 from megatron_7b.model.parameters import Parameter, ParameterTable
 
-type Axis = Literal["written", "read", "scale", "shift", "units", "heads", "fixed"]
+type Axis = Literal["written", "read", "scale", "shift", "units", "heads", "head", "fixed"]
 """Of the residual stream: channels that a parameter writes, reads, or, in a norm, scales or shifts. Hidden units of an
-MLP; channels of attention heads; everything that growing leaves alone: tokens, positions, channels within a head."""
+MLP; channels of attention heads, or one entry for each head; everything that growing leaves alone: tokens, positions,
+channels within a head."""
 
 
 def find_axes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[Axis, ...]]:
@@ -54,7 +55,9 @@ def _axes(table: ParameterTable, parameter: Parameter, sizes: list[str], is_firs
             stream = ("fixed", "read" if is_output else "written")
         case _:  # [out, in]
             stream = ("written", "read")
-    named: Mapping[str, Axis] = {"units": "units", "heads": "heads", "fixed": "fixed"}
+    # A matrix of scores by distance, not of channels: nothing of the stream goes through it.
+    heads: Axis = "head" if sizes == ["fixed", "heads"] else "heads"
+    named: Mapping[str, Axis] = {"units": "units", "heads": heads, "fixed": "fixed"}
     return tuple(named.get(size, through) for size, through in zip(sizes, stream, strict=True))
 
 

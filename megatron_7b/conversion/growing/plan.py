@@ -1,17 +1,19 @@
 """What a model is to grow into, and which of its layers and heads become which. Imports no torch."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.kinds import parameter_table
 
 type Method = Literal["preserve", "stack"]
 
-_KINDS = ("decoder", "encoder")
-_LAYER = re.compile(r"(?<=\blayers\.)\d+")
+_KINDS = ("decoder", "encoder", "encoder_decoder")
+_LAYER = re.compile(r"(?P<stack>.*\blayers)\.(?P<number>\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,7 @@ class GrowOptions:
 
     Attributes:
         num_layers: Layers of the larger model; None keeps the number.
+        num_decoder_layers: Of an encoder-decoder's decoder; None keeps the number, or follows `num_layers` as before.
         hidden_size: Width of the residual stream; None keeps it.
         ffn_hidden_size: Inner width of the MLP; None keeps it.
         num_attention_heads: Query heads, each as wide as before; None lets them follow `hidden_size`.
@@ -31,6 +34,7 @@ class GrowOptions:
     """
 
     num_layers: int | None = None
+    num_decoder_layers: int | None = None
     hidden_size: int | None = None
     ffn_hidden_size: int | None = None
     num_attention_heads: int | None = None
@@ -60,24 +64,24 @@ class Growth:
     Attributes:
         source: Shape of the smaller model.
         target: Shape of the larger model.
-        layers: Origin of each layer of the larger model.
+        layers: Origin of each layer of the larger model, by the beginning of the names in a stack of layers.
         preserves: Whether both compute the same.
         seed: Of the draw that tells copies apart.
     """
 
     source: ModelConfig
     target: ModelConfig
-    layers: tuple[LayerOrigin, ...]
+    layers: Mapping[str, tuple[LayerOrigin, ...]]
     preserves: bool
     seed: int
 
     def origin_of(self, name: str) -> tuple[str, bool]:
         """Return the parameter that one of the larger model is made from, and whether its layer is silent."""
-        match = _LAYER.search(name)
+        match = _LAYER.match(name)
         if match is None:
             return name, False
-        origin = self.layers[int(match.group())]
-        return name[: match.start()] + str(origin.layer) + name[match.end() :], origin.is_silent
+        origin = self.layers[match["stack"]][int(match["number"])]
+        return f"{match['stack']}.{origin.layer}.{name[match.end() :]}", origin.is_silent
 
     @property
     def duplicates_stream(self) -> bool:
@@ -90,6 +94,7 @@ class Growth:
             f"{name} {before} to {after}"
             for name, before, after in (
                 ("num_layers", self.source.num_layers, self.target.num_layers),
+                ("num_decoder_layers", self.source.num_decoder_layers, self.target.num_decoder_layers),
                 ("hidden_size", self.source.hidden_size, self.target.hidden_size),
                 ("ffn_hidden_size", self.source.ffn_hidden_size, self.target.ffn_hidden_size),
                 ("num_attention_heads", self.source.num_attention_heads, self.target.num_attention_heads),
@@ -127,20 +132,28 @@ def plan_growth(model: ModelConfig, options: GrowOptions) -> Growth:
             hint=f"give --num-layers above {model.num_layers}, --hidden-size above {model.hidden_size}, or "
             f"--ffn-hidden-size above {model.ffn_hidden_size}",
         )
-    layers = _stacked(model, target) if options.method == "stack" else _interleaved(model, target)
-    preserves = options.method == "preserve" or target.num_layers == model.num_layers
-    return Growth(model, target, layers, preserves, options.seed)
+    before, after = _count_layers(model), _count_layers(target)
+    arrange = _stacked if options.method == "stack" else _interleaved
+    layers = {stack: arrange(before[stack], number) for stack, number in after.items()}
+    return Growth(model, target, layers, options.method == "preserve" or before == after, options.seed)
 
 
-def _stacked(model: ModelConfig, target: ModelConfig) -> tuple[LayerOrigin, ...]:
+def _count_layers(model: ModelConfig) -> dict[str, int]:
+    """Return how many layers each stack of a model has, by the beginning of their names."""
+    matches = (_LAYER.match(name) for name in parameter_table(model, vocab_size=1))
+    found = {(match["stack"], match["number"]) for match in matches if match is not None}
+    return dict(Counter(stack for stack, _ in found))
+
+
+def _stacked(before: int, after: int) -> tuple[LayerOrigin, ...]:
     """Repeat all layers in their order.
 
     Source: Du et al. 2024, "Stacking Your Transformers" (arXiv 2405.15319), G_stack.
     """
-    return tuple(LayerOrigin(layer % model.num_layers, is_silent=False) for layer in range(target.num_layers))
+    return tuple(LayerOrigin(layer % before, is_silent=False) for layer in range(after))
 
 
-def _interleaved(model: ModelConfig, target: ModelConfig) -> tuple[LayerOrigin, ...]:
+def _interleaved(before: int, after: int) -> tuple[LayerOrigin, ...]:
     """Put a silent copy after the layer that it is a copy of, evenly over the depth.
 
     A layer works on what its neighbours have made of the residual stream; next to its original, a copy gets inputs like
@@ -148,7 +161,7 @@ def _interleaved(model: ModelConfig, target: ModelConfig) -> tuple[LayerOrigin, 
 
     Source: Wu et al. 2024, "LLaMA Pro" (arXiv 2401.02415), section 3.2.
     """
-    sources = [layer * model.num_layers // target.num_layers for layer in range(target.num_layers)]
+    sources = [layer * before // after for layer in range(after)]
     return tuple(
         LayerOrigin(source, is_silent=index > 0 and sources[index - 1] == source)
         for index, source in enumerate(sources)
@@ -172,6 +185,7 @@ def _target(model: ModelConfig, options: GrowOptions) -> ModelConfig:
     return replace(
         model,
         num_layers=_given(options.num_layers, model.num_layers),
+        num_decoder_layers=_given(options.num_decoder_layers, model.num_decoder_layers),
         hidden_size=hidden,
         ffn_hidden_size=_given(options.ffn_hidden_size, model.ffn_hidden_size),
         num_attention_heads=wanted,
@@ -180,33 +194,36 @@ def _target(model: ModelConfig, options: GrowOptions) -> ModelConfig:
     )
 
 
-def _given(size: int | None, before: int) -> int:
+def _given[Size: int | None](size: int | None, before: Size) -> int | Size:
     return before if size is None else size
 
 
 def _too_small(model: ModelConfig, target: ModelConfig) -> Iterator[str]:
     sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
     found = [(name, getattr(model, name), getattr(target, name)) for name in sizes]
-    for name, before, after in [*found, ("num_query_groups", model.query_groups, target.query_groups)]:
+    found.append(("num_query_groups", model.query_groups, target.query_groups))
+    found.append(("num_decoder_layers", model.decoder_layers, target.decoder_layers))
+    for name, before, after in found:
         if after < before:
             yield f"--{name.replace('_', '-')} is {after}, expected at least {before}, which the model has already"
 
 
 def _bad_depth(model: ModelConfig, target: ModelConfig, options: GrowOptions) -> Iterator[str]:
-    before, after = model.num_layers, target.num_layers
-    if after <= before:
-        return
     if options.method == "stack":
-        if after % before:
-            yield (
-                f"--num-layers is {after}, expected a multiple of {before} for --method stack, which repeats them all, "
-                f"such as {_multiples(before, after)}; --method preserve takes any number"
-            )
-    elif model.traits.norm_placement == "post":
+        for name, before, after in (
+            ("--num-layers", model.num_layers, target.num_layers),
+            ("--num-decoder-layers", model.decoder_layers, target.decoder_layers),
+        ):
+            if after > before and after % before:
+                yield (
+                    f"{name} is {after}, expected a multiple of {before} for --method stack, which repeats them all, "
+                    f"such as {_multiples(before, after)}; --method preserve takes any number"
+                )
+    elif model.traits.norm_placement == "post" and target.num_layers > model.num_layers:
         yield (
-            f"--num-layers is {after}, but no layer of {model.architecture} changes nothing: its norms come after "
-            "attention and MLP, and would normalise again what has been normalised and scaled; --method stack adds "
-            "layers that do change something, and --hidden-size and --ffn-hidden-size can grow"
+            f"--num-layers is {target.num_layers}, but no layer of {model.architecture} changes nothing: its norms "
+            "come after attention and MLP, and would normalise again what has been normalised and scaled; --method "
+            "stack adds layers that do change something, and --hidden-size and --ffn-hidden-size can grow"
         )
 
 
@@ -224,7 +241,7 @@ def _bad_width(model: ModelConfig, target: ModelConfig) -> Iterator[str]:
 
 def _bad_heads(model: ModelConfig, target: ModelConfig) -> Iterator[str]:
     heads, groups, width = target.num_attention_heads, target.query_groups, model.head_width
-    if not model.traits.has_query_groups:
+    if not model.traits.has_query_groups and not model.traits.has_wide_heads:
         if heads * width != target.hidden_size:
             yield (
                 f"--hidden-size is {target.hidden_size} with {heads} heads, but those of {model.architecture} share "

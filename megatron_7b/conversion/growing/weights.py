@@ -32,7 +32,7 @@ def grow_weights(weights: Mapping[str, Tensor], growth: Growth, vocab_size: int)
             shape = parameter_table(growth.target, vocab_size)[name].shape
             yield name, torch.zeros(shape)
             continue
-        tensor = widen(weights[origin].float(), axes[origin], table[origin].arrangement, _generator(growth.seed, name))
+        tensor = widen(weights[origin].float(), table[origin], axes[origin], _generator(growth.seed, name))
         yield name, tensor / widen.output_factor if origin in last_norm else tensor
 
 

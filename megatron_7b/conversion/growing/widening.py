@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatron_7b.conversion.growing.axes import Axis
 from megatron_7b.conversion.growing.plan import Growth, head_origins
-from megatron_7b.model.parameters import Arrangement
+from megatron_7b.model.parameters import Arrangement, Parameter
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Stream(Protocol):
     def written(self, tensor: Tensor, dim: int) -> Tensor:
         """Widen what is added to the stream along `dim`."""
 
-    def read(self, matrix: Tensor, generator: torch.Generator) -> Tensor:
-        """Widen what reads the normalised stream, [out, h]."""
+    def read(self, matrix: Tensor, generator: torch.Generator, std: float) -> Tensor:
+        """Widen what reads the normalised stream, [out, h]; fresh weights have the standard deviation."""
 
     def scale(self, weight: Tensor) -> Tensor:
         """Widen the weight of a norm, [h]."""
@@ -94,7 +94,7 @@ class Duplicated:
         """Repeat what is written."""
         return self._copies.repeat(tensor, dim)
 
-    def read(self, matrix: Tensor, generator: torch.Generator) -> Tensor:
+    def read(self, matrix: Tensor, generator: torch.Generator, std: float) -> Tensor:  # noqa: ARG002
         """Give each weight to one of the copies."""
         return self._copies.share(matrix, generator)
 
@@ -115,8 +115,8 @@ class Filled:
     further channels is multiplied by zero: those weights are fresh.
     """
 
-    def __init__(self, before: int, after: int, *, by_mean: bool, fresh_std: float) -> None:
-        self._added, self._by_mean, self._fresh_std = after - before, by_mean, fresh_std
+    def __init__(self, before: int, after: int, *, by_mean: bool) -> None:
+        self._added, self._by_mean = after - before, by_mean
         self.output_factor = self._factor = math.sqrt(after / before)
 
     def written(self, tensor: Tensor, dim: int) -> Tensor:
@@ -125,9 +125,9 @@ class Filled:
         sizes = [self._added if each == dim else -1 for each in range(tensor.dim())]
         return torch.cat([tensor, added.expand(sizes)], dim) * self._factor
 
-    def read(self, matrix: Tensor, generator: torch.Generator) -> Tensor:
+    def read(self, matrix: Tensor, generator: torch.Generator, std: float) -> Tensor:
         """Append fresh weights."""
-        fresh = torch.empty(matrix.shape[0], self._added).normal_(0.0, self._fresh_std, generator=generator)
+        fresh = torch.empty(matrix.shape[0], self._added).normal_(0.0, std, generator=generator)
         return torch.cat([matrix, fresh], 1)
 
     def scale(self, weight: Tensor) -> Tensor:
@@ -156,26 +156,25 @@ class Widening:
         if growth.duplicates_stream:
             self._stream = Duplicated(source.hidden_size, target.hidden_size)
         else:
-            self._stream = Filled(
-                source.hidden_size,
-                target.hidden_size,
-                by_mean=source.traits.normalization == "LayerNorm",
-                fresh_std=target.init_method_std,
-            )
+            by_mean = source.traits.normalization == "LayerNorm"
+            self._stream = Filled(source.hidden_size, target.hidden_size, by_mean=by_mean)
         self.output_factor = self._stream.output_factor if source.share_embeddings_and_output_weights else 1.0
+        if source.scale_output_states:  # by the root of the width, which is another one now
+            self.output_factor *= math.sqrt(source.hidden_size / target.hidden_size)
         self.is_exact_in_bf16 = growth.duplicates_stream and math.log2(self.output_factor).is_integer()
         self._units = Copies.in_turn(source.ffn_hidden_size, target.ffn_hidden_size)
-        self._query_channels, self._query_key_value_rows = _head_copies(growth)
+        self._fresh_std = source.init_method_std
+        self._heads = _HeadCopies(growth)
 
     def __call__(
-        self, tensor: Tensor, axes: tuple[Axis, ...], arrangement: Arrangement, generator: torch.Generator
+        self, tensor: Tensor, parameter: Parameter, axes: tuple[Axis, ...], generator: torch.Generator
     ) -> Tensor:
         """Widen a tensor.
 
         Args:
             tensor: Of the smaller model, FP32.
+            parameter: The tensor's row of the smaller model's table.
             axes: What its dimensions are.
-            arrangement: What its rows are.
             generator: Draws which copy gets a weight, and fresh weights.
         """
         for dim, axis in enumerate(axes):  # rows first: copies of a row share what they read in different ways
@@ -183,36 +182,57 @@ class Widening:
                 case "written":
                     tensor = self._stream.written(tensor, dim)
                 case "read":
-                    tensor = self._stream.read(tensor, generator)
+                    tensor = self._stream.read(tensor, generator, parameter.std or self._fresh_std)
                 case "scale":
                     tensor = self._stream.scale(tensor)
                 case "shift":
                     tensor = self._stream.shift(tensor)
                 case "units" if dim == 0:
-                    halves = tensor.chunk(2 if arrangement == "gate_up" else 1)
+                    halves = tensor.chunk(2 if parameter.arrangement == "gate_up" else 1)
                     tensor = torch.cat([self._units.repeat(half) for half in halves])
                 case "heads" if dim == 0:
-                    tensor = tensor.index_select(0, self._query_key_value_rows)
+                    tensor = tensor.index_select(0, self._heads.rows(parameter.arrangement))
                 case "units":
                     tensor = self._units.share(tensor, generator)
                 case "heads":
-                    tensor = self._query_channels.share(tensor, generator)
+                    tensor = self._heads.query_channels.share(tensor, generator)
+                case "head":
+                    tensor = tensor.index_select(dim, self._heads.queries)
                 case "fixed":
                     pass
         return tensor
 
 
-def _head_copies(growth: Growth) -> tuple[Copies, Tensor]:
-    """Return the copies among the channels of all query heads, and the rows of the joint projection, in their order."""
-    source = growth.source
-    width, queries = source.head_width, source.num_attention_heads // source.query_groups
-    heads, rows = [], list[int]()
-    for origin, members in head_origins(growth):
-        heads += [origin * queries + member for member in members]
-        first = origin * (queries + 2)
-        rows += [first + member for member in (*members, queries, queries + 1)]
+class _HeadCopies:
+    """Which heads of the larger model are copies of which.
 
-    def channels(blocks: list[int]) -> list[int]:
-        return [block * width + channel for block in blocks for channel in range(width)]
+    Args:
+        growth: What the model grows into.
 
-    return Copies.of(channels(heads), source.num_attention_heads * width), torch.tensor(channels(rows))
+    Attributes:
+        queries: int64 [n]: the query head that each one is a copy of.
+        query_channels: The same for the channels of all query heads.
+    """
+
+    def __init__(self, growth: Growth) -> None:
+        source = growth.source
+        self._width = source.head_width
+        self._origins = head_origins(growth)
+        self._per_group = source.num_attention_heads // source.query_groups
+        heads = [origin * self._per_group + member for origin, members in self._origins for member in members]
+        self.queries = torch.tensor(heads)
+        self.query_channels = Copies.of(self._channels(heads), source.num_attention_heads * self._width)
+
+    def rows(self, arrangement: Arrangement) -> Tensor:
+        """Return which row each row of a projection to queries, keys or values is a copy of."""
+        if arrangement == "plain":
+            return self.query_channels.source
+        queries = self._per_group if arrangement == "query_key_value" else 0
+        blocks = []
+        for origin, members in self._origins:
+            of_group = (*(members if queries else ()), queries, queries + 1)
+            blocks += [origin * (queries + 2) + block for block in of_group]
+        return torch.tensor(self._channels(blocks))
+
+    def _channels(self, blocks: list[int]) -> list[int]:
+        return [block * self._width + channel for block in blocks for channel in range(self._width)]
