@@ -12,7 +12,6 @@ All curves are read from what `megatron-7b` commands have written, so an interru
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
-from megatron_7b.config import load_config  # noqa: E402  # after the path is set, for a checkout without an install
+from megatron_7b.config import ModelConfig, load_config  # noqa: E402  # after the path is set, for a checkout without an install
 from megatron_7b.model.sizes import count_parameters, flops_per_token  # noqa: E402
 
 VOCAB_SIZE, SEQ_LENGTH, BATCH = 2048, 128, 16
@@ -75,19 +74,13 @@ class Curve:
     steps: list[int]
     losses: list[float]
 
-    def at(self, step: int) -> float:
-        """Return the loss at a step that was validated."""
-        return self.losses[self.steps.index(step)]
-
-    def first_below(self, loss: float) -> float | None:
-        """Return the step at which a loss is reached, between two validations on a straight line."""
-        for index, value in enumerate(self.losses):
-            if value <= loss:
-                if index == 0:
-                    return float(self.steps[0])
-                before, start = self.losses[index - 1], self.steps[index - 1]
-                return start + (before - loss) / (before - value) * (self.steps[index] - start)
-        return None
+    def at(self, step: float) -> float:
+        """Return the loss at a step, between two validations on a straight line."""
+        after = next(index for index, own in enumerate(self.steps) if own >= step)
+        if self.steps[after] == step or after == 0:
+            return self.losses[after]
+        share = (step - self.steps[after - 1]) / (self.steps[after] - self.steps[after - 1])
+        return (1 - share) * self.losses[after - 1] + share * self.losses[after]
 
 
 def run(*words: object) -> None:
@@ -144,16 +137,15 @@ def read_curve(run_dir: Path) -> Curve:
     return Curve(list(found), list(found.values()))
 
 
+def model_of(shape: dict[str, int]) -> ModelConfig:
+    """Return the model of a shape."""
+    settings = {f"model.{name}": value for name, value in shape.items()}
+    return load_config("tiny_cpu", {**settings, "model.num_query_groups": None}).model
+
+
 def flops_per_step(shape: dict[str, int]) -> float:
     """Return the FLOPs of one step of a model."""
-    model = load_config("tiny_cpu", {f"model.{name}": value for name, value in shape.items()}).model
-    return TOKENS_PER_STEP * flops_per_token(model, SEQ_LENGTH, vocab_size=VOCAB_SIZE)
-
-
-def parameters(shape: dict[str, int]) -> int:
-    """Return the parameters of a model."""
-    model = load_config("tiny_cpu", {f"model.{name}": value for name, value in shape.items()}).model
-    return count_parameters(model, vocab_size=VOCAB_SIZE)
+    return TOKENS_PER_STEP * flops_per_token(model_of(shape), SEQ_LENGTH, vocab_size=VOCAB_SIZE)
 
 
 def measure(text: Path, folder: Path, small_steps: int, further_steps: int) -> dict[str, dict[str, Curve]]:
@@ -175,25 +167,18 @@ def measure(text: Path, folder: Path, small_steps: int, further_steps: int) -> d
 
 
 def table(curves: dict[str, dict[str, Curve]], small_steps: int, further_steps: int) -> Iterator[str]:
-    """Yield the lines of the table: losses at the same tokens, and what it costs to reach the loss from scratch."""
-    yield "| model | loss at as many further tokens | loss at as many tokens in all | FLOPs to the loss of scratch |"
-    yield "|---|---|---|---|"
+    """Yield the lines of the table: each grown model against scratch, at equal tokens and at equal FLOPs."""
+    yield "| grown | its loss | scratch: as many further tokens | as many FLOPs in all | as many tokens in all |"
+    yield "|---|---|---|---|---|"
     for group, contenders in GROUPS.items():
         scratch = curves[group]["from scratch"]
-        goal = scratch.losses[-1]
-        cost = flops_per_step(contenders[0].shape)
-        whole = cost * scratch.steps[-1]
         for contender in contenders:
-            curve = curves[group][contender.name]
             if contender.growth is None:
-                further, total, reached = curve.at(further_steps), curve.at(small_steps + further_steps), whole
-            else:
-                further = total = curve.at(further_steps)
-                step = curve.first_below(goal)
-                small = flops_per_step(SMALL) * small_steps
-                reached = math.nan if step is None else small + cost * step
-            share = "not reached" if math.isnan(reached) else f"{reached / 1e12:.1f} T ({100 * reached / whole:.0f} %)"
-            yield f"| {group}, {contender.name} | {further:.3f} | {total:.3f} | {share} |"
+                continue
+            paid = small_steps * flops_per_step(SMALL) / flops_per_step(contender.shape)
+            equal = (further_steps, further_steps + paid, further_steps + small_steps)
+            losses = " | ".join(f"{scratch.at(step):.3f} (step {step:.0f})" for step in equal)
+            yield f"| {group}, {contender.name} | {curves[group][contender.name].at(further_steps):.3f} | {losses} |"
 
 
 def draw(curves: dict[str, dict[str, Curve]], small_steps: int, picture: Path) -> None:
@@ -238,7 +223,8 @@ def main() -> None:
     flags.output.mkdir(parents=True, exist_ok=True)
     curves = measure(flags.text, flags.output, flags.small_steps, flags.further_steps)
     sizes = ", ".join(
-        f"{name} {parameters(shape):,}" for name, shape in (("small", SMALL), ("deep", DEEP), ("wide", WIDE))
+        f"{name} {count_parameters(model_of(shape), vocab_size=VOCAB_SIZE):,}"
+        for name, shape in (("small", SMALL), ("deep", DEEP), ("wide", WIDE))
     )
     print(f"parameters: {sizes}; {TOKENS_PER_STEP} tokens per step\n")
     print("\n".join(table(curves, flags.small_steps, flags.further_steps)))

@@ -65,14 +65,14 @@ def grow_checkpoint(
         ConversionError: The models differ; nothing was published.
     """
     started = time.perf_counter()
-    if _is_hugging_face(checkpoint):
-        check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
+    is_hugging_face = _is_hugging_face(checkpoint)
+    source = checkpoint if is_hugging_face else resolve_checkpoint(checkpoint)
+    check_new_folder(output, overwrite=options.overwrite, inputs=(source,))
+    check_replaces_import(output)
+    if is_hugging_face:
         plan_growth(from_hugging_face_config(HuggingFaceFolder(checkpoint).config), options)
         with _imported(checkpoint, output, report) as imported:
             return grow_checkpoint(imported, output, options, report)
-    source = resolve_checkpoint(checkpoint)
-    check_new_folder(output, overwrite=options.overwrite, inputs=(source,))
-    check_replaces_import(output)
     manifest, config = read_manifest(source), read_config(source)
     growth = plan_growth(config.model, options)
     grown = _grown_config(config, growth.target, report)
@@ -95,7 +95,7 @@ def grow_checkpoint(
     with staged_folder(output) as staging:
         probe = Probe(source, config, preserves=growth.preserves)
         take_checkpoint(staging, write_weights(staging, tensors, grown, companions=companions))
-        parity = probe.check(staging, report)
+        parity = probe.check(staging, growth.target, report)
     num_bytes = sum(file.stat().st_size for file in output.glob("*.distcp"))
     report(
         "wrote", f"{output}: {describe_output(num_bytes, stored, time.perf_counter() - started)}; no optimizer state"

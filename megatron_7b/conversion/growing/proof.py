@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.conversion.checkpoint_logits import checkpoint_logits
 from megatron_7b.conversion.parity import Parity, compare_logits, random_tokens
 from megatron_7b.conversion.progress import Report
 from megatron_7b.data import open_sequential, parse_blend
 from megatron_7b.errors import ConversionError, MegatronError
+from megatron_7b.model.sizes import count_parameters
+from megatron_7b.runtime.machine.host_memory import available_memory
 
 TOLERANCE = 1e-5
 """Largest difference of a logit in FP32 arithmetic: absolute, or in units of the largest logit where that exceeds 1.
@@ -39,24 +41,27 @@ class Probe:
         model = config.model
         assert model.vocab_size is not None
         length = min(_LENGTH, model.max_position_embeddings)
-        self._preserves, self._corpus = preserves, None if preserves else _corpus(config)
+        self._checkpoint, self._preserves = checkpoint, preserves
+        self._corpus = None if preserves else _corpus(config)
         if self._corpus is not None:
             self._tokens = _text(self._corpus, length, model.vocab_size)
         else:
             self._tokens = random_tokens(model.vocab_size, num_samples=_NUM_SAMPLES, length=length)
-        self._reference = checkpoint_logits(checkpoint, self._tokens)[..., : model.vocab_size]
+        self._vocab_size = model.vocab_size
+        self._reference = self._logits(checkpoint)
 
-    def check(self, checkpoint: Path, report: Report) -> Parity:
+    def check(self, checkpoint: Path, model: ModelConfig, report: Report) -> Parity:
         """Report how far the models are apart.
 
         Args:
             checkpoint: The larger model.
+            model: Its shape.
             report: Takes the figures.
 
         Raises:
             ConversionError: They were to compute the same, and do not.
         """
-        logits = checkpoint_logits(checkpoint, self._tokens)[..., : self._reference.shape[-1]]
+        logits = self._logits(checkpoint)
         parity = compare_logits(self._reference, logits)
         if not self._preserves:
             report("changed", f"stacked layers compute something else: logits with a {parity.describe()}")
@@ -73,7 +78,17 @@ class Probe:
                 f"{tolerance:.1e} in FP32"
             )
         report("parity", f"{parity.describe()}; tolerated: {tolerance:.1e} in FP32")
+        if parity.max_abs_difference > TOLERANCE and _fits_in_fp64(model, self._vocab_size):
+            exact = [self._logits(folder, torch.float64) for folder in (self._checkpoint, checkpoint)]
+            report("parity", f"in FP64, which rounds less, {compare_logits(*exact).describe()}")
         return parity
+
+    def _logits(self, checkpoint: Path, arithmetic: torch.dtype = torch.float32) -> Tensor:
+        return checkpoint_logits(checkpoint, self._tokens, arithmetic=arithmetic)[..., : self._vocab_size]
+
+
+def _fits_in_fp64(model: ModelConfig, vocab_size: int) -> bool:
+    return count_parameters(model, vocab_size=vocab_size) * torch.float64.itemsize < available_memory()
 
 
 def _corpus(config: RunConfig) -> str | None:
