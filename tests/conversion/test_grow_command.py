@@ -105,7 +105,7 @@ def test_from_a_hugging_face_folder_and_back(tmp_path: Path, capsys: pytest.Capt
         capsys.readouterr()
         assert grow("--checkpoint", tmp_path / "in", "--output", tmp_path / "d", "--overwrite", *sizes) == 0
         output = capsys.readouterr().out
-        assert output.count("parity") == 2
+        assert output.count("parity") in (2, 3)  # with one in FP64 if FP32 shows more than 1e-5
         assert output.count("wrote") == 1
         assert "--data.train PREFIX_text_document" in output
         arguments = ("--checkpoint", tmp_path / "d", "--output", tmp_path / "out", "--overwrite")

@@ -1,6 +1,7 @@
 """Larger models that compute what the smaller ones do: every architecture, random sizes, several layouts."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from megatron_7b.checkpoint.weights import CheckpointWeights
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.checkpoint_logits import checkpoint_logits
 from megatron_7b.conversion.growing import GrowOptions, grow_checkpoint, plan_growth, widening
+from megatron_7b.conversion.growing.weights import grow_weights
 from megatron_7b.conversion.parity import random_tokens
 from megatron_7b.errors import ConfigError, ConversionError
+from megatron_7b.model.kinds import parameter_table
 from tests.conversion.growing_models import (
     ARCHITECTURES,
     random_model,
@@ -60,6 +63,22 @@ def test_random_sizes_compute_the_same(architecture: str, tmp_path: Path) -> Non
     for result, reference in zip(results, expected, strict=True):
         difference = torch.from_numpy(result)[..., : reference.shape[-1]] - reference
         assert difference.abs().max() <= 1e-5 * reference.abs().max().clamp(min=1)
+
+
+def test_the_head_for_pairs_of_sentences_computes_the_same() -> None:
+    """What no logits show: the pooler, and the two classes that read it."""
+    model = replace(random_model("bert", random.Random(2)), add_binary_head=True, vocab_size=50)
+    generator = torch.Generator().manual_seed(1)
+    small = {name: torch.randn(row.shape, generator=generator) for name, row in parameter_table(model, 50).items()}
+    growth = plan_growth(model, GrowOptions(hidden_size=3 * model.hidden_size))
+    large = dict(grow_weights(small, growth, 50))
+
+    def classes(weights: Mapping[str, torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        pooled = torch.tanh(weights["pooler.weight"] @ hidden + weights["pooler.bias"])
+        return weights["binary_head.weight"] @ pooled + weights["binary_head.bias"]
+
+    hidden = torch.randn(model.hidden_size, generator=generator)
+    torch.testing.assert_close(classes(large, hidden.repeat(3)), classes(small, hidden), atol=1e-5, rtol=1e-5)
 
 
 def test_the_stream_of_a_post_norm_encoder_can_only_be_doubled() -> None:

@@ -1,5 +1,6 @@
 """What each dimension of each parameter of a model is, read off its parameter table. Imports no torch."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
@@ -38,21 +39,27 @@ def find_axes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[Axis, ...]
             for dim, (before, after) in enumerate(zip(table[name].shape, parameter.shape, strict=True)):
                 if before != after:
                     sizes[name][dim] = size
-    first = next(iter(table))
-    return {name: _axes(table, parameter, sizes[name], name == first) for name, parameter in table.items()}
+    looked_up = {name for name, _ in itertools.takewhile(lambda row: row[1].init != "ones", table.items())}
+    return {name: _axes(table, parameter, sizes[name], name in looked_up) for name, parameter in table.items()}
 
 
-def _axes(table: ParameterTable, parameter: Parameter, sizes: list[str], is_first: bool) -> tuple[Axis, ...]:
-    """Say which way the residual stream goes through a parameter."""
+def _axes(table: ParameterTable, parameter: Parameter, sizes: list[str], is_looked_up: bool) -> tuple[Axis, ...]:
+    """Say which way the residual stream goes through a parameter.
+
+    Args:
+        table: All parameters.
+        parameter: This one.
+        sizes: Which sizes of the model its dimensions follow.
+        is_looked_up: It comes before the first norm, in the order of the forward pass: it is an embedding, if anything.
+    """
     stream: tuple[Axis, ...]
     match len(sizes), parameter.init:
         case 1, "ones":
             stream = ("scale",)
         case 1, _:
             stream = ("shift" if _is_of_norm(table, parameter) else "written",)
-        case _ if sizes[0] == "fixed":  # a row per token, position or kind of sentence
-            is_output = parameter.is_multiplied and not is_first
-            stream = ("fixed", "read" if is_output else "written")
+        case _ if sizes[0] == "fixed":  # a row per token, position or kind of sentence, or per class that is predicted
+            stream = ("fixed", "written" if is_looked_up else "read")
         case _:  # [out, in]
             stream = ("written", "read")
     # A matrix of scores by distance, not of channels: nothing of the stream goes through it.
