@@ -65,7 +65,8 @@ std::vector<std::int32_t> Batcher::assemble(const std::int64_t* indices, std::in
   for (std::int64_t row = 0; row < num_samples; ++row) {
     const Blend::Pick picked = pick(indices[row]);
     const std::int64_t real = streams_[static_cast<std::size_t>(picked.set)].read(
-        picked.sample / options_.reads_per_window, options_.vocab_size, sample.data(), wants_starts ? &starts : nullptr);
+        picked.sample / options_.reads_per_window, options_.vocab_size, sample.data(),
+        wants_starts ? &starts : nullptr);
     if (options_.fill_in_the_middle) {
       options_.fill_in_the_middle->permute(picked.set, picked.sample, starts, real, sample.data());
     }

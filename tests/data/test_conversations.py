@@ -226,7 +226,7 @@ def test_formats_are_different_spellings_of_the_same(folder: Path):
         (b'{"messages": [], "prompt": "a", "completion": "b"}', "the keys of several formats: messages, prompt"),
         (b'{"messages": []}', "it has no messages"),
         (b'{"messages": [{"content": "Hi"}]}', "message 1 has no 'role', expected a text"),
-        (b'{"messages": [{"role": "asistant", "content": "Hi"}]}', "'asistant', expected system, .* mean assistant"),
+        (b'{"messages": [{"role": "usr", "content": "Hi"}]}', "'usr', expected system, .* mean user"),
         (b'{"messages": [{"role": "user", "content": " "}]}', r"message 1 \(user\) is empty"),
         (b'{"messages": [{"role": "user"}]}', r"message 1 \(user\) has no content"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "half of a surrogate pair"),
