@@ -99,9 +99,6 @@ _T5 = Family(
 )
 
 FAMILIES: Mapping[str, Family] = {
-    "t5": _T5,
-    "t5-v1.0": _T5,
-} | {
     family.model_type: family
     for family in (
         Family(
@@ -176,5 +173,5 @@ FAMILIES: Mapping[str, Family] = {
             auto_class="AutoModelForMaskedLM",
         ),
     )
-}
+} | {"t5": _T5, "t5-v1.0": _T5}
 """By architecture, a key of `config.architectures`, which is the `model_type` but for T5's first release."""

@@ -147,7 +147,7 @@ class Optimizer:
         Collective: the model-parallel group, and the data-parallel one with the distributed optimizer or Muon.
         """
         for group in self.core.param_groups:
-            group["lr"] = learning_rate * (group["max_lr"] / self._lr)
+            group["lr"] = learning_rate * (group["max_lr"] / self._lr if self._lr else 1.0)
             group["weight_decay"] = self._weight_decay * group["wd_mult"]
         found_inf = self.core.prepare_grads()
         grad_norm = float(self.core.get_grad_norm())

@@ -37,7 +37,7 @@ def test_llama_2_7b():
     )
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", sorted({family.model_type for family in FAMILIES.values()}))
 def test_defaults_are_those_of_transformers(model_type: str):
     from transformers import AutoConfig
 
@@ -47,8 +47,16 @@ def test_defaults_are_those_of_transformers(model_type: str):
             assert ours == "absolute"
         elif key == "rope_theta":
             assert theirs.rope_parameters["rope_theta"] == ours
+        elif key == "scale_decoder_outputs":  # which transformers takes from the tie
+            assert ours is None
+            assert theirs.scale_decoder_outputs == theirs.tie_word_embeddings
         elif ours is None:  # transformers fills these in
-            assert getattr(theirs, key, None) in (None, theirs.num_attention_heads, 4096 // 32)
+            assert getattr(theirs, key, None) in (
+                None,
+                theirs.num_attention_heads,
+                4096 // 32,
+                theirs.num_hidden_layers,
+            )
         elif key == "sliding_window" and not getattr(theirs, "use_sliding_window", True):
             assert theirs.sliding_window is None
         else:
@@ -175,7 +183,7 @@ def test_everything_is_refused_at_once():
         assert key in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [{}, {"model_type": "t5"}, {"model_type": None}, {"model_type": ["llama"]}])
+@pytest.mark.parametrize("config", [{}, {"model_type": "mamba"}, {"model_type": None}, {"model_type": ["llama"]}])
 def test_unknown_model_types_are_refused_with_the_known_ones(config: dict[str, Any]):
     with pytest.raises(ConversionError, match="supported are llama, mistral, qwen2, qwen3, gpt2, bert"):
         from_hugging_face_config(config)

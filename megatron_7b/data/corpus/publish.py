@@ -25,10 +25,12 @@ def get_suffixed(prefix: str, suffix: str) -> Path:
 def publish(prefix: str) -> None:
     """Give all files that still have temporary names their own; files of a former corpus go first."""
     waiting = [suffix for suffix in _RENAMED if _temporary(prefix, suffix).exists()]
-    if ".idx" in waiting:
-        # None of these must ever be found beside the ids of another corpus.
-        for suffix in (".idx", ".json", MASK_SUFFIX):
-            get_suffixed(prefix, suffix).unlink(missing_ok=True)
+    # Neither index, manifest nor mask must ever be found beside the ids of another corpus.
+    former: list[str] = [suffix for suffix in (".idx", ".json") if suffix in waiting]
+    if ".bin" in waiting and MASK_SUFFIX not in waiting:
+        former.append(MASK_SUFFIX)
+    for suffix in former:
+        get_suffixed(prefix, suffix).unlink(missing_ok=True)
     for suffix in waiting:
         os.replace(_temporary(prefix, suffix), get_suffixed(prefix, suffix))
     for suffix in _SPOOLED:
