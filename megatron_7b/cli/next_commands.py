@@ -29,7 +29,9 @@ def print_next_commands(exit_code: int, command: Sequence[str], run_dir: Path, c
 def _after_training(run_dir: Path, config: RunConfig) -> list[list[str]]:
     checkpoint = ["--checkpoint", str(run_dir / "checkpoints" / "latest")]
     corpus = parse_blend(config.data.valid or config.data.train)[0].prefix
-    continuing = ["megatron-7b", "generate", *checkpoint, "--prompt", "Once upon a time"]
+    is_chat = config.objective_name == "chat"
+    prompt = ["--chat", "--prompt", "Hello"] if is_chat else ["--prompt", "Once upon a time"]
+    continuing = ["megatron-7b", "generate", *checkpoint, *prompt]
     return [
         ["megatron-7b", "evaluate", *checkpoint, "--data", corpus],
         *([continuing] if config.model.traits.kind == "decoder" else []),
