@@ -31,7 +31,7 @@ class PreparedChat:
         train: The blend of corpora, as `data.train` has it.
         valid: The same for validation; empty: a share of `train`.
         tokenizer: Folder of the tokenizer with the template that the conversations were spelled out by; None: it
-            carries that template itself.
+            is the one of the weights, as it is.
     """
 
     train: tuple[str, ...]
@@ -78,7 +78,9 @@ def prepare_chat(
         (entries, name) for entries, name in ((config.data.train, "data.train"), (config.data.valid, "data.valid"))
     )
     train, valid = (_with_corpora(entries, name, corpus_of) for entries, name in blends)
-    folder = None if source is None else _keep_template(tokenizer, source, run_dir / _DATA_FOLDER, make=make)
+    folder = None
+    if source is not None or config.data.tokenizer is not None:
+        folder = _keep_tokenizer(tokenizer, source, run_dir / _DATA_FOLDER, make=make)
     return PreparedChat(train, valid, folder)
 
 
@@ -108,15 +110,18 @@ def _hash(file: Path, made_with: str) -> str:
     return digest.hexdigest()[:8]
 
 
-def _keep_template(tokenizer: Tokenizer, template: str, folder: Path, *, make: bool) -> Path:
-    """Return a folder of the tokenizer that carries another template than its own."""
-    target = folder / f"tokenizer-{xxhash.xxh3_64((tokenizer.identity + template).encode()).hexdigest()[:8]}"
+def _keep_tokenizer(tokenizer: Tokenizer, template: str | None, folder: Path, *, make: bool) -> Path:
+    """Return a folder of the tokenizer with a template; None is its own."""
+    digest = xxhash.xxh3_64(tokenizer.identity.encode())
+    digest.update((template or ChatTemplate(tokenizer).identity).encode())
+    target = folder / f"tokenizer-{digest.hexdigest()[:8]}"
     if not target.is_dir():
         if not make:
             raise FileNotFoundError(target)
         beside = target.with_name(target.name + ".tmp")
         shutil.rmtree(beside, ignore_errors=True)
         tokenizer.save(beside)
-        (beside / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        if template is not None:
+            (beside / _TEMPLATE_FILE).write_text(template, encoding="utf-8")
         beside.rename(target)
     return target

@@ -89,9 +89,15 @@ def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) ->
     named = config.data.tokenizer or carried
     if named is None:
         raise ConfigError(f"{start} carries no tokenizer", hint="--data.tokenizer names it")
-    chat = prepare_chat(config, load_tokenizer(named), run_dir, report, make=make)  # its mistakes are found at once
+    loaded = load_tokenizer(named)
+    if carried is not None and load_tokenizer(carried).identity != loaded.identity:
+        raise ConfigError(
+            f"data.tokenizer is {named}, but the weights of {start} were trained with another one",
+            hint="leave data.tokenizer out; --finetune.chat-template FILE changes the template alone",
+        )
+    chat = prepare_chat(config, loaded, run_dir, report, make=make)  # its mistakes are found at once
     base = import_base(start, run_dir, report, make=make) if is_hugging_face_folder(start) else start
-    tokenizer = chat.tokenizer or config.data.tokenizer or tokenizer_path(base)
+    tokenizer = chat.tokenizer or tokenizer_path(base)
     config = _with_shape_of(config, base)
     config = dataclasses.replace(
         config,

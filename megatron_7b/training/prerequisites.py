@@ -1,5 +1,6 @@
 """What a run needs and can be looked at without torch: a mistake is answered at once, before any rank is started."""
 
+import dataclasses
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,4 +83,8 @@ def companions_of_weights(config: RunConfig, folder: RunFolder) -> Companions:
     if folder.has_history:
         return Companions.of(folder.root)
     start = config.checkpoint.initialize_from
-    return Companions() if start is None else Companions.of_checkpoint(resolve_checkpoint(Path(start)))
+    companions = Companions() if start is None else Companions.of_checkpoint(resolve_checkpoint(Path(start)))
+    if config.finetune.task is not None and config.data.tokenizer is not None:
+        # The same tokens, with the chat template that the run learns.
+        companions = dataclasses.replace(companions, tokenizer=Path(config.data.tokenizer))
+    return companions

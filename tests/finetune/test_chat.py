@@ -91,6 +91,20 @@ def test_the_loss_is_that_of_transformers_on_each_conversation(folder: Path, run
         assert json.loads(done.stdout)["loss"] == pytest.approx(reference_loss(folder, prefix), rel=1e-6)
 
 
+def test_a_chat_with_it_ends_turns_as_they_were_trained(folder: Path, tmp_path: Path):
+    """The tokenizer had no template: the one that was trained is in the checkpoint, and in the export."""
+    (folder / "one.jsonl").write_text("\n".join([json.dumps(conversations(2)[1])] * 8))
+    longer = ("--training.train-steps", 40, "--optimizer.lr", 5e-3, "--data.split", "1", "--finetune.packing", "False")
+    assert finetune(folder, tmp_path / "run", *longer, chats="one.jsonl").returncode == 0
+    asked = ("--chat", "--prompt", "cat mat", "--greedy", "--max-new-tokens", 30)
+    done = run_command("generate", "--checkpoint", tmp_path / "run", *asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "mat sat the on naïve"
+    exported = run_command("convert", "to-hf", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "hf" / "chat_template.jinja").is_file()
+
+
 def test_it_learns(run: Path):
     assert losses(run)[-1] < losses(run)[0] - 0.05
 
