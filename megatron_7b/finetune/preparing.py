@@ -90,7 +90,7 @@ def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) ->
     if named is None:
         raise ConfigError(f"{start} carries no tokenizer", hint="--data.tokenizer names it")
     loaded = load_tokenizer(named)
-    if carried is not None and load_tokenizer(carried).identity != loaded.identity:
+    if carried not in (None, named) and load_tokenizer(carried).identity != loaded.identity:
         raise ConfigError(
             f"data.tokenizer is {named}, but the weights of {start} were trained with another one",
             hint="leave data.tokenizer out; --finetune.chat-template FILE changes the template alone",

@@ -102,6 +102,16 @@ def test_a_number_is_all_the_state(corpus: str, tmp_path: Path):
         open_conversations(config(other), "train", seed=2, packed=True, pad_id=0, reached=Reached(20, dataset.order))
 
 
+def test_another_set_may_join_and_the_first_continues_where_it_was(corpus: str, tmp_path: Path):
+    other = write(tmp_path, "other", conversations(7, first=100))
+    alone = open_conversations(config(corpus), "train", seed=1, packed=False, pad_id=258)
+    joined = open_conversations(
+        config("1", corpus, "1", other), "train", seed=1, packed=False, pad_id=258, reached=Reached(20, alone.order)
+    )
+    read = texts(joined, range(20, 24))
+    assert [text for text in read if "question 10" not in text] == texts(alone, range(20, 22))
+
+
 def test_long_conversations_end_with_a_reply(tmp_path: Path):
     turns = [
         {"role": role, "content": f"{role} {turn} " + "x" * 20} for turn in range(6) for role in ("user", "assistant")

@@ -129,7 +129,7 @@ class ConversationDataset(NumberedSamples):
             left_out=source.left_out(of_sets),
         )
         self.notes = (*self.notes, *_notes(kept, seq_length))
-        self._sets, self._pad_id, self._blend = kept, pad_id, order.blend()
+        self._sets, self._pad_id = kept, pad_id
         self._keys = [
             stream_key(seed, source.split, one.number, pass_begin=order.pass_begin) if shuffle else None
             for one in order.sets
@@ -141,19 +141,17 @@ class ConversationDataset(NumberedSamples):
         tokens, labels = (np.full(shape, self._pad_id, np.int64) for _ in range(2))
         loss_mask, position_ids = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
         begins: list[int] = []
-        for place, index in enumerate(indices):
-            rows, number = self._locate(int(index))
+        located = zip(*(found.tolist() for found in self.locate_in_sets(indices)), strict=True)
+        for place, (which, sample) in enumerate(located):
+            rows, number = self._row(which, sample)
             row = _Row(tokens[place], labels[place], loss_mask[place], position_ids[place])
             begins += [place * self.seq_length + begin for begin in rows.write(number, row)]
         return Batch(tokens, labels, loss_mask, position_ids, np.array([*begins, tokens.size], np.int32))
 
-    def _locate(self, index: int) -> tuple[ConversationRows, int]:
-        """Return the set that a global sample number reads, and the row of it."""
-        order = self.order
-        sets, samples = self._blend.picks(index - order.first_sample, 1)
-        which = int(sets[0])
+    def _row(self, which: int, number: int) -> tuple[ConversationRows, int]:
+        """Return a set, and the row of it that its sample of a number reads."""
         rows, key = self._sets[which], self._keys[which]
-        epoch, place = divmod(order.sets[which].consumed + int(samples[0]), rows.num_rows)
+        epoch, place = divmod(number, rows.num_rows)
         return rows, place if key is None else Permutation(rows.num_rows, (key + epoch) & MASK64)(place)
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_7b.data._index import Batcher
+from megatron_7b.data._index import Batcher, CappedBlend
 from megatron_7b.data.samples.sample_order import Continuation, SampleOrder
 from megatron_7b.errors import ConfigError
 
@@ -92,6 +93,19 @@ class NumberedSamples:
     def end(self) -> int | None:
         """Samples after which all sets have run out; None where one never does."""
         return self.order.end
+
+    @cached_property
+    def _blend(self) -> CappedBlend:
+        return self.order.blend()
+
+    def locate_in_sets(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the set of each global number, and its number within that set, [n] each."""
+        numbers = np.asarray(indices, dtype=np.int64) - self.order.first_sample
+        low = int(numbers.min())
+        sets, samples = self._blend.picks(low, int(numbers.max()) - low + 1)
+        consumed = np.array([one.consumed for one in self.order.sets], dtype=np.int64)
+        sets, samples = sets[numbers - low], samples[numbers - low]
+        return sets, samples + consumed[sets]
 
     def check_end(self, num_samples: int) -> None:
         """Refuse a run that is longer than its data.

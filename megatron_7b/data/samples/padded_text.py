@@ -184,7 +184,6 @@ class PaddedTexts(NumberedSamples):
             parts_of(of_sets, order, list(map(int, rates)), rates), continuation, left_out=source.left_out(of_sets)
         )
         self._how, self._frame, self._seed = how, frame, seed
-        self._blend = order.blend()
         self._keys = [
             stream_key(seed, source.split, one.number, pass_begin=order.pass_begin) if shuffle else None
             for one in order.sets
@@ -198,7 +197,7 @@ class PaddedTexts(NumberedSamples):
         ids, is_text = np.full(shape, frame.pad_id, dtype=np.int64), np.zeros(shape, dtype=bool)
         types, lengths = np.zeros(shape, dtype=np.int64), np.empty(shape[0], dtype=np.int64)
         labels = np.zeros(shape[0], dtype=np.int64)
-        sets, samples = self._locate(np.asarray(indices, dtype=np.int64))
+        sets, samples = self.locate_in_sets(indices)
         for row, (which, sample) in enumerate(zip(sets.tolist(), samples.tolist(), strict=True)):
             texts, labels[row] = self._texts(which, sample // self._how.texts_read)
             ids[row, 0], place = frame.cls_id, 1
@@ -219,15 +218,6 @@ class PaddedTexts(NumberedSamples):
             tokentype_ids=types if is_pair else None,
             pair_labels=labels if is_pair else None,
         )
-
-    def _locate(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the set of each sample, and its number within the set."""
-        numbers = indices - self.order.first_sample
-        low = int(numbers.min())
-        sets, samples = self._blend.picks(low, int(numbers.max()) - low + 1)
-        consumed = np.array([one.consumed for one in self.order.sets], dtype=np.int64)
-        sets, samples = sets[numbers - low], samples[numbers - low]
-        return sets, samples + consumed[sets]
 
     def _texts(self, which: int, number: int) -> tuple[tuple[NDArray[np.int64], ...], int]:
         """Return the texts of one sample of a set, and the class of a pair."""
