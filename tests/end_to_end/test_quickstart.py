@@ -90,7 +90,8 @@ def read_until(process: "subprocess.Popen[str]", text: str) -> str:
 def test_killed_and_interrupted_it_continues_with_what_is_done(tmp_path: Path) -> None:
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "text").write_text("1\n")
-    shutil.copy(asset("sotu.jsonl"), tmp_path)
+    text = asset("sotu.jsonl").read_bytes()
+    (tmp_path / "sotu.jsonl").write_bytes(text * 20)  # the tokenizer takes long enough to be killed while it is trained
 
     killed = start(tmp_path)
     read_until(killed, "$ megatron-7b tokenizer train")
@@ -100,6 +101,7 @@ def test_killed_and_interrupted_it_continues_with_what_is_done(tmp_path: Path) -
     killed.stdout.read()  # ends when nobody is left who could write
     assert not (tmp_path / "tokenizer" / "tokenizer.json").exists()
 
+    (tmp_path / "sotu.jsonl").write_bytes(text)
     interrupted = start(tmp_path)
     said = read_until(interrupted, "How fast is this machine?")
     assert "1/9 Real text: the State of the Union speeches, as JSON lines: done" in said
