@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from megatron_7b.config.architectures import ARCHITECTURES, Architecture
 from megatron_7b.config.objectives import OBJECTIVES
 from megatron_7b.config.optimizers import OPTIMIZERS
+from megatron_7b.config.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class ObjectiveConfig:
 class FinetuneConfig:
     """What `megatron-7b finetune` makes of its data; `data.train` and `data.valid` name JSONL files there."""
 
-    task: Literal["chat"] | None = None
+    task: Annotated[str, OneOf(TASKS)] | None = None
     """chat: conversations, of which the assistant's words are trained. None outside of fine-tuning."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """chat: which messages are trained where a record gives no weights: the assistant's, its last one, or all text."""

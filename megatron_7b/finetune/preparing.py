@@ -7,18 +7,19 @@ command finds it, and nothing that a run has read is ever overwritten.
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from megatron_7b.checkpoint import config_file, resolve_checkpoint, tokenizer_path
 from megatron_7b.config import RunConfig, load_config
+from megatron_7b.config.loading import override_config
+from megatron_7b.config.tasks import TASKS
+from megatron_7b.conversion import HuggingFaceFolder, from_hugging_face_config
 from megatron_7b.errors import ConfigError, MegatronError
 from megatron_7b.finetune.base import has_tokenizer, import_base, is_hugging_face_folder
-from megatron_7b.finetune.conversations import prepare_chat
+from megatron_7b.finetune.preparation import Preparation, Report
+from megatron_7b.finetune.tasks import PREPARERS
 from megatron_7b.objective import build_objective
 from megatron_7b.tokenizer import load_tokenizer
-
-type Report = Callable[[str, str], None]
 
 _OWN_MODEL_OPTIONS = ("transformer_impl", "hidden_dropout", "attention_dropout")
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -30,7 +31,7 @@ def prepare_finetuning(
     """Make what a fine-tuning run needs, or find it.
 
     Args:
-        config: As the user gave it: `data.train` and `data.valid` name JSONL files (or corpora of conversations),
+        config: As the user gave it: `data.train` and `data.valid` name JSONL files (or corpora made of such),
             `checkpoint.initialize_from` a checkpoint or a Hugging Face folder.
         run_dir: The run folder.
         report: Takes what is being done.
@@ -42,7 +43,7 @@ def prepare_finetuning(
 
     Raises:
         ConfigError: An option is missing or impossible.
-        DataFormatError: Conversations cannot be used; all mistakes are named with file and line.
+        DataFormatError: Records cannot be used; all mistakes are named with file and line.
         MegatronError: The main rank has not prepared the run in time.
 
     Collective: none; with several ranks all of them call it.
@@ -66,14 +67,14 @@ def prepare_finetuning(
 def _check(config: RunConfig) -> None:
     """Refuse what shows at a glance."""
     if config.finetune.task is None:
-        raise ConfigError("finetune.task is not set", hint="--finetune.task chat learns from conversations")
+        raise ConfigError("finetune.task is not set", hint=f"--finetune.task names one of {', '.join(PREPARERS)}")
     if config.checkpoint.initialize_from is None:
         raise ConfigError(
             "checkpoint.initialize_from is not set: fine-tuning starts from weights",
             hint="--checkpoint.initialize-from names a checkpoint, a run folder, or a Hugging Face folder",
         )
     if not config.data.train:
-        raise ConfigError("data.train is not set", hint="--data.train F.jsonl names the conversations")
+        raise ConfigError("data.train is not set", hint="--data.train F.jsonl names the records to learn from")
     epochs = config.finetune.epochs
     if epochs is not None and not 0 < epochs < math.inf:
         raise ConfigError(f"finetune.epochs is {epochs}, expected more than 0")
@@ -95,17 +96,20 @@ def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) ->
             f"data.tokenizer is {named}, but the weights of {start} were trained with another one",
             hint="leave data.tokenizer out; --finetune.chat-template FILE changes the template alone",
         )
-    chat = prepare_chat(config, loaded, run_dir, report, make=make)  # its mistakes are found at once
+    task = str(config.finetune.task)
+    config = _with_model(config, start)
+    wanted = Preparation(config=config, tokenizer=loaded, start=start, run_dir=run_dir, report=report, make=make)
+    prepared = PREPARERS[task](wanted)  # its mistakes are found at once
     base = import_base(start, run_dir, report, make=make) if is_hugging_face_folder(start) else start
-    tokenizer = chat.tokenizer or tokenizer_path(base)
-    config = _with_shape_of(config, base)
+    tokenizer = prepared.tokenizer or tokenizer_path(base)
+    config = _with_model(config, base)  # only the weights say for sure which of them are tied
     config = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, train=chat.train, valid=chat.valid, tokenizer=str(tokenizer)),
-        objective=dataclasses.replace(config.objective, name=config.finetune.task),
+        data=dataclasses.replace(config.data, train=prepared.train, valid=prepared.valid, tokenizer=str(tokenizer)),
+        objective=dataclasses.replace(config.objective, name=TASKS[task]),
         checkpoint=dataclasses.replace(config.checkpoint, initialize_from=str(base)),
     )
-    return _with_steps(config)
+    return _with_steps(override_config(config, prepared.settings) if prepared.settings else config)
 
 
 def _find_start(start: Path) -> Path:
@@ -124,10 +128,14 @@ def _tokenizer_of(start: Path) -> Path | None:
     return start if has_tokenizer(start) else None
 
 
-def _with_shape_of(config: RunConfig, base: Path) -> RunConfig:
+def _with_model(config: RunConfig, start: Path) -> RunConfig:
     """Take the model of the weights, but for what a run may choose itself."""
+    if is_hugging_face_folder(start):
+        model = from_hugging_face_config(HuggingFaceFolder(start).config)
+    else:
+        model = load_config(config_file(start)).model
     own = {name: getattr(config.model, name) for name in _OWN_MODEL_OPTIONS}
-    return dataclasses.replace(config, model=dataclasses.replace(load_config(config_file(base)).model, **own))
+    return dataclasses.replace(config, model=dataclasses.replace(model, **own))
 
 
 def _with_steps(config: RunConfig) -> RunConfig:

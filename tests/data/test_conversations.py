@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from megatron_7b.data.conversations.formats import RecordError, find_format, read_record
+from megatron_7b.data.conversations.formats import find_format, read_record
 from megatron_7b.data.conversations.reading import read_conversations
 from megatron_7b.data.conversations.trained import ConversationEncoder, EncodedConversation
+from megatron_7b.data.records.reading import RecordError
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.tokenizer import load_tokenizer
 from megatron_7b.tokenizer.chat_template import ChatTemplate

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_7b.data.conversations.corpus import ConversationCorpus
+from megatron_7b.data.records.corpus import RecordCorpus
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.commands import run_command
@@ -59,10 +59,10 @@ def reference_loss(folder: Path, prefix: str) -> float:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    corpus = ConversationCorpus(prefix)
+    corpus = RecordCorpus(prefix)
     total = count = 0.0
     for number, length in enumerate(corpus.lengths):
-        ids, mask = corpus.conversation(number, int(length))
+        ids, mask = corpus.tokens(number, int(length)), corpus.token_values(number)
         tokens = torch.from_numpy(ids.astype("int64"))[None]
         labels = tokens.masked_fill(torch.from_numpy(mask != 0)[None] == 0, -100)
         trained = int((labels[:, 1:] != -100).sum())

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_7b.data.records.reading import RecordError
 from megatron_7b.tokenizer.chat_template import Conversation
 
 type Format = Literal["messages", "sharegpt", "alpaca", "prompt"]
@@ -36,10 +37,6 @@ _SHAREGPT_ROLES = {
     "function": "tool",
     "observation": "tool",
 }
-
-
-class RecordError(ValueError):
-    """A record cannot be used; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_7b.data.conversations.formats import RecordError, WeightedConversation
+from megatron_7b.data.conversations.formats import WeightedConversation
+from megatron_7b.data.records.corpus import EncodedRecord
+from megatron_7b.data.records.reading import RecordError
 from megatron_7b.errors import ConfigError
 from megatron_7b.tokenizer import Tokenizer
 from megatron_7b.tokenizer.chat_template import START_MARK, STOP_MARK, ChatTemplate, Conversation, Message
@@ -48,6 +50,11 @@ class EncodedConversation:
     loss_mask: NDArray[np.float32]
     turn_ends: NDArray[np.int64]
     offsets: list[Span]
+
+    @property
+    def record(self) -> EncodedRecord:
+        """As a corpus keeps it."""
+        return EncodedRecord([self.ids], self.loss_mask)
 
 
 class ConversationEncoder:

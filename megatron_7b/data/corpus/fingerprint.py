@@ -5,12 +5,13 @@ bit of a large file is found only by hashing all of it: `megatron-7b data verify
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import xxhash
 
-from megatron_7b.data.corpus.publish import MASK_SUFFIX
+from megatron_7b.data.corpus.publish import SIDE_SUFFIXES
 
 NUM_SPOTS = 32
 SPOT_BYTES = 4096
@@ -48,13 +49,13 @@ class CorpusSpots:
 
     bin: str
     idx: str
-    mask: str = ""
-    """Of conversations; empty for other corpora."""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    """Of the further files of records, by ending; empty for other corpora."""
 
     @property
     def fingerprint(self) -> str:
         """What a corpus is, wherever its files are."""
-        return self.bin + self.idx + self.mask
+        return self.bin + self.idx + "".join(self.beside.values())
 
 
 def corpus_spots(prefix: str) -> CorpusSpots:
@@ -66,9 +67,9 @@ def corpus_spots(prefix: str) -> CorpusSpots:
     Raises:
         OSError: A file cannot be read.
     """
-    mask = Path(prefix + MASK_SUFFIX)
+    beside = {suffix: Path(prefix + suffix) for suffix in SIDE_SUFFIXES}
     return CorpusSpots(
         bin=spot_hash(Path(f"{prefix}.bin")),
         idx=spot_hash(Path(f"{prefix}.idx")),
-        mask=spot_hash(mask) if mask.exists() else "",
+        beside={suffix: spot_hash(file) for suffix, file in beside.items() if file.exists()},
     )

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ class Manifest:
     """Width of one id in the .bin: 2 (uint16) or 4 (int32)."""
     bin: FileFacts
     idx: FileFacts
-    mask: FileFacts | None = None
-    """Of a corpus of conversations."""
+    beside: dict[str, FileFacts] = field(default_factory=dict)
+    """Of the further files of a corpus of records, by ending."""
     options: dict[str, Any]
     engine: EngineFacts
     sources: Sequence[Any]

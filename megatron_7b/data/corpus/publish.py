@@ -12,8 +12,11 @@ from megatron_7b.files import flush_to_disk
 PUBLISHED = (".bin", ".json", ".idx")
 """In the order of renaming."""
 MASK_SUFFIX = ".mask"
-"""A file that conversations have besides: how much each token counts."""
-_RENAMED = (".bin", MASK_SUFFIX, ".json", ".idx")
+"""A file that records may have besides: a number per token, such as how much it counts."""
+VALUES_SUFFIX = ".values"
+"""Another one: numbers per record, such as its label."""
+SIDE_SUFFIXES = (MASK_SUFFIX, VALUES_SUFFIX)
+_RENAMED = (".bin", *SIDE_SUFFIXES, ".json", ".idx")
 _SPOOLED = (".bounds.tmp",)
 
 
@@ -25,10 +28,10 @@ def get_suffixed(prefix: str, suffix: str) -> Path:
 def publish(prefix: str) -> None:
     """Give all files that still have temporary names their own; files of a former corpus go first."""
     waiting = [suffix for suffix in _RENAMED if _temporary(prefix, suffix).exists()]
-    # Neither index, manifest nor mask must ever be found beside the ids of another corpus.
+    # Neither index, manifest nor numbers must ever be found beside the ids of another corpus.
     former: list[str] = [suffix for suffix in (".idx", ".json") if suffix in waiting]
-    if ".bin" in waiting and MASK_SUFFIX not in waiting:
-        former.append(MASK_SUFFIX)
+    if ".bin" in waiting:
+        former += [suffix for suffix in SIDE_SUFFIXES if suffix not in waiting]
     for suffix in former:
         get_suffixed(prefix, suffix).unlink(missing_ok=True)
     for suffix in waiting:

@@ -13,6 +13,22 @@ from megatron_7b.data.samples.sample_order import Continuation, SampleOrder
 from megatron_7b.errors import ConfigError
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordsOfBatch:
+    """The records of a microbatch, whose rows are laid one after the other: b × s places."""
+
+    begins: NDArray[np.int64]
+    """Place where each part of a record begins, [parts]."""
+    lengths: NDArray[np.int64]
+    """Tokens of each part, [parts]."""
+    record: NDArray[np.int64]
+    """Which record of the microbatch each part is of, ascending, [parts]."""
+    values: NDArray[np.float32]
+    """Numbers of each record as a whole, [records, k]."""
+    token_values: NDArray[np.float32]
+    """A number per token, 0 in padding, [b, s]."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One microbatch. Its arrays [b, s] share a buffer, which is reused once nothing refers to any of them."""
@@ -41,6 +57,8 @@ class Batch:
     """Which of the predictions that count are of visible words before hidden ones, [b, s]; None: none is."""
     pair_labels: NDArray[np.int64] | None = None
     """Of each row, which of two classes its pair of sentences is of, [b]; None where rows are no pairs."""
+    records: RecordsOfBatch | None = None
+    """Of rows of records; None for rows of text."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Best-fit decreasing: the longest document first, each into the fullest row that 
 that is longer than a row is cut: into full rows of its own, and a rest that is packed like any other. The native code
 keeps the rows in buckets by the room that is left, so packing n documents takes time linear in n.
 
-`data.conversations.dataset` reads rows by it.
+`data.records.rows` reads rows by it.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,6 @@ from megatron_7b.data.corpus.fingerprint import CorpusSpots, corpus_spots
 from megatron_7b.data.corpus.indexed_dataset import resolve_prefix
 from megatron_7b.data.corpus.manifest import FileFacts
 from megatron_7b.data.corpus.manifest_reader import find_edit, load_manifest, manifest_path
-from megatron_7b.data.corpus.publish import MASK_SUFFIX
 from megatron_7b.data.corpus.scan import scan_file
 from megatron_7b.data.samples.blend import parse_blend
 from megatron_7b.data.upkeep.verify import CorpusCheck, Problem, verify_corpora
@@ -120,8 +119,8 @@ def _problems(prefix: str, spots: CorpusSpots, whole_bytes: int) -> Iterator[Pro
         yield Problem(str(manifest_path(prefix)), "checksum of its own content", *edit)
     for suffix, facts, found in ((".bin", manifest.bin, spots.bin), (".idx", manifest.idx, spots.idx)):
         yield from _file_problems(Path(prefix + suffix), facts, found, whole_bytes)
-    if manifest.mask is not None:
-        yield from _file_problems(Path(prefix + MASK_SUFFIX), manifest.mask, spots.mask, whole_bytes)
+    for suffix, facts in manifest.beside.items():
+        yield from _file_problems(Path(prefix + suffix), facts, spots.beside.get(suffix, ""), whole_bytes)
 
 
 def _file_problems(file: Path, expected: FileFacts, spots: str, whole_bytes: int) -> Iterator[Problem]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from megatron_7b.data.corpus.indexed_dataset import IndexedDataset, resolve_prefix
 from megatron_7b.data.corpus.manifest import FileFacts, Manifest
 from megatron_7b.data.corpus.manifest_reader import find_edit, load_manifest, manifest_path, token_dtype
-from megatron_7b.data.corpus.publish import MASK_SUFFIX
 from megatron_7b.data.corpus.scan import (
     Advance,
     ScannedBin,
@@ -115,7 +114,7 @@ class CorpusCheck:
     @staticmethod
     def _side_files(manifest: Manifest) -> dict[str, FileFacts]:
         """Files beside the .bin, by ending."""
-        return {".idx": manifest.idx} | ({} if manifest.mask is None else {MASK_SUFFIX: manifest.mask})
+        return {".idx": manifest.idx, **manifest.beside}
 
     def _file(self, suffix: str) -> Path:
         return Path(self.report.prefix + suffix)

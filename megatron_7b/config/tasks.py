@@ -1,0 +1,7 @@
+"""What fine-tuning may be asked to do, as a configuration names it."""
+
+TASKS: dict[str, str] = {
+    "chat": "chat",
+}
+"""Tasks by name, each with the objective that trains it. Add to it before a configuration that names the addition is
+read; what prepares its data is an entry of `finetune.tasks.PREPARERS`."""

@@ -1,0 +1,14 @@
+"""The tasks of fine-tuning: each a file that turns what users write into what a run reads.
+
+To add one: a file here with a function like those below, an entry in `PREPARERS` and in `config.tasks.TASKS`, and the
+objective that trains it.
+"""
+
+from collections.abc import Callable
+
+from megatron_7b.finetune.preparation import Preparation, PreparedData
+from megatron_7b.finetune.tasks.chat import prepare_chat
+
+PREPARERS: dict[str, Callable[[Preparation], PreparedData]] = {
+    "chat": prepare_chat,
+}
