@@ -1,11 +1,13 @@
 """Output layer and cross entropy in one: only a few hundred tokens' logits exist at a time.
 
-The gradients are computed in the forward pass, while a chunk of logits is still in the cache, so neither logits nor
-probabilities are stored, and nothing is computed twice. This is exact because the result is a single number, the masked
-sum of the token losses: the backward pass only scales.
+Where the masked sum of the token losses is wanted, the gradients are computed in the forward pass, while a chunk of
+logits is still in the cache, so neither logits nor probabilities are stored, and nothing is computed twice. This is
+exact because the backward pass only scales. Where the caller makes something else of the losses of single tokens, the
+backward pass computes each chunk of logits once more.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,86 @@ from megatron_7b.runtime.cpu.kernels import accumulate_weight_gradient
 _CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, and products still run at full speed
 
 
+class _Vocabulary(NamedTuple):
+    """Which tokens this rank's rows of the output layer are of."""
+
+    first_token: int
+    """Token id of the first row."""
+    num_true: int
+    """Rows that belong to tokens, the first ones."""
+    group: dist.ProcessGroup | None
+    """Tensor-parallel ranks; None for one."""
+
+
+class _OutputLayer(NamedTuple):
+    """This rank's part of the output layer."""
+
+    weight: Tensor
+    """[v/tp, h]."""
+    bias: Tensor | None
+    """[v/tp]."""
+    vocabulary: _Vocabulary
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """The gradients of a weighted sum of token losses, as a sweep over the tokens adds them up.
+
+    Attributes:
+        hidden: [n, h].
+        weight: [v/tp, h] in FP32, or megatron-core's gradient buffer; None if the weight isn't trained.
+        bias: [v/tp] in FP32; None if there is none.
+        in_main_grad: `weight` is that buffer.
+    """
+
+    hidden: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    in_main_grad: bool
+
+    @classmethod
+    def build(cls, hidden: Tensor, layer: _OutputLayer, *, is_trained: bool) -> Self:
+        """Return zeros, or the gradient buffer that is there."""
+        in_main_grad = is_trained and hidden.device.type == "cpu" and hasattr(layer.weight, "main_grad")
+        if in_main_grad:
+            weight: Tensor | None = layer.weight.main_grad  # type: ignore[attr-defined]
+        else:
+            weight = torch.zeros_like(layer.weight, dtype=torch.float32) if is_trained else None
+        bias = None if layer.bias is None else torch.zeros_like(layer.bias, dtype=torch.float32)
+        return cls(torch.empty_like(hidden), weight, bias, in_main_grad)
+
+    def add(self, part: slice, hidden: Tensor, grad_logits: Tensor, layer: _OutputLayer) -> None:
+        """Add what one chunk of tokens contributes, given its hidden states and the gradient by its logits."""
+        grad_logits = grad_logits.to(layer.weight.dtype)
+        torch.mm(grad_logits, layer.weight, out=self.hidden[part])
+        if self.weight is not None:
+            accumulate_weight_gradient(hidden, grad_logits, self.weight)
+        if self.bias is not None:
+            self.bias.add_(grad_logits.sum(dim=0, dtype=torch.float32))
+
+    def by_inputs(self, layer: _OutputLayer) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the gradients by hidden states, weight and bias, each in the number format of its tensor."""
+        weight = None if self.weight is None or self.in_main_grad else self.weight.to(layer.weight.dtype)
+        bias = None if self.bias is None or layer.bias is None else self.bias.to(layer.bias.dtype)
+        return self.hidden, weight, bias
+
+
+def _sweep(
+    hidden: Tensor, layer: _OutputLayer, labels: Tensor, weights: Tensor, gradients: _Gradients | None
+) -> Tensor:
+    """Return the loss of each token, [n]; the gradients of their weighted sum are added to `gradients`."""
+    losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    rows = max(1, _CHUNK_BYTES // (4 * layer.weight.shape[0]))
+    for start in range(0, hidden.shape[0], rows):
+        part = slice(start, start + rows)
+        chunk = hidden[part]
+        logits = chunk @ layer.weight.t() if layer.bias is None else torch.addmm(layer.bias, chunk, layer.weight.t())
+        losses[part], grad_logits = _cross_entropy(logits, labels[part], weights[part], layer.vocabulary)
+        if gradients is not None:
+            gradients.add(part, chunk, grad_logits, layer)
+    return losses
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of masked token losses of `hidden @ weight.T + bias` against labels, vocabulary-parallel."""
 
@@ -26,54 +108,55 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        vocabulary: _Vocabulary,
         labels: Tensor,
-        loss_mask: Tensor,
-        first_token: int,
-        num_true: int,
-        group: dist.ProcessGroup | None,
+        mask: Tensor,
     ) -> Tensor:
-        with_gradients = any(ctx.needs_input_grad)
-        loss_sum = hidden.new_zeros((), dtype=torch.float64)  # of as many chunks as there are
-        grad_hidden = torch.empty_like(hidden) if with_gradients else None
-        ctx.in_main_grad = with_gradients and hidden.device.type == "cpu" and hasattr(weight, "main_grad")
-        if ctx.in_main_grad:
-            grad_weight = weight.main_grad  # type: ignore[attr-defined]
-        else:
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if with_gradients and bias is not None else None
-        rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
-        for start in range(0, hidden.shape[0], rows):
-            part = slice(start, start + rows)
-            logits = hidden[part] @ weight.t() if bias is None else torch.addmm(bias, hidden[part], weight.t())
-            losses, grad_logits = _cross_entropy(logits, labels[part] - first_token, loss_mask[part], num_true, group)
-            loss_sum += losses
-            if grad_hidden is not None:
-                grad_logits = grad_logits.to(weight.dtype)
-                torch.mm(grad_logits, weight, out=grad_hidden[part])
-                accumulate_weight_gradient(hidden[part], grad_logits, grad_weight)
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0, dtype=torch.float32)
-        ctx.grad_bias = None if bias is None or grad_bias is None else grad_bias.to(bias.dtype)
-        if ctx.in_main_grad:
-            ctx.weight = weight
-            ctx.save_for_backward(grad_hidden)
-        elif grad_hidden is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
-        return loss_sum.float()
+        layer, gradients = _OutputLayer(weight, bias, vocabulary), None
+        if any(ctx.needs_input_grad):
+            gradients = _Gradients.build(hidden, layer, is_trained=ctx.needs_input_grad[1])
+            ctx.layer, ctx.in_main_grad = layer, gradients.in_main_grad
+        losses = _sweep(hidden, layer, labels, mask, gradients)
+        if gradients is not None:
+            ctx.save_for_backward(*gradients.by_inputs(layer))
+        return (losses * mask).sum(dtype=torch.float64).float()
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, *rest = ctx.saved_tensors
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         if ctx.in_main_grad:
             # What is in the gradient buffer cannot be scaled any more. The schedule has no reason to: it divides by
             # the tokens of the whole batch at the end.
             assert grad_output.item() == 1.0, "the sum of the token losses was scaled before its backward pass"
-            grad_weight = _stand_in(ctx.weight)
+            grad_weight = _stand_in(ctx.layer.weight)
         else:
-            grad_weight = rest[0].mul_(grad_output)
+            grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)
             grad_hidden = grad_hidden.mul_(grad_output)
-        grad_bias = None if ctx.grad_bias is None else ctx.grad_bias * grad_output
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+        grad_bias = None if grad_bias is None else grad_bias * grad_output
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+class _LinearTokenLosses(torch.autograd.Function):
+    """Loss of each token of `hidden @ weight.T + bias` against labels, vocabulary-parallel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: _Vocabulary, labels: Tensor
+    ) -> Tensor:
+        layer = _OutputLayer(weight, bias, vocabulary)
+        ctx.layer, ctx.is_trained = layer, ctx.needs_input_grad[1]
+        ctx.save_for_backward(hidden, labels)
+        return _sweep(hidden, layer, labels, hidden.new_ones(hidden.shape[0], dtype=torch.float32), None)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, labels = ctx.saved_tensors
+        gradients = _Gradients.build(hidden, ctx.layer, is_trained=ctx.is_trained)
+        _sweep(hidden, ctx.layer, labels, grad_output, gradients)
+        grad_hidden, grad_weight, grad_bias = gradients.by_inputs(ctx.layer)
+        if gradients.in_main_grad:
+            grad_weight = _stand_in(ctx.layer.weight)
+        return grad_hidden, grad_weight, grad_bias, None, None
 
 
 def _stand_in(weight: Tensor) -> Tensor:
@@ -86,28 +169,27 @@ def _stand_in(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
 
 
-def _cross_entropy(
-    logits: Tensor, labels: Tensor, loss_mask: Tensor, num_true: int, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
-    """Return the masked sum of losses over the whole vocabulary, and its gradient by these logits.
+def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: _Vocabulary) -> tuple[Tensor, Tensor]:
+    """Return the losses over the whole vocabulary, and the gradient of their weighted sum by these logits.
 
     Args:
         logits: [n, v/tp]; overwritten.
-        labels: [n], relative to the first column; outside [0, v/tp) where another rank holds it.
-        loss_mask: [n].
-        num_true: Columns that belong to tokens.
-        group: Tensor-parallel ranks; None for one.
+        labels: Token ids, [n].
+        weights: FP32 [n].
+        vocabulary: Which tokens the columns are of.
 
     Returns:
-        Loss sum (the same on all ranks) and gradient [n, v/tp].
+        FP32 losses [n], the same on all ranks and not weighted, and gradient [n, v/tp].
 
     Collective: the tensor-parallel group.
     """
+    _, num_true, group = vocabulary
+    labels = labels - vocabulary.first_token  # outside of the columns where another rank holds it
     held = (labels >= 0) & (labels < num_true)
     index = torch.where(held, labels, 0).unsqueeze(1)
     label_logits = logits.gather(1, index).squeeze(1).float()
     # Over this rank's columns only; another rank's are joined through the logarithm of the sum.
-    factor = loss_mask if group is None else torch.ones_like(loss_mask)
+    factor = weights if group is None else torch.ones_like(weights)
     if cpu_kernels.is_supported(logits):
         normalizer, probabilities = cpu_kernels.softmax_(logits, factor, num_true), logits
     else:
@@ -120,12 +202,12 @@ def _cross_entropy(
         of_ranks = mine.new_empty(group.size(), *mine.shape)
         dist.all_gather(list(of_ranks), mine, group=group)
         local, normalizer, label_logits = normalizer, torch.logsumexp(of_ranks[:, 0], dim=0), of_ranks[:, 1].sum(dim=0)
-        probabilities *= (torch.exp(local - normalizer) * loss_mask).unsqueeze(1)
+        probabilities *= (torch.exp(local - normalizer) * weights).unsqueeze(1)
     # p - 1 of the label from FP32: where p is almost 1, a BF16 one has lost what counts.
-    label_gradient = (torch.expm1(label_logits - normalizer) * loss_mask).to(probabilities.dtype).unsqueeze(1)
+    label_gradient = (torch.expm1(label_logits - normalizer) * weights).to(probabilities.dtype).unsqueeze(1)
     of_index = torch.where(held.unsqueeze(1), label_gradient, probabilities.gather(1, index))
     probabilities.scatter_(1, index, of_index)
-    return ((normalizer - label_logits) * loss_mask).sum(), probabilities
+    return normalizer - label_logits, probabilities
 
 
 def linear_cross_entropy(
@@ -157,8 +239,37 @@ def linear_cross_entropy(
 
     Collective: the tensor-parallel group.
     """
-    num_true = max(0, min(num_true, weight.shape[0]))
-    result: Tensor = _LinearCrossEntropy.apply(
-        hidden, weight, bias, labels, loss_mask.float(), first_token, num_true, group
-    )
+    vocabulary = _Vocabulary(first_token, max(0, min(num_true, weight.shape[0])), group)
+    result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, vocabulary, labels, loss_mask.float())
+    return result
+
+
+def linear_token_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    first_token: int,
+    num_true: int,
+    group: dist.ProcessGroup | None,
+) -> Tensor:
+    """Return the cross entropy of each token; the backward pass takes any weights of them.
+
+    Args:
+        hidden: As for `linear_cross_entropy`, and so are the others.
+        weight: [v/tp, h].
+        labels: [n].
+        bias: [v/tp].
+        first_token: Token id of the first row.
+        num_true: True vocabulary size less `first_token`.
+        group: Tensor-parallel ranks, None where there is one.
+
+    Returns:
+        FP32 [n], the same on all ranks of the group.
+
+    Collective: the tensor-parallel group, in the backward pass too.
+    """
+    vocabulary = _Vocabulary(first_token, max(0, min(num_true, weight.shape[0])), group)
+    result: Tensor = _LinearTokenLosses.apply(hidden, weight, bias, vocabulary, labels)
     return result

@@ -1,13 +1,16 @@
 """The fused output layer and loss against torch's own cross entropy, gradients included."""
 
+import functools
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as functional
+from torch.nn import functional
 
 from megatron_7b.model import fused_loss
-from megatron_7b.model.fused_loss import linear_cross_entropy
+from megatron_7b.model.fused_loss import linear_cross_entropy, linear_token_losses
 from tests.support.ranks import run_ranks
 
 TOKENS, HIDDEN, VOCABULARY, PADDED = 37, 16, 101, 128
@@ -66,16 +69,48 @@ def test_without_gradients_only_the_loss_is_computed() -> None:
     assert not loss.requires_grad
 
 
-def shard_results(world_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def weighted_sum(hidden: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor, **where: Any) -> torch.Tensor:
+    """Make the masked sum of the losses of single tokens."""
+    return (linear_token_losses(hidden, weight, inputs()[2], **where) * mask).sum()
+
+
+@pytest.mark.parametrize("in_main_grad", [True, False])
+def test_losses_of_single_tokens_and_their_gradients_are_those_of_torch(
+    in_main_grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused_loss, "_CHUNK_BYTES", 5 * 4 * PADDED)
+    hidden, weight, _, mask = inputs()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    if in_main_grad:
+        weight.main_grad = torch.zeros_like(weight)  # type: ignore[attr-defined]
+    loss = weighted_sum(hidden, weight, mask, first_token=0, num_true=VOCABULARY, group=None)
+    (3.0 * loss).backward()
+    grad_weight = weight.main_grad if in_main_grad else weight.grad  # type: ignore[attr-defined]
+    for actual, right in zip((loss.detach(), hidden.grad, grad_weight), expected(3.0), strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_that_is_not_trained_costs_no_gradient() -> None:
+    hidden, weight, labels, mask = inputs()
+    hidden.requires_grad_()
+    linear_cross_entropy(hidden, weight, labels, mask, first_token=0, num_true=VOCABULARY, group=None).backward()
+    torch.testing.assert_close(hidden.grad, expected(1.0)[1], rtol=1e-5, atol=1e-5)
+    assert weight.grad is None
+
+
+def shard_results(world_size: int, *, by_token: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Entry point of a rank: the loss, the sum of the hidden gradients, and this rank's part of the weight's."""
     hidden, weight, labels, mask = inputs()
     rank, rows = dist.get_rank(), PADDED // world_size
     hidden.requires_grad_()
     part = weight[rank * rows : (rank + 1) * rows].clone().requires_grad_()
     first = rank * rows
-    loss = linear_cross_entropy(
-        hidden, part, labels, mask, first_token=first, num_true=VOCABULARY - first, group=dist.group.WORLD
-    )
+    where: dict[str, Any] = {"first_token": first, "num_true": VOCABULARY - first, "group": dist.group.WORLD}
+    if by_token:
+        loss = weighted_sum(hidden, part, mask, **where)
+    else:
+        loss = linear_cross_entropy(hidden, part, labels, mask, **where)
     loss.backward()
     assert hidden.grad is not None
     assert part.grad is not None
@@ -84,11 +119,11 @@ def shard_results(world_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return loss.detach().numpy(), hidden.grad.numpy(), part.grad.numpy()
 
 
-@pytest.mark.parametrize("world_size", [2, 8])
-def test_vocabulary_parallel_loss_is_that_of_one_rank(world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "by_token"), [(2, False), (8, False), (2, True)])
+def test_vocabulary_parallel_loss_is_that_of_one_rank(world_size: int, by_token: bool) -> None:
     """With eight ranks of 16 rows each, the last one holds nothing but padding."""
     loss, grad_hidden, grad_weight = expected(1.0)
-    results = run_ranks(world_size, shard_results, world_size)
+    results = run_ranks(world_size, functools.partial(shard_results, world_size, by_token=by_token))
     for actual_loss, actual_hidden, _ in results:
         np.testing.assert_allclose(actual_loss, loss, rtol=1e-6)
         np.testing.assert_allclose(actual_hidden, grad_hidden, rtol=1e-5, atol=1e-5)

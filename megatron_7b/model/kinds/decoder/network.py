@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_7b import upstream
 from megatron_7b.config.schema import RopeScalingConfig
-from megatron_7b.model.fused_loss import linear_cross_entropy
+from megatron_7b.model.fused_loss import linear_cross_entropy, linear_token_losses
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_layer_pattern
 from megatron_7b.model.kinds.decoder.parameters import core_name
@@ -20,7 +20,7 @@ from megatron_7b.model.parameters import ParameterTable
 
 
 class LanguageModel(ModelChunk, HybridModel):
-    """megatron-core's HybridModel with a true vocabulary size, returning the masked sum of the token losses.
+    """megatron-core's HybridModel with a true vocabulary size, returning the losses of tokens or their masked sum.
 
     Attributes:
         table: The parameters of the whole model, vocabulary padding included.
@@ -42,6 +42,7 @@ class LanguageModel(ModelChunk, HybridModel):
         *,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        by_token: bool = False,
         **kwargs: Any,
     ) -> Tensor:
         """Run this chunk.
@@ -52,11 +53,12 @@ class LanguageModel(ModelChunk, HybridModel):
             attention_mask: None: attention is causal.
             labels: [b, s]; None asks for logits.
             loss_mask: [b, s]; needed with labels.
+            by_token: Return the losses of the tokens one by one instead of their sum.
             kwargs: As megatron-core's HybridModel takes them.
 
         Returns:
             On a chunk that is not the last: hidden states [s, b, h]. On the last: FP32 sum of the token losses that the
-            mask keeps, or without labels the logits [b, s, v/tp].
+            mask keeps, or `by_token` each times its mask, [b, s]; without labels the logits [b, s, v/tp].
 
         Collective: the tensor-parallel group.
         """
@@ -66,7 +68,10 @@ class LanguageModel(ModelChunk, HybridModel):
         assert loss_mask is not None
         if not self.fuse_loss:
             output: Tensor = super().forward(input_ids, position_ids, attention_mask, labels=labels, **kwargs)
-            return (output.float() * loss_mask).sum() if self.post_process else output
+            if not self.post_process:
+                return output
+            losses = output.float() * loss_mask
+            return losses if by_token else losses.sum()
         embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
         rotation = None
         if self.position_embedding_type == "rope":
@@ -74,10 +79,10 @@ class LanguageModel(ModelChunk, HybridModel):
             length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, packed)
             rotation = self.rotary_pos_emb(length)
         hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=rotation, **kwargs)
-        return self._fused_loss(hidden, labels, loss_mask) if self.post_process else hidden
+        return self._fused_loss(hidden, labels, loss_mask, by_token=by_token) if self.post_process else hidden
 
-    def _fused_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor) -> Tensor:
-        """Return the masked sum of losses from the last hidden states, [s, b, h] or [s/tp, b, h]."""
+    def _fused_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, *, by_token: bool) -> Tensor:
+        """Return the masked losses from the last hidden states, [s, b, h] or [s/tp, b, h]; their sum, or [b, s]."""
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=group)
@@ -89,15 +94,17 @@ class LanguageModel(ModelChunk, HybridModel):
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         first_token = group.rank() * weight.shape[0]
-        return linear_cross_entropy(
-            hidden.flatten(0, 1),
-            weight,
-            labels.t().flatten(),
-            loss_mask.t().flatten(),
-            first_token=first_token,
-            num_true=self.true_vocab_size - first_token,
-            group=group if group.size() > 1 else None,
-        )
+        states, targets, mask = hidden.flatten(0, 1), labels.t().flatten(), loss_mask.t().flatten()
+        place: dict[str, Any] = {
+            "first_token": first_token,
+            "num_true": self.true_vocab_size - first_token,
+            "group": group if group.size() > 1 else None,
+        }
+        if not by_token:
+            return linear_cross_entropy(states, weight, targets, mask, **place)
+        kept = mask.nonzero().squeeze(1)  # only they go through the output layer
+        losses = mask[kept] * linear_token_losses(states[kept], weight, targets[kept], **place)
+        return mask.new_zeros(mask.shape).index_copy(0, kept, losses).view(labels.shape[::-1]).t()
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the cross entropy of each token over the true vocabulary.
