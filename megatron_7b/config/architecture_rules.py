@@ -32,6 +32,10 @@ _FEWEST_CORRUPTED = 3
 """A token of text, a sentinel and the end: the shortest text that a span is missing from."""
 
 
+_SMOOTHED_TASKS = ("chat",)
+"""Tasks whose loss is the cross entropy of single tokens."""
+
+
 def _is_default(case: Case, path: str) -> bool:
     return bool(get_value(case.config, path) == options()[path].default)
 
@@ -249,4 +253,13 @@ def _encoder_decoders_have_one_stage(case: Case) -> Iterator[Problem]:
             "parallel.pipeline_model_parallel_size",
             f"must be 1 for {model.architecture}, as megatron-core has no pipeline in which every stage of the decoder "
             "gets the encoder's states: use tensor or data parallelism",
+        )
+
+
+@rule("finetune.label_smoothing", "finetune.task")
+def _smoothed_labels_are_tokens(case: Case) -> Iterator[Problem]:
+    task = case.config.finetune.task
+    if case.config.finetune.label_smoothing and task not in _SMOOTHED_TASKS:
+        yield case.problem(
+            "finetune.label_smoothing", f"only applies with finetune.task {' | '.join(_SMOOTHED_TASKS)}, not {task}"
         )

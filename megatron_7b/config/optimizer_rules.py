@@ -44,6 +44,7 @@ def _learning_rate_falls(case: Case) -> Iterator[Problem]:
 @rule(
     "optimizer.lr_decay_style",
     "optimizer.lr_warmup_steps",
+    "optimizer.lr_warmup_fraction",
     "optimizer.lr_decay_steps",
     "optimizer.lr_wsd_decay_steps",
     "training.train_steps",
@@ -53,11 +54,12 @@ def _schedule_phases_fit(case: Case) -> Iterator[Problem]:
     end = optimizer.lr_decay_steps or train_steps
     end_name = "optimizer.lr_decay_steps" if optimizer.lr_decay_steps else "training.train_steps"
     # A run that is shorter than its warm-up is a try-out, and possible; a decay that ends before it begins is not.
-    if optimizer.lr_decay_steps is not None and optimizer.lr_warmup_steps >= optimizer.lr_decay_steps:
+    warmup_steps = optimizer.warmup_steps(train_steps)
+    if optimizer.lr_warmup_fraction is None and optimizer.lr_decay_steps is not None and warmup_steps >= end:
         yield case.problem("optimizer.lr_warmup_steps", f"must be below optimizer.lr_decay_steps = {end}")
     if optimizer.lr_wsd_decay_steps is None:
         return
-    path, room = "optimizer.lr_wsd_decay_steps", end - optimizer.lr_warmup_steps
+    path, room = "optimizer.lr_wsd_decay_steps", end - warmup_steps
     if optimizer.lr_decay_style != "wsd":
         yield case.problem(path, f"only applies with optimizer.lr_decay_style wsd, not {optimizer.lr_decay_style}")
     elif optimizer.lr_wsd_decay_steps > room > 0:

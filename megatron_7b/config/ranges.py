@@ -72,6 +72,8 @@ FRACTIONS = (
     "optimizer.adam_beta2",
     "optimizer.sgd_momentum",
     "optimizer.muon_momentum",
+    "optimizer.lr_warmup_fraction",
+    "finetune.label_smoothing",
 )
 OPEN_FRACTIONS = ("objective.masked_share", "objective.noise_density")
 SHARES = ("objective.short_share", "data.fim_rate", "data.fim_spm_rate")

@@ -4,6 +4,7 @@ Field names are megatron-core's wherever it has the concept. Steps are optimizer
 `data.seq_length` tokens. Nothing here imports torch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -158,6 +159,8 @@ class FinetuneConfig:
     """chat: a file with the template; None means the tokenizer's own, or a plain one if it carries none."""
     packing: bool = True
     """Let several samples share a row, kept apart in attention; otherwise rows are filled up with padding."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over the whole vocabulary while training; validation has none of it."""
     epochs: float | None = None
     """Passes over the data, which decide training.train_steps; None leaves it as it is set."""
 
@@ -255,10 +258,18 @@ class OptimizerConfig:
     """Shape after the warm-up; wsd holds the peak and decays only at the end."""
     lr_warmup_steps: int = 0
     """Steps over which the learning rate rises to its peak."""
+    lr_warmup_fraction: float | None = None
+    """The same as a share of the steps until the decay ends, rounded up; if set, lr_warmup_steps has no effect."""
     lr_decay_steps: int | None = None
     """Step at which min_lr is reached; None means training.train_steps."""
     lr_wsd_decay_steps: int | None = None
     """Length of the final decay of the wsd style; None means a tenth of lr_decay_steps."""
+
+    def warmup_steps(self, train_steps: int) -> int:
+        """Return over how many steps the rate of a run of some length rises, which may be given as a share of them."""
+        if self.lr_warmup_fraction is None:
+            return self.lr_warmup_steps
+        return math.ceil(self.lr_warmup_fraction * (self.lr_decay_steps or train_steps))
 
 
 @dataclass(frozen=True, kw_only=True)

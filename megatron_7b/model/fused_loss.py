@@ -28,6 +28,10 @@ class _Vocabulary(NamedTuple):
     """Rows that belong to tokens, the first ones."""
     group: dist.ProcessGroup | None
     """Tensor-parallel ranks; None for one."""
+    size: int
+    """Tokens of all ranks."""
+    smoothing: float = 0.0
+    """Share of each label that is spread over all tokens."""
 
 
 class _OutputLayer(NamedTuple):
@@ -183,11 +187,14 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: 
 
     Collective: the tensor-parallel group.
     """
-    _, num_true, group = vocabulary
+    _, num_true, group, size, smoothing = vocabulary
     labels = labels - vocabulary.first_token  # outside of the columns where another rank holds it
     held = (labels >= 0) & (labels < num_true)
     index = torch.where(held, labels, 0).unsqueeze(1)
     label_logits = logits.gather(1, index).squeeze(1).float()
+    mean_logits = torch.zeros_like(label_logits)
+    if smoothing:
+        mean_logits = logits[:, :num_true].sum(dim=1, dtype=torch.float32) / size
     # Over this rank's columns only; another rank's are joined through the logarithm of the sum.
     factor = weights if group is None else torch.ones_like(weights)
     if cpu_kernels.is_supported(logits):
@@ -198,16 +205,24 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: 
         normalizer = label_logits - log_probabilities.gather(1, index).squeeze(1)
         probabilities = log_probabilities.exp_().mul_(factor.unsqueeze(1))
     if group is not None:
-        mine = torch.stack((normalizer, torch.where(held, label_logits, 0.0)))
+        mine = torch.stack((normalizer, torch.where(held, label_logits, 0.0), mean_logits))
         of_ranks = mine.new_empty(group.size(), *mine.shape)
         dist.all_gather(list(of_ranks), mine, group=group)
-        local, normalizer, label_logits = normalizer, torch.logsumexp(of_ranks[:, 0], dim=0), of_ranks[:, 1].sum(dim=0)
+        local, normalizer = normalizer, torch.logsumexp(of_ranks[:, 0], dim=0)
+        label_logits, mean_logits = of_ranks[:, 1:].sum(dim=0)
         probabilities *= (torch.exp(local - normalizer) * weights).unsqueeze(1)
     # p - 1 of the label from FP32: where p is almost 1, a BF16 one has lost what counts.
-    label_gradient = (torch.expm1(label_logits - normalizer) * weights).to(probabilities.dtype).unsqueeze(1)
+    label_gradient = torch.expm1(label_logits - normalizer) * weights
+    expected_logits = label_logits
+    if smoothing:
+        of_each = smoothing / size * weights
+        probabilities[:, :num_true] -= of_each.unsqueeze(1)
+        label_gradient += smoothing * weights - of_each
+        expected_logits = torch.lerp(label_logits, mean_logits, smoothing)
+    label_gradient = label_gradient.to(probabilities.dtype).unsqueeze(1)
     of_index = torch.where(held.unsqueeze(1), label_gradient, probabilities.gather(1, index))
     probabilities.scatter_(1, index, of_index)
-    return normalizer - label_logits, probabilities
+    return normalizer - expected_logits, probabilities
 
 
 def linear_cross_entropy(
@@ -220,6 +235,7 @@ def linear_cross_entropy(
     first_token: int,
     num_true: int,
     group: dist.ProcessGroup | None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Return the sum of the cross entropies of all tokens that the mask keeps.
 
@@ -233,13 +249,15 @@ def linear_cross_entropy(
         num_true: True vocabulary size less `first_token`: rows from there on are padding and get no probability.
         group: Tensor-parallel ranks, None where there is one. The gradient of `hidden` is this rank's part: the caller
             sums it over the group.
+        label_smoothing: Share of each label that is spread over the true vocabulary.
 
     Returns:
         FP32 scalar, the same on all ranks of the group.
 
     Collective: the tensor-parallel group.
     """
-    vocabulary = _Vocabulary(first_token, max(0, min(num_true, weight.shape[0])), group)
+    num_held = max(0, min(num_true, weight.shape[0]))
+    vocabulary = _Vocabulary(first_token, num_held, group, first_token + num_true, label_smoothing)
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, vocabulary, labels, loss_mask.float())
     return result
 
@@ -270,6 +288,7 @@ def linear_token_losses(
 
     Collective: the tensor-parallel group, in the backward pass too.
     """
-    vocabulary = _Vocabulary(first_token, max(0, min(num_true, weight.shape[0])), group)
+    num_held = max(0, min(num_true, weight.shape[0]))
+    vocabulary = _Vocabulary(first_token, num_held, group, first_token + num_true)
     result: Tensor = _LinearTokenLosses.apply(hidden, weight, bias, vocabulary, labels)
     return result

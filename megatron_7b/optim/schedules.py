@@ -13,8 +13,8 @@ from megatron_7b.config.schema import OptimizerConfig
 def learning_rate(step: int, config: OptimizerConfig, train_steps: int) -> float:
     """Return the learning rate of one update.
 
-    Warm-up rises linearly and reaches `lr` at step `lr_warmup_steps`: step k of the warm-up uses lr·k/lr_warmup_steps,
-    so the first update already moves the weights. The decay begins at the step after and reaches `min_lr` exactly at
+    Warm-up rises linearly and reaches `lr` at its last step: step k of n uses lr·k/n, so the first update already moves
+    the weights. The decay begins at the step after and reaches `min_lr` exactly at
     step `lr_decay_steps` (`train_steps` where that is None), beyond which it stays there.
 
     Args:
@@ -33,8 +33,9 @@ def learning_rate(step: int, config: OptimizerConfig, train_steps: int) -> float
     """
     if step < 1:
         raise ValueError(f"steps are counted from 1, got {step}")
-    if step <= config.lr_warmup_steps:
-        return config.lr * (step / config.lr_warmup_steps)  # in this order, the last one is exactly lr
+    warmup_steps = config.warmup_steps(train_steps)
+    if step <= warmup_steps:
+        return config.lr * (step / warmup_steps)  # in this order, the last one is exactly lr
     if config.lr_decay_style == "constant":
         return config.lr
     return config.min_lr + (config.lr - config.min_lr) * _share_above_minimum(step, config, train_steps)
@@ -43,14 +44,15 @@ def learning_rate(step: int, config: OptimizerConfig, train_steps: int) -> float
 def _share_above_minimum(step: int, config: OptimizerConfig, train_steps: int) -> float:
     """Return which share of the way from min_lr to lr is left after the warm-up: 1 falling to 0."""
     decay_end = config.lr_decay_steps if config.lr_decay_steps is not None else train_steps
+    warmup_steps = config.warmup_steps(train_steps)
     match config.lr_decay_style:
         case "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * _progress(step, config.lr_warmup_steps, decay_end)))
+            return 0.5 * (1.0 + math.cos(math.pi * _progress(step, warmup_steps, decay_end)))
         case "linear":
-            return 1.0 - _progress(step, config.lr_warmup_steps, decay_end)
+            return 1.0 - _progress(step, warmup_steps, decay_end)
         case "wsd":
             length = config.lr_wsd_decay_steps if config.lr_wsd_decay_steps is not None else math.ceil(decay_end / 10)
-            decay_start = max(decay_end - length, config.lr_warmup_steps)
+            decay_start = max(decay_end - length, warmup_steps)
             return 1.0 - math.sqrt(_progress(step, decay_start, decay_end))
         case style:
             raise ValueError(f"no learning-rate schedule is called {style!r}")

@@ -194,6 +194,8 @@ CASES = [
         "optimizer.lr_wsd_decay_steps",
         "at most 90",
     ),
+    ({"optimizer.lr_warmup_fraction": 1.0}, 1, "optimizer.lr_warmup_fraction", "below 1"),
+    ({"finetune.label_smoothing": 0.1}, 1, "finetune.label_smoothing", "only applies with finetune.task chat"),
     ({"data.split": "98;2"}, 1, "data.split", "expected shares"),
     ({"data.split": "0,1,1"}, 1, "data.split", "expected shares"),
     ({"data.split": "1,nan"}, 1, "data.split", "expected shares"),

@@ -31,7 +31,7 @@ def conversations() -> list[dict[str, Any]]:
     ]
 
 
-def train_with_trl(folder: Path, output: Path) -> tuple[list[float], dict[str, Any]]:
+def train_with_trl(folder: Path, output: Path, smoothing: float) -> tuple[list[float], dict[str, Any]]:
     """Return the losses of the steps, and the weights after them."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -41,8 +41,8 @@ def train_with_trl(folder: Path, output: Path) -> tuple[list[float], dict[str, A
         output_dir=str(output), max_steps=STEPS, logging_steps=1, report_to=[], save_strategy="no", use_cpu=True,
         bf16=False, per_device_train_batch_size=MICROBATCH, gradient_accumulation_steps=ROWS // MICROBATCH,
         learning_rate=1e-3, lr_scheduler_type="constant", adam_beta1=0.9, adam_beta2=0.95, adam_epsilon=1e-6,
-        weight_decay=0.1, max_grad_norm=1.0, packing=False, assistant_only_loss=True, gradient_checkpointing=False,
-        disable_tqdm=True,
+        weight_decay=0.1, max_grad_norm=1.0, packing=False, assistant_only_loss=True,
+        disable_tqdm=True, label_smoothing_factor=smoothing,
     )  # fmt: skip
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(folder),
@@ -55,7 +55,9 @@ def train_with_trl(folder: Path, output: Path) -> tuple[list[float], dict[str, A
     return found, {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
 
 
-def test_losses_and_weights_are_those_of_trl(tmp_path: Path):
+@pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("smoothing", "tp_size"), [(0.0, 1), (0.1, 2)])
+def test_losses_and_weights_are_those_of_trl(smoothing: float, tp_size: int, tmp_path: Path):
     """A step reads all conversations, so that their order does not matter; both divide by the tokens of the step.
 
     Adam's epsilon is larger than usual, as it would otherwise blow up the rounding of gradients that are almost zero.
@@ -65,13 +67,14 @@ def test_losses_and_weights_are_those_of_trl(tmp_path: Path):
     save_tiny_tokenizer(model)
     (model / "chat_template.jinja").write_text(default_chat_template(load_tokenizer(model)))
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, conversations())))
-    expected, weights = train_with_trl(model, tmp_path / "trl")
+    expected, weights = train_with_trl(model, tmp_path / "trl", smoothing)
     done = run_command(
         "finetune", *COMMON, "--run-dir", run, "--checkpoint.initialize-from", model,
         "--data.train", tmp_path / "chats.jsonl", "--data.split", 1, "--data.seq-length", 128,
         "--finetune.packing", "False", "--training.train-steps", STEPS, "--training.global-batch-size", ROWS,
         "--training.micro-batch-size", MICROBATCH, "--optimizer.lr", 1e-3, "--optimizer.lr-decay-style", "constant",
-        "--optimizer.weight-decay", 0.1, "--optimizer.adam-eps", 1e-6,
+        "--optimizer.weight-decay", 0.1, "--optimizer.adam-eps", 1e-6, "--finetune.label-smoothing", smoothing,
+        "--nproc", tp_size, "--parallel.tensor-model-parallel-size", tp_size,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert losses(run) == pytest.approx(expected, abs=1e-5)

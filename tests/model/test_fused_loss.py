@@ -25,11 +25,12 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return hidden, weight, labels, mask
 
 
-def expected(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def expected(scale: float, smoothing: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden, weight, labels, mask = inputs()
     hidden.requires_grad_()
     weight.requires_grad_()
-    losses = functional.cross_entropy((hidden @ weight.t())[:, :VOCABULARY], labels, reduction="none")
+    logits = (hidden @ weight.t())[:, :VOCABULARY]
+    losses = functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     loss = (losses * mask).sum()
     (scale * loss).backward()
     assert hidden.grad is not None
@@ -37,15 +38,20 @@ def expected(scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return loss.detach(), hidden.grad, weight.grad
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows_per_chunk", [1, 5, 37, 1000])
-def test_loss_and_gradients_are_those_of_torch(rows_per_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_gradients_are_those_of_torch(
+    rows_per_chunk: int, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused_loss, "_CHUNK_BYTES", rows_per_chunk * 4 * PADDED)
     hidden, weight, labels, mask = inputs()
     hidden.requires_grad_()
     weight.requires_grad_()
-    loss = linear_cross_entropy(hidden, weight, labels, mask, first_token=0, num_true=VOCABULARY, group=None)
+    loss = linear_cross_entropy(
+        hidden, weight, labels, mask, first_token=0, num_true=VOCABULARY, group=None, label_smoothing=smoothing
+    )
     (3.0 * loss).backward()
-    for actual, right in zip((loss.detach(), hidden.grad, weight.grad), expected(3.0), strict=True):
+    for actual, right in zip((loss.detach(), hidden.grad, weight.grad), expected(3.0, smoothing), strict=True):
         torch.testing.assert_close(actual, right, rtol=1e-5, atol=1e-5)
     assert weight.grad is not None
     assert not weight.grad[VOCABULARY:].any()
@@ -99,7 +105,7 @@ def test_a_weight_that_is_not_trained_costs_no_gradient() -> None:
     assert weight.grad is None
 
 
-def shard_results(world_size: int, *, by_token: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def shard_results(world_size: int, *, by_token: bool, smoothing: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Entry point of a rank: the loss, the sum of the hidden gradients, and this rank's part of the weight's."""
     hidden, weight, labels, mask = inputs()
     rank, rows = dist.get_rank(), PADDED // world_size
@@ -110,7 +116,7 @@ def shard_results(world_size: int, *, by_token: bool) -> tuple[np.ndarray, np.nd
     if by_token:
         loss = weighted_sum(hidden, part, mask, **where)
     else:
-        loss = linear_cross_entropy(hidden, part, labels, mask, **where)
+        loss = linear_cross_entropy(hidden, part, labels, mask, label_smoothing=smoothing, **where)
     loss.backward()
     assert hidden.grad is not None
     assert part.grad is not None
@@ -119,11 +125,14 @@ def shard_results(world_size: int, *, by_token: bool) -> tuple[np.ndarray, np.nd
     return loss.detach().numpy(), hidden.grad.numpy(), part.grad.numpy()
 
 
-@pytest.mark.parametrize(("world_size", "by_token"), [(2, False), (8, False), (2, True)])
-def test_vocabulary_parallel_loss_is_that_of_one_rank(world_size: int, by_token: bool) -> None:
+@pytest.mark.parametrize(
+    ("world_size", "by_token", "smoothing"), [(2, False, 0.0), (8, False, 0.0), (2, True, 0.0), (8, False, 0.1)]
+)
+def test_vocabulary_parallel_loss_is_that_of_one_rank(world_size: int, by_token: bool, smoothing: float) -> None:
     """With eight ranks of 16 rows each, the last one holds nothing but padding."""
-    loss, grad_hidden, grad_weight = expected(1.0)
-    results = run_ranks(world_size, functools.partial(shard_results, world_size, by_token=by_token))
+    loss, grad_hidden, grad_weight = expected(1.0, smoothing)
+    of_rank = functools.partial(shard_results, world_size, by_token=by_token, smoothing=smoothing)
+    results = run_ranks(world_size, of_rank)
     for actual_loss, actual_hidden, _ in results:
         np.testing.assert_allclose(actual_loss, loss, rtol=1e-6)
         np.testing.assert_allclose(actual_hidden, grad_hidden, rtol=1e-5, atol=1e-5)

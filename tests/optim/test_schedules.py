@@ -77,6 +77,14 @@ def test_six_steps_worked_out_by_hand(style: str, expected: list[float]) -> None
     assert [learning_rate(step, config, 6) for step in range(1, 7)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("decay_steps", "expected"), [(None, 3), (50, 5)])
+def test_the_warm_up_may_be_a_share_of_the_steps_until_the_decay_ends(decay_steps: int | None, expected: int) -> None:
+    shared = OptimizerConfig(lr_warmup_steps=7, lr_warmup_fraction=0.1, lr_decay_steps=decay_steps)
+    counted = OptimizerConfig(lr_warmup_steps=expected, lr_decay_steps=decay_steps)
+    for step in range(1, 31):
+        assert learning_rate(step, shared, 30) == learning_rate(step, counted, 30)
+
+
 def test_wsd_decays_over_the_last_tenth_unless_told_otherwise() -> None:
     config = OptimizerConfig(lr=1.0, min_lr=0.0, lr_decay_style="wsd")
     rates = [learning_rate(step, config, 100) for step in range(1, 101)]

@@ -26,10 +26,14 @@ class LanguageModel(ModelChunk, HybridModel):
         table: The parameters of the whole model, vocabulary padding included.
         true_vocab_size: Rows of the embedding that are tokens; the rest is padding and gets no probability.
         fuse_loss: Compute output layer and loss chunk by chunk, without holding all logits.
+        label_smoothing: Share of each label that is spread over the vocabulary in training; needs the fused loss.
     """
 
-    def __init__(self, *, table: ParameterTable, true_vocab_size: int, fuse_loss: bool, **kwargs: Any) -> None:
+    def __init__(
+        self, *, table: ParameterTable, true_vocab_size: int, fuse_loss: bool, label_smoothing: float, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.label_smoothing = label_smoothing
         self.table = table
         self.true_vocab_size = true_vocab_size
         self.fuse_loss = fuse_loss
@@ -101,7 +105,8 @@ class LanguageModel(ModelChunk, HybridModel):
             "group": group if group.size() > 1 else None,
         }
         if not by_token:
-            return linear_cross_entropy(states, weight, targets, mask, **place)
+            smoothing = self.label_smoothing if self.training else 0.0
+            return linear_cross_entropy(states, weight, targets, mask, label_smoothing=smoothing, **place)
         kept = mask.nonzero().squeeze(1)  # only they go through the output layer
         losses = mask[kept] * linear_token_losses(states[kept], weight, targets[kept], **place)
         return mask.new_zeros(mask.shape).index_copy(0, kept, losses).view(labels.shape[::-1]).t()
@@ -147,12 +152,13 @@ class LanguageModel(ModelChunk, HybridModel):
 
 def build_chunk(plan: ChunkPlan) -> LanguageModel:
     """Build one model chunk of this rank; its parameters are undefined. Collective: none."""
-    model = plan.config.model
+    model, label_smoothing = plan.config.model, plan.config.finetune.label_smoothing
     with upstream.final_norm(plan.kernels.norm):
         chunk = LanguageModel(
             table=plan.table,
             true_vocab_size=plan.vocab_size,
-            fuse_loss=plan.impl == "local",
+            fuse_loss=plan.impl == "local" or label_smoothing > 0.0,  # megatron-core smooths over a rank's own tokens
+            label_smoothing=label_smoothing,
             config=plan.core_config,
             hybrid_stack_spec=build_stack_spec(plan.kernels, qk_layernorm=model.qk_layernorm),
             vocab_size=plan.padded_vocab_size,

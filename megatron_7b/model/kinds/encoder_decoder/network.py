@@ -46,6 +46,7 @@ class EncoderDecoderModel(ModelChunk, LanguageModule):
         model, config = plan.config.model, plan.core_config
         self.table = plan.table
         self.true_vocab_size = plan.vocab_size
+        self.label_smoothing = plan.config.finetune.label_smoothing
         self.pre_process = self.post_process = True
         self.vp_stage = None
         self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights
@@ -213,6 +214,7 @@ class EncoderDecoderModel(ModelChunk, LanguageModule):
             first_token=first_token,
             num_true=self.true_vocab_size - first_token,
             group=group if group.size() > 1 else None,
+            label_smoothing=self.label_smoothing if self.training else 0.0,
         )
 
     def sharded_state_dict(
