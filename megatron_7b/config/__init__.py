@@ -9,11 +9,11 @@ from megatron_7b.config.loading import (
     override_config,
     save_config,
 )
+from megatron_7b.config.optimizer_config import OptimizerConfig
 from megatron_7b.config.schema import (
     CheckpointConfig,
     DataConfig,
     ModelConfig,
-    OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
     RopeScalingConfig,

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from megatron_7b.config import schema
+from megatron_7b.config.one_of import OneOf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Option:
         """The values of a Literal or the names of a table; empty for other types."""
         if typing.get_origin(self.annotation) is typing.Annotated:
             _, names = typing.get_args(self.annotation)
-            return tuple(typing.cast(schema.OneOf, names).table)
+            return tuple(typing.cast(OneOf, names).table)
         return typing.get_args(self.annotation) if typing.get_origin(self.annotation) is typing.Literal else ()
 
     @property

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_7b.config.schema import ModelConfig, OptimizerConfig
+from megatron_7b.config.optimizer_config import OptimizerConfig
+from megatron_7b.config.schema import ModelConfig
 from megatron_7b.model.parameters import Parameter
 from megatron_7b.optim.held import take_parameters, without_parameters
 from megatron_7b.optim.matrices import MatrixExchange

@@ -7,7 +7,7 @@ can draw the schedule of a run from its configuration alone.
 
 import math
 
-from megatron_7b.config.schema import OptimizerConfig
+from megatron_7b.config.optimizer_config import OptimizerConfig
 
 
 def learning_rate(step: int, config: OptimizerConfig, train_steps: int) -> float:

@@ -4,7 +4,8 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 
-from megatron_7b.config.schema import OptimizerConfig, RunConfig
+from megatron_7b.config.optimizer_config import OptimizerConfig
+from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import TrainingError, exit_code
 from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.sizes import count_parameters

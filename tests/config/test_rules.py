@@ -8,6 +8,7 @@ from megatron_7b.config import check_config, load_config, save_config
 from megatron_7b.config.architecture_rules import RULES as ARCHITECTURE_RULES
 from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.model_rules import RULES as MODEL_RULES
+from megatron_7b.config.optimizer_config import OptimizerConfig
 from megatron_7b.config.optimizer_rules import RULES as OPTIMIZER_RULES
 from megatron_7b.config.optimizers import OPTIMIZERS
 from megatron_7b.config.options import options
@@ -15,7 +16,7 @@ from megatron_7b.config.ranges import AT_LEAST_ONE, FRACTIONS, NOT_NEGATIVE, POS
 from megatron_7b.config.rule import Case
 from megatron_7b.config.run_rules import FILE_RULES
 from megatron_7b.config.run_rules import RULES as RUN_RULES
-from megatron_7b.config.schema import OptimizerConfig, RunConfig
+from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 
 TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context"))

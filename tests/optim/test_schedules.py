@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_7b.config.schema import OptimizerConfig
+from megatron_7b.config.optimizer_config import OptimizerConfig
 from megatron_7b.optim.schedules import learning_rate
 
 STYLES = ("cosine", "linear", "wsd", "constant")

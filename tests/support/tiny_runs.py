@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from megatron_7b.config.optimizer_config import OptimizerConfig
 from megatron_7b.config.schema import (
     DataConfig,
     ModelConfig,
-    OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
     RunConfig,

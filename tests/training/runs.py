@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from megatron_7b.config.optimizer_config import OptimizerConfig
 from megatron_7b.config.schema import (
     CheckpointConfig,
     DataConfig,
     ModelConfig,
-    OptimizerConfig,
     PrecisionConfig,
     RunConfig,
     RuntimeConfig,
