@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from megatron_7b.checkpoint.sharding import (
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer
-from megatron_7b.optim.state import round_main_parameters
+from megatron_7b.optim.state import renew_main_parameters, round_main_parameters
 from megatron_7b.parallel import ParallelLayout
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def load_weights(
     *,
     verify: bool = True,
     may_lack: Set[str] = frozenset(),
+    settle: Callable[[Any], None] | None = None,
 ) -> Manifest:
     """Load the parameters into this rank's chunks, whatever layout wrote them.
 
@@ -60,6 +61,7 @@ def load_weights(
             checkpoint has. Without it, the weights are those that the checkpoint's own run computed with.
         verify: Check every file's hash first.
         may_lack: Names of parameters that stay as they are if the checkpoint has none of their name.
+        settle: Called with each chunk once its parameters are loaded: `Adapter.settle`.
 
     Collective: all ranks.
 
@@ -71,7 +73,11 @@ def load_weights(
     lacking = may_lack - opened.weights.tensors.keys()
     model = {name: entry for name, entry in model.items() if entry.key not in lacking}
     _load_model(opened, chunks, model)
+    if settle is not None:
+        for chunk in chunks:
+            settle(chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
     if optimizer is not None:
+        renew_main_parameters(optimizer)  # of those that the checkpoint lacks
         _load_optimizer(opened, optimizer, model, only_main=True)
     return opened.manifest
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_7b.adapter import build_adapter
 from megatron_7b.checkpoint.load import load_weights
 from megatron_7b.config import RunConfig
 from megatron_7b.model.adapter import Adapter
@@ -28,7 +29,7 @@ def opened_model(
         config: From `inference_config`.
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says, so that results depend neither on
             whether the machine has BF16 hardware nor on BF16 rounding, and agree with those of transformers.
-        adapter: What the checkpoint was trained with.
+        adapter: What the checkpoint was trained with; None: what its configuration says.
 
     Yields:
         The model, in evaluation mode.
@@ -47,6 +48,7 @@ def opened_model(
             config = dataclasses.replace(
                 config, precision=dataclasses.replace(config.precision, params_dtype="fp32", fp8="none")
             )
+        adapter = adapter or build_adapter(config)
         model = build_on_ranks(config, device_type, is_training=False, initialize=False, adapter=adapter)
         load_weights(folder, model.chunks, verify=config.checkpoint.verify_on_load)
         for chunk in model.chunks:

@@ -6,7 +6,7 @@ once per rule that stumbles over it.
 
 from collections.abc import Collection
 
-from megatron_7b.config import architecture_rules, model_rules, optimizer_rules, run_rules
+from megatron_7b.config import adapter_rules, architecture_rules, model_rules, optimizer_rules, run_rules
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.ranges import find_out_of_range
 from megatron_7b.config.rule import Case
@@ -31,8 +31,16 @@ def find_conflicts(
     case = Case(config, world_size)
     problems = [problem for problem in find_out_of_range(case) if not _touches((problem.path,), ignore)]
     faulty = {*ignore, *(problem.path for problem in problems)}
-    rules = [*model_rules.RULES, *architecture_rules.RULES, *optimizer_rules.RULES, *run_rules.RULES]
-    for candidate in [*rules, *(run_rules.FILE_RULES if require_data else [])]:
+    rules = [
+        *model_rules.RULES,
+        *architecture_rules.RULES,
+        *optimizer_rules.RULES,
+        *adapter_rules.RULES,
+        *run_rules.RULES,
+    ]
+    if require_data:
+        rules += [*adapter_rules.FILE_RULES, *run_rules.FILE_RULES]
+    for candidate in rules:
         if not _touches(candidate.reads, faulty):
             problems.extend(candidate.check(case))
     return problems

@@ -36,6 +36,11 @@ AT_LEAST_ONE = (
     "training.max_consecutive_nonfinite_steps",
     "telemetry.log_interval_steps",
     "runtime.num_threads",
+    "adapter.rank",
+    "adapter.bottleneck_size",
+    "adapter.initial_rank",
+    "adapter.target_rank",
+    "adapter.delta_t",
 )
 NOT_NEGATIVE = (
     "model.init_method_std",
@@ -49,6 +54,9 @@ NOT_NEGATIVE = (
     "training.eval_interval_steps",
     "checkpoint.save_interval_steps",
     "checkpoint.keep_last",
+    "adapter.tinit",
+    "adapter.tfinal",
+    "adapter.orth_reg_weight",
 )
 POSITIVE = (
     "model.rotary_base",
@@ -64,6 +72,7 @@ POSITIVE = (
     "optimizer.lr_wsd_decay_steps",
     "training.exit_after_seconds",
     "runtime.distributed_timeout_minutes",
+    "adapter.alpha",
 )
 FRACTIONS = (
     "model.hidden_dropout",
@@ -74,8 +83,9 @@ FRACTIONS = (
     "optimizer.muon_momentum",
     "optimizer.lr_warmup_fraction",
     "finetune.label_smoothing",
+    "adapter.dropout",
 )
-OPEN_FRACTIONS = ("objective.masked_share", "objective.noise_density")
+OPEN_FRACTIONS = ("objective.masked_share", "objective.noise_density", "adapter.beta1", "adapter.beta2")
 SHARES = ("objective.short_share", "data.fim_rate", "data.fim_spm_rate")
 MAX_SEED = 2**32 - 1
 """NumPy's limit, the tightest of the generators that are seeded."""

@@ -7,6 +7,7 @@ Field names are megatron-core's wherever it has the concept. Steps are optimizer
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from megatron_7b.config.adapters import AdapterConfig
 from megatron_7b.config.architectures import ARCHITECTURES, Architecture
 from megatron_7b.config.objectives import OBJECTIVES
 from megatron_7b.config.one_of import OneOf
@@ -279,7 +280,7 @@ class CheckpointConfig:
     """Save the optimizer state as well; without it a run cannot resume."""
     initialize_from: str | None = None
     """Checkpoint whose weights a fresh run starts from, written at any layout; of its optimizer state, only FP32 main
-    parameters are used."""
+    parameters are used. With an adapter: the model that it adapts, wherever that is now."""
     on_optimizer_change: Literal["refuse", "restart"] = "refuse"
     """If a run resumes with another optimizer: refuse, or keep weights and progress and begin its state anew."""
     verify_on_load: bool = True
@@ -325,6 +326,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.model.adapter import Adapter
@@ -76,6 +77,9 @@ def build_model(
         stage=0,
     )
     chunks = [kind.build_chunk(replace(plan, stage=stage)) for stage in range(layout.num_chunks)]
+    if adapter is not None:
+        for chunk in chunks:
+            adapter.attach(chunk, table)
     if device_type == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]
     if adapter is not None:
@@ -87,9 +91,19 @@ def build_model(
 
 def _freeze(chunks: list[ModelChunk], adapter: Adapter, base: ParameterTable) -> None:
     """Let only what an adapter adds, or wants, be trained."""
-    own = adapter.own_names(base)
+    trained = adapter.trained_names(base)
     for description, parameter in itertools.chain.from_iterable(map(described_parameters, chunks)):
-        parameter.requires_grad_(description.name in own or adapter.trains_too(description))
+        parameter.requires_grad_(description.name in trained)
+    for chunk in chunks:
+        embedding = getattr(chunk, "embedding", None)
+        if embedding is not None and chunk.config.recompute_granularity == "full":
+            embedding.register_forward_hook(_want_gradient)
+
+
+def _want_gradient(_module: torch.nn.Module, _inputs: object, output: Tensor) -> None:
+    """Let recomputed layers behind a frozen embedding have gradients: they give none if their inputs want none."""
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_()
 
 
 def described_parameters(chunk: ModelChunk) -> Iterator[tuple[Parameter, torch.nn.Parameter]]:

@@ -27,8 +27,10 @@ def _generator(seed: int, name: str, block: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def draw_rows(name: str, row_width: int, first: int, last: int, *, seed: int, std: float) -> Tensor:
-    """Return rows [first, last) of a normally distributed parameter, in FP32 on the CPU.
+def draw_rows(
+    name: str, row_width: int, first: int, last: int, *, seed: int, std: float, is_uniform: bool = False
+) -> Tensor:
+    """Return rows [first, last) of a randomly filled parameter, in FP32 on the CPU.
 
     Args:
         name: What the values are a function of, beside the seed.
@@ -37,6 +39,7 @@ def draw_rows(name: str, row_width: int, first: int, last: int, *, seed: int, st
         last: One past the last row.
         seed: Seed of the run.
         std: Standard deviation.
+        is_uniform: The values are evenly distributed around zero; otherwise normally.
 
     Returns:
         [last - first, row_width].
@@ -51,7 +54,11 @@ def draw_rows(name: str, row_width: int, first: int, last: int, *, seed: int, st
         size, needed = rows_per_block * row_width, (high - start) * row_width
         beginning = math.ceil(needed / _FILLED_AT_ONCE) * _FILLED_AT_ONCE
         values = torch.empty(beginning if beginning + _FILLED_AT_ONCE <= size else size)
-        values.normal_(0.0, std, generator=_generator(seed, name, block))
+        generator = _generator(seed, name, block)
+        if is_uniform:
+            values.uniform_(-std * math.sqrt(3.0), std * math.sqrt(3.0), generator=generator)
+        else:
+            values.normal_(0.0, std, generator=generator)
         rows[low - first : high - first] = values[:needed].view(-1, row_width)[low - start :]
 
     if len(blocks) == 1:
@@ -95,11 +102,12 @@ def initial_shard(
     # Source: GPT-2 and Megatron: projections into the residual stream are narrowed by the number of additions to it.
     std = model.init_method_std if parameter.std is None else parameter.std
     std /= math.sqrt(2.0 * model.num_layers) if parameter.init == "scaled_normal" else 1.0
-    width = parameter.shape[1]
+    width, is_uniform = parameter.shape[1], parameter.init == "uniform"
     parts = []
     for first, last in shard_ranges(parameter, tp_rank, tp_size):
         true_last = max(first, min(last, vocab_size)) if parameter.is_padded else last
-        parts.append(draw_rows(parameter.core_name, width, first, true_last, seed=seed, std=std))
+        name = parameter.core_name
+        parts.append(draw_rows(name, width, first, true_last, seed=seed, std=std, is_uniform=is_uniform))
         if true_last < last:
             parts.append(torch.zeros(last - true_last, width))
     shard = torch.cat(parts)

@@ -12,7 +12,7 @@ from typing import Literal
 from megatron_7b.errors import CheckpointError
 
 type Shape = tuple[int, ...]
-type InitKind = Literal["normal", "scaled_normal", "ones", "zeros"]
+type InitKind = Literal["normal", "scaled_normal", "uniform", "ones", "zeros"]
 type Arrangement = Literal["plain", "vocabulary", "query_key_value", "key_value", "gate_up"]
 
 
@@ -29,6 +29,7 @@ class Parameter:
             are stored as one, that one; where it is stored twice, the one that counts and the other.
         shape: Of the whole parameter.
         init: `scaled_normal` is narrower by sqrt(2 × layers): projections that write into the residual stream.
+            `uniform` is evenly distributed around zero.
         std: Standard deviation of the initial values; None: `model.init_method_std`.
         query_scale: Factor of those of query heads.
         tp_dim: Dimension that tensor parallelism shards; None means that every tensor rank holds the whole.

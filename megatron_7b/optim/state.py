@@ -73,6 +73,13 @@ def take_over(optimizer: "Optimizer", rows: Sequence[StateRow]) -> None:
                 upstream.set_main_and_states(part, held.parameter, tensors)
 
 
+def renew_main_parameters(optimizer: "Optimizer") -> None:
+    """Set the main parameters to the working ones. Collective: none."""
+    for part in optimizer.parts:
+        if part.optimizer is not None:
+            part.reload_model_params()
+
+
 @torch.no_grad()
 def round_main_parameters(optimizer: "Optimizer") -> None:
     """Round the main parameters into the working ones.

@@ -48,6 +48,7 @@ def load_starting_point(run: Run) -> None:
             learner.optimizer,
             verify=verify,
             may_lack=learner.on_ranks.adapter_names,
+            settle=learner.on_ranks.adapter.settle if learner.on_ranks.adapter else None,
         )
         if run.ranks.is_main:
             logger.info("starting from the weights of %s", source)

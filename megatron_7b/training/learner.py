@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from megatron.core.distributed import DistributedDataParallel
 
+from megatron_7b.adapter import build_adapter
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.adapter import Adapter
@@ -57,7 +58,8 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
     Args:
         config: The run; `model.vocab_size` is set.
         device_type: Where to compute.
-        adapter: Added to the model; only what it trains gets gradient buffers and optimizer state.
+        adapter: Added to the model; only what it trains gets gradient buffers and optimizer state. None: the one that
+            the configuration asks for.
 
     Collective: all ranks.
 
@@ -73,6 +75,7 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
         )
     if device_type == "cpu":
         keep_freed_memory()
+    adapter = adapter or build_adapter(config)
     on_ranks = build_on_ranks(config, device_type, is_training=True, adapter=adapter)
     model = wrap_data_parallel(list(on_ranks.chunks), config, process_groups())
     optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))

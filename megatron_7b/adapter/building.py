@@ -1,0 +1,38 @@
+"""From the section `adapter` of a configuration to an adapter: the one table of methods."""
+
+from collections.abc import Callable, Mapping
+
+from megatron_7b.adapter.low_rank.rows import build_low_rank
+from megatron_7b.adapter.targets import check_modules_to_save
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import ConfigError
+from megatron_7b.model.adapter import Adapter
+from megatron_7b.model.kinds import parameter_table
+
+BUILDERS: Mapping[str, Callable[[RunConfig], Adapter]] = {
+    "lora": build_low_rank,
+    "dora": build_low_rank,
+}
+"""What builds the adapter of each method."""
+
+
+def build_adapter(config: RunConfig) -> Adapter | None:
+    """Return the adapter that a configuration asks for; None if there is none.
+
+    Collective: none.
+
+    Raises:
+        ConfigError: The model has no layer or module of a name that is given.
+    """
+    method = config.adapter.method
+    if method == "none":
+        return None
+    if method not in BUILDERS:
+        raise ConfigError(
+            f"adapter.method is {method!r}, which this version does not have", hint=f"there are {', '.join(BUILDERS)}"
+        )
+    adapter = BUILDERS[method](config)
+    table = parameter_table(config.model, config.model.vocab_size or 1)
+    adapter.own_names(table)  # refuses names that do not exist
+    check_modules_to_save(table, config.adapter)
+    return adapter

@@ -1,0 +1,109 @@
+"""The parameters of low-rank updates, under the names that PEFT gives them. Imports no torch.
+
+Source: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoRA); initial values as PEFT draws them.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from megatron_7b.adapter.targets import Projection, is_trained_as_a_whole, targeted
+from megatron_7b.config.adapters import AdapterConfig
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.model.adapter import Adapter
+from megatron_7b.model.parameters import Parameter, ParameterTable, Shape
+
+if TYPE_CHECKING:
+    from megatron_7b.model.kernels import Kernels
+    from megatron_7b.model.kinds.chunk import ModelChunk
+
+DOWN, UP, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
+
+
+def build_low_rank(config: RunConfig) -> Adapter:
+    """Return the adapter of `adapter.method` lora or dora."""
+    model, adapter = config.model, config.adapter
+
+    def rows(table: ParameterTable) -> Iterator[Parameter]:
+        for projection in targeted(table, model, adapter.target_modules):
+            yield from low_rank_rows(projection, adapter.rank, with_magnitude=adapter.method == "dora")
+
+    def kernels(base: "Kernels") -> "Kernels":
+        from megatron_7b.adapter.adapted_linear import adapted
+
+        return adapted(base)
+
+    def attach(chunk: "ModelChunk", base: ParameterTable) -> None:
+        from megatron_7b.adapter.low_rank.layers import attach_updates
+
+        attach_updates(chunk, base, targeted(base, model, adapter.target_modules), model, adapter)
+
+    def settle(chunk: "ModelChunk") -> None:
+        from megatron_7b.adapter.low_rank.layers import take_norms
+
+        take_norms(chunk)
+
+    return Adapter(
+        kernels=kernels,
+        rows=rows,
+        trains_too=lambda row: is_trained_as_a_whole(row, adapter),
+        attach=attach,
+        settle=settle,
+        is_apart=True,
+    )
+
+
+def scale_of(adapter: AdapterConfig) -> float:
+    """Return what updates are multiplied by."""
+    return adapter.alpha / (math.sqrt(adapter.rank) if adapter.use_rslora else adapter.rank)
+
+
+def low_rank_rows(projection: Projection, rank: int, *, with_magnitude: bool) -> Iterator[Parameter]:
+    """Yield the rows of the update of one projection.
+
+    A is [r, in] and B is [out, r]. Tensor parallelism shards what it shards of the weight: A where that is sharded
+    along its inputs, B and the magnitudes along its outputs.
+    """
+    weight = projection.weight
+    outputs, inputs = projection.num_rows, weight.shape[1]
+    is_column = weight.tp_dim == 0
+    yield replace(
+        own_row(projection, DOWN, (rank, inputs), None if is_column else weight.tp_dim),
+        init="uniform",
+        std=1 / math.sqrt(3 * inputs),  # between ± 1 / sqrt(inputs)
+    )
+    yield own_row(projection, UP, (outputs, rank), 0 if is_column else None)
+    if with_magnitude:
+        yield own_row(projection, MAGNITUDE, (outputs,), 0 if is_column else None, suffix="")
+
+
+def own_row(
+    projection: Projection, name: str, shape: Shape, tp_dim: int | None, *, suffix: str = ".weight"
+) -> Parameter:
+    """Return the row of something that is added beside a projection; it begins as zero.
+
+    Args:
+        projection: What it is beside.
+        name: What PEFT calls it.
+        shape: Of the whole.
+        tp_dim: Dimension that tensor parallelism shards.
+        suffix: What PEFT's files have after the name.
+    """
+    weight = projection.weight
+    has_rows = shape[0] == projection.num_rows
+    return replace(
+        weight,
+        name=f"{weight.name.removesuffix('weight')}{projection.name}.{name}",
+        core_name=f"{weight.core_name.removesuffix('weight')}adapter.{projection.name}.{name}",
+        hugging_face=(f"{projection.hugging_face}.{name}{suffix}",),
+        shape=shape,
+        init="zeros",
+        std=None,
+        query_scale=1.0,
+        tp_dim=tp_dim,
+        arrangement=weight.arrangement if projection.is_fused and has_rows else "plain",
+        is_transposed=False,
+        is_multiplied=len(shape) == 2,
+        repeated_as=(),
+    )
