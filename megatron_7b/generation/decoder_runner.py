@@ -66,30 +66,27 @@ class DecoderRunner(ModelRunner):
         """Read prompts of any lengths in one pass."""
         longest = max(map(len, prompts))
         padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
-        return self.forward(padded, first_row, [0] * len(prompts), last=[len(prompt) - 1 for prompt in prompts])
+        return self._logits_after(padded, first_row, [0] * len(prompts), [len(prompt) - 1 for prompt in prompts])
 
     def advance(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
         """Append a token to each row."""
         self._cache.reserve(len(tokens), max(positions) + 1)
-        return self.forward([[token] for token in tokens], 0, positions, last=[0] * len(tokens))
+        return self._logits_after([[token] for token in tokens], 0, positions, [0] * len(tokens))
 
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
         """Copy keys and values."""
         self._cache.copy_rows(copies, positions)
 
-    def forward(
-        self, tokens: Sequence[Sequence[int]], first_row: int, starts: Sequence[int], *, last: Sequence[int]
-    ) -> Tensor | None:
-        """Append tokens to rows of the cache and compute what follows one of them.
+    def forward(self, tokens: Sequence[Sequence[int]], first_row: int, starts: Sequence[int]) -> Tensor | None:
+        """Append tokens to rows of the cache, for which there must be room.
 
         Args:
             tokens: [b][s] token ids, filled up at the end.
             first_row: Rows [first_row, first_row + b) of the cache.
             starts: Position of each row's first token, [b].
-            last: Which token of each row is its last, [b], counted from the first of this pass.
 
         Returns:
-            On the last stage the logits of the tokens that follow, [b, v] with masked padding; None on the others.
+            On the last stage the hidden states [s, b, h], after the final norm; None on the others.
 
         **Collective:** all ranks that hold the model.
         """
@@ -100,8 +97,21 @@ class DecoderRunner(ModelRunner):
         if not self._is_last:
             dist.send(hidden, group=self._groups.pp, group_dst=self._groups.pp.rank() + 1)
             return None
-        rows = torch.arange(len(last), device=device)
-        return self.logits(hidden[torch.tensor(last, device=device), rows])
+        return hidden
+
+    def make_room(self, num_rows: int, num_positions: int) -> None:
+        """Reserve rows and positions of the cache for `forward`."""
+        self._cache.reserve(num_rows, num_positions)
+
+    def _logits_after(
+        self, tokens: Sequence[Sequence[int]], first_row: int, starts: Sequence[int], last: Sequence[int]
+    ) -> Tensor | None:
+        """Append tokens as `forward` does; returns the logits [b, v] of what follows token `last` of each row."""
+        hidden = self.forward(tokens, first_row, starts)
+        if hidden is None:
+            return None
+        rows = torch.arange(len(last), device=hidden.device)
+        return self.logits(hidden[torch.tensor(last, device=hidden.device), rows])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the output layer.
@@ -126,7 +136,9 @@ class DecoderRunner(ModelRunner):
         model = self._model
         hidden = None
         if self._is_first:
-            hidden = model.embedding(input_ids=tokens, position_ids=placement.positions)
+            # What fills up a row may be placed beyond the last position that the model knows.
+            positions = placement.positions.clamp(max=model.max_sequence_length - 1)
+            hidden = model.embedding(input_ids=tokens, position_ids=positions)
         else:
             b, s = tokens.shape
             received = self._parameter.new_empty(s, b, model.config.hidden_size)

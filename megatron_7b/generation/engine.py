@@ -22,6 +22,7 @@ from megatron_7b.generation.encoder_decoder_runner import EncoderDecoderRunner
 from megatron_7b.generation.options import BeamOptions
 from megatron_7b.generation.requests import GenerationEvent, GenerationRequest
 from megatron_7b.generation.runner import ModelRunner
+from megatron_7b.generation.scoring import Score, Scorer, ScoreRequest
 from megatron_7b.generation.texts import RunningText, SampledText, SearchedText
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.model.kinds.decoder.network import LanguageModel
@@ -82,6 +83,21 @@ class GenerationEngine:
         """Restore the model. Collective: none."""
         self._runner.close()
         self._model.train(self._was_training)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score]]:
+        """Yield the position of each request and how likely its continuation is, as they come.
+
+        Raises:
+            ConfigError: A text does not fit, texts are running, or the model is no decoder.
+
+        **Collective:** all ranks that hold the model, which take everything from the iterator.
+        """
+        if not isinstance(self._runner, DecoderRunner):
+            raise ConfigError("continuations are scored by decoders; this model reads and writes apart")
+        if self.num_unfinished:
+            raise ConfigError(f"{self.num_unfinished} texts are running, whose cache scoring would overwrite")
+        scorer = Scorer(self._runner, max_batch_size=self.max_batch_size, max_length=self.max_length)
+        return scorer.score(requests)
 
     @property
     def num_unfinished(self) -> int:

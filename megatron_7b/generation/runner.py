@@ -88,14 +88,22 @@ class ModelRunner(ABC):
 
         **Collective:** all ranks that hold the model.
         """
-        group = self._groups.mp
-        if group.size() == 1:
+        if self._groups.mp.size() == 1:
             assert values is not None
             return list(values)
         shared = torch.zeros(num_values, dtype=torch.int64, device=self.device)
         if values is not None:
             shared.copy_(torch.tensor(values))
-        # Ranks of a model are ordered by stage, then by tensor rank: the choosing one begins the last stage.
-        dist.broadcast(shared, group=group, group_src=group.size() - self._groups.tp.size())
+        self.share_tensor(shared)
         answer: list[int] = shared.tolist()
         return answer
+
+    def share_tensor(self, values: Tensor) -> None:
+        """Overwrite a tensor, of one shape on all ranks, with that of the rank that chooses.
+
+        **Collective:** all ranks that hold the model.
+        """
+        group = self._groups.mp
+        if group.size() > 1:
+            # Ranks of a model are ordered by stage, then by tensor rank: the choosing one begins the last stage.
+            dist.broadcast(values, group=group, group_src=group.size() - self._groups.tp.size())

@@ -57,11 +57,11 @@ def cached_logits(config: RunConfig, rows: Sequence[Sequence[int]], num_prefille
         runner._cache.reserve(len(rows), longest)  # grows while texts run
         prompts = [[*row[:length], *[0] * (longest - length)] for row, length in zip(rows, num_prefilled, strict=True)]
         lengths = list(num_prefilled)
-        steps = [runner.forward(prompts, 0, [0] * len(rows), last=[length - 1 for length in lengths])]
+        steps = [runner._logits_after(prompts, 0, [0] * len(rows), [length - 1 for length in lengths])]
         while all(length < len(row) for length, row in zip(lengths, rows, strict=True)):
             runner._cache.reserve(len(rows), max(lengths) + 1)
             tokens = [[row[length]] for row, length in zip(rows, lengths, strict=True)]
-            steps.append(runner.forward(tokens, 0, lengths, last=[0] * len(rows)))
+            steps.append(runner._logits_after(tokens, 0, lengths, [0] * len(rows)))
             lengths = [length + 1 for length in lengths]
         assert all(isinstance(a.core_attention, CachedAttention) for a in attention_layers(model.decoder.layers))
     assert not any(isinstance(a.core_attention, CachedAttention) for a in attention_layers(model.decoder.layers))
