@@ -5,6 +5,7 @@ From Python: `open_session`. Nothing here imports torch before a session is open
 
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.samples import Piece, Sample
+from megatron_7b.generation.score import Score, ScoreRequest
 from megatron_7b.generation.session import Session, open_session
 
-__all__ = ["GenerationOptions", "Piece", "Sample", "Session", "open_session"]
+__all__ = ["GenerationOptions", "Piece", "Sample", "Score", "ScoreRequest", "Session", "open_session"]

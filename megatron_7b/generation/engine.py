@@ -22,7 +22,8 @@ from megatron_7b.generation.encoder_decoder_runner import EncoderDecoderRunner
 from megatron_7b.generation.options import BeamOptions
 from megatron_7b.generation.requests import GenerationEvent, GenerationRequest
 from megatron_7b.generation.runner import ModelRunner
-from megatron_7b.generation.scoring import Score, Scorer, ScoreRequest
+from megatron_7b.generation.score import Score, ScoreRequest
+from megatron_7b.generation.scoring import Scorer
 from megatron_7b.generation.texts import RunningText, SampledText, SearchedText
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.model.kinds.decoder.network import LanguageModel

@@ -111,6 +111,7 @@ class GenerationOptions:
         length_penalty: See there.
         early_stopping: See there.
         ignore_eod: Continue after a token that ends texts.
+        stop: Texts of which the first that appears ends a text, and is not part of it; not for beam search.
     """
 
     max_new_tokens: int | None = None
@@ -124,6 +125,7 @@ class GenerationOptions:
     length_penalty: float | None = None
     early_stopping: EarlyStopping | None = None
     ignore_eod: bool = False
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values that do not depend on a model.
@@ -142,6 +144,8 @@ class GenerationOptions:
                 f"num_beams is {self.num_beams}, which looks for the most probable texts; it does not go with "
                 + ", ".join(f"{name} {value:g}" for name, value in drawing.items())
             )
+        if "" in self.stop:
+            problems.append("stop has an empty text, which is everywhere")
         if self.num_beams == 1 or drawing:
             problems += [f"{name} needs num_beams above 1" for name in self._given(_BEAMS[1:3])]
         _raise(problems)
@@ -165,6 +169,7 @@ class GenerationOptions:
         if self.max_new_tokens is None and "max_new_tokens" in defaults:
             applied.add("max_new_tokens")
         if num_beams > 1:
+            _raise([f"stop is {list(self.stop)}, which needs num_beams 1"] if self.stop else [])
             options = {**values, "num_beams": num_beams, "num_return_sequences": self.num_return_sequences}
             return BeamOptions(**options), frozenset(applied)
         _raise([f"{name} needs num_beams above 1" for name in self._given(_BEAMS[1:3])])

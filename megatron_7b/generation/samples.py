@@ -1,9 +1,12 @@
 """What a session gives: texts that grow with their tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.requests import FinishReason, Hypothesis
+from megatron_7b.generation.stop_texts import StopTexts
 from megatron_7b.generation.text_stream import text_stream
 from megatron_7b.tokenizer import Tokenizer
 
@@ -14,22 +17,25 @@ class Sample:
     Args:
         prompt: What it continues.
         tokenizer: What decodes.
+        stop: Texts of which the first that appears ends it.
 
     Attributes:
         prompt: What it continues.
         token_ids: Its new tokens so far, one that ends the text included.
-        text: Their text, without that of a token that ends it.
-        finish_reason: Why it ended: `eod` (a token that ends texts), or `length`; None while it grows.
+        text: Their text, without what ends it.
+        finish_reason: Why it ended: `eod` (a token that ends texts), `stop` (a text that does) or `length`; None while
+            it grows.
         score: What beam search ranks it by; None if its tokens are drawn.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer: Tokenizer) -> None:
+    def __init__(self, prompt: Prompt, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.prompt = prompt
         self.token_ids: list[int] = []
         self.text = ""
-        self.finish_reason: FinishReason | None = None
+        self.finish_reason: FinishReason | Literal["stop"] | None = None
         self.score: float | None = None
         self._stream = text_stream(tokenizer, () if prompt.is_source else prompt.ids)
+        self._stop = StopTexts(stop)
 
     @property
     def shown_prompt(self) -> str:
@@ -43,6 +49,11 @@ class Sample:
         piece = "" if finish_reason == "eod" else self._stream.add(token_id)
         if finish_reason is not None:
             piece += self._stream.finish()
+        piece = self._stop.add(piece)
+        if self._stop.is_found:
+            self.finish_reason = "stop"
+        elif finish_reason is not None:
+            piece += self._stop.finish()
         self.text += piece
         return piece
 

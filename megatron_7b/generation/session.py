@@ -25,6 +25,7 @@ from megatron_7b.generation.options import BeamOptions, GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.requests import FinishedSearch
 from megatron_7b.generation.samples import Piece, Sample
+from megatron_7b.generation.score import Score, ScoreRequest
 from megatron_7b.generation.setup import REQUIREMENTS, GenerationSetup, check_one_copy, read_setup
 
 if TYPE_CHECKING:
@@ -177,7 +178,8 @@ class Session:
         samples: list[Sample] = []
         (requests,) = self.setup.requests([prompt], options)
         for request in requests:
-            own = [Sample(prompt, self.setup.tokenizer) for _ in range(options.num_return_sequences // len(requests))]
+            num_own = options.num_return_sequences // len(requests)
+            own = [Sample(prompt, self.setup.tokenizer, options.stop) for _ in range(num_own)]
             self._samples[self._engine.submit(request)] = own
             samples += own
         return samples
@@ -198,12 +200,23 @@ class Session:
                 pieces.append(Piece(samples[0], samples[0].add(event.token_id, event.finish_reason)))
             if event.is_last:
                 del self._samples[event.request]
+            elif samples[0].finish_reason == "stop":
+                self.cancel(samples[0])
         return pieces
 
     def run(self) -> Iterator[Piece]:
         """Take steps until nothing is left to do, and give what comes."""
         while self._engine.num_unfinished:
             yield from self.step()
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
+        """Return how likely the model finds given continuations; nothing may be being written meanwhile.
+
+        Raises:
+            ConfigError: A continuation does not fit into the context, or the model is no decoder.
+        """
+        found = dict(self._engine.score(requests))
+        return [found[number] for number in range(len(requests))]
 
     def cancel(self, sample: Sample) -> None:
         """Drop a text, with those of the same beam search; nothing happens if it has ended. Collective: none."""

@@ -7,7 +7,7 @@ import torch
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.engine import GenerationEngine
-from megatron_7b.generation.scoring import Score, ScoreRequest
+from megatron_7b.generation.score import Score, ScoreRequest
 from tests.generation.test_engine import LAYOUTS, MODEL, build, full_logits
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import VOCAB_SIZE, tiny_config

@@ -1,5 +1,6 @@
 """Generation from Python: a session on a checkpoint, alone and on ranks."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 from megatron_7b.cli.main import main
 from megatron_7b.errors import ConfigError
-from megatron_7b.generation import GenerationOptions, open_session
+from megatron_7b.generation import GenerationOptions, ScoreRequest, open_session
 from megatron_7b.generation.setup import GenerationSettings
+from megatron_7b.generation.stop_texts import StopTexts
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.ranks import run_ranks
 
@@ -41,6 +43,14 @@ def ways(checkpoint: Path, overrides: dict[str, object]) -> dict[str, Any]:
         session.cancel(given_up)
         left = next(iter(session.stream(PROMPTS[0], greedy)))  # and no more of it
         num_pieces = sum(1 for _ in session.run())
+        whole = texts[0]["text"]
+        middle = whole[2:4]
+        stopped = session.generate(PROMPTS, dataclasses.replace(greedy, stop=("no such text", middle)))
+        with pytest.raises(ConfigError, match="stop is .* needs num_beams 1"):
+            session.generate(PROMPTS, GenerationOptions(num_beams=2, stop=("x",)))
+        scored = session.score(
+            [ScoreRequest(session.encode(one).ids[:2], session.encode(one).ids[2:]) for one in PROMPTS]
+        )
         found = session.generate(PROMPTS[0], GenerationOptions(max_new_tokens=8, num_return_sequences=2))
         drawn = session.generate(PROMPTS[0], GenerationOptions(max_new_tokens=8, top_k=5, num_return_sequences=3))
         with pytest.raises(ConfigError, match="cannot be streamed"):
@@ -52,6 +62,8 @@ def ways(checkpoint: Path, overrides: dict[str, object]) -> dict[str, Any]:
             "streamed": ["".join(piece.text for piece in pieces if piece.sample.prompt.text == one) for one in PROMPTS],
             "submitted": [sample.to_dict() for sample in submitted],
             "given up": (len(given_up.token_ids), given_up.finish_reason, len(left.sample.token_ids), num_pieces),
+            "stopped": [stopped[0].to_dict(), stopped[0].text == whole[: whole.find(middle)], len(stopped)],
+            "scored": scored,
             "found": [sample.to_dict() for sample in found],
             "drawn": [sample.to_dict() for sample in drawn],
             "rest": session.step(),
@@ -68,11 +80,15 @@ def test_every_way_gives_the_same_texts_at_every_layout(checkpoint: Path):
     assert num_left >= 1
     assert 3 * 5 <= num_pieces <= 3 * 7
     assert alone["rest"] == []
+    sample, is_cut, num_stopped = alone["stopped"]
+    assert (sample["finish_reason"], is_cut, num_stopped) == ("stop", True, 3)
+    assert len(sample["token_ids"]) < 8  # no more are computed
+    assert [score.log_likelihood < 0 for score in alone["scored"]] == [True] * 3
     scores = [text["score"] for text in alone["found"]]  # the settings of its folder ask for beams
     assert scores == sorted(scores, reverse=True)
     assert len({text["text"] for text in alone["drawn"]}) == 3
     for rank in both:
-        for name in ("texts", "streamed", "submitted", "drawn"):
+        for name in ("texts", "streamed", "submitted", "stopped", "drawn"):
             assert rank[name] == alone[name]
         assert [text["token_ids"] for text in rank["found"]] == [text["token_ids"] for text in alone["found"]]
 
@@ -118,3 +134,13 @@ def test_the_door_needs_no_torch():
 
     script = "import sys, megatron_7b.generation.setup; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_texts_end_before_stop_texts_however_tokens_divide_them():
+    for pieces in (["ab", "cST", "OPde"], list("abcSTOPde"), ["abcSTOPde"]):
+        stop = StopTexts(["xyz", "STOP", "TOPd"])
+        assert "".join(map(stop.add, pieces)) == "abc"
+        assert stop.is_found
+    stop = StopTexts(["STOP"])
+    assert [stop.add("a S"), stop.add("T"), stop.add("x ST"), stop.finish()] == ["a ", "", "STx ", "ST"]
+    assert not stop.is_found

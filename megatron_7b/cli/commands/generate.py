@@ -74,6 +74,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--ignore-eod", "--ignore-eos", action="store_true", help="continue after the tokens that end a text"
     )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     chat = parser.add_argument_group("chat")
     chat.add_argument(
@@ -143,6 +146,7 @@ def _options(flags: argparse.Namespace) -> GenerationOptions:
         length_penalty=flags.length_penalty,
         early_stopping={"true": True, "false": False, "never": "never", None: None}[flags.early_stopping],
         ignore_eod=flags.ignore_eod,
+        stop=tuple(flags.stop),
     )
 
 
