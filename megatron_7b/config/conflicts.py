@@ -6,7 +6,7 @@ once per rule that stumbles over it.
 
 from collections.abc import Collection
 
-from megatron_7b.config import adapter_rules, architecture_rules, model_rules, optimizer_rules, run_rules
+from megatron_7b.config import adapter_rules, architecture_rules, head_rules, model_rules, optimizer_rules, run_rules
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.ranges import find_out_of_range
 from megatron_7b.config.rule import Case
@@ -34,6 +34,7 @@ def find_conflicts(
     rules = [
         *model_rules.RULES,
         *architecture_rules.RULES,
+        *head_rules.RULES,
         *optimizer_rules.RULES,
         *adapter_rules.RULES,
         *run_rules.RULES,

@@ -16,6 +16,7 @@ AT_LEAST_ONE = (
     "model.kv_channels",
     "model.vocab_size",
     "model.num_decoder_layers",
+    "model.num_labels",
     "objective.masks_per_text",
     "objective.max_ngram",
     "objective.mean_span_length",

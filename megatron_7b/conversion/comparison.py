@@ -54,6 +54,7 @@ class Comparison:
             hugging_face_logits,
             folder,
             self._tokens,
+            model=model,
             round_to=round_to,
             arithmetic=arithmetic,
             device=resolve_device("auto"),

@@ -28,7 +28,7 @@ class CurrentNames(Mapping[str, "Tensor"]):
         dtypes: Number format of every tensor.
         left: The folder's names of the tensors of heads that the model does not have.
         buffers: The folder's names of what every model computes by itself.
-        lacks_head: The head is missing as a whole.
+        lacking: Beginnings of the names of the model's heads that are missing as a whole.
 
     Raises:
         ConversionError: A tensor is there under two names.
@@ -52,8 +52,9 @@ class CurrentNames(Mapping[str, "Tensor"]):
                 self._names[current] = name
         self.shapes: Mapping[str, Shape] = {current: folder.shapes[name] for current, name in self._names.items()}
         self.dtypes: Mapping[str, str] = {current: folder.dtypes[name] for current, name in self._names.items()}
-        head = other_names.head
-        self.lacks_head = head is not None and not any(name.startswith(head) for name in self._names)
+        self.lacking = tuple(
+            head for head in other_names.heads if not any(name.startswith(head) for name in self._names)
+        )
 
     def __getitem__(self, name: str) -> "Tensor":
         """Read one tensor."""
@@ -74,7 +75,7 @@ class CurrentNames(Mapping[str, "Tensor"]):
 
 
 def _current_name(name: str, other_names: OtherNames, *, has_base: bool) -> str:
-    if not has_base and not (other_names.head and name.startswith(other_names.head)):
+    if not has_base and not name.startswith(other_names.heads):
         name = other_names.base + name
     for former, current in other_names.endings.items():
         if name.endswith(former):

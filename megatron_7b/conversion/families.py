@@ -11,6 +11,7 @@ from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.bert_config import BertConfig
 from megatron_7b.conversion.config_codec import ConfigCodec
 from megatron_7b.conversion.gpt2_config import Gpt2Config
+from megatron_7b.conversion.heads import HEAD_NAMES, class_of_head, names_of_head
 from megatron_7b.conversion.llama_config import LlamaConfig
 from megatron_7b.conversion.t5_config import T5Config
 
@@ -24,14 +25,14 @@ class OtherNames:
         endings: Former endings of names, and what they are called now.
         buffers: A pattern of names of what every model computes from its configuration.
         foreign_heads: Beginnings of the names of heads that the model does not have; they are left out.
-        head: Beginning of the names of the model's own head, which a folder may lack.
+        heads: Beginnings of the names of the model's own heads, each of which a folder may lack.
     """
 
     base: str = ""
     endings: Mapping[str, str]
     buffers: str
     foreign_heads: tuple[str, ...] = ()
-    head: str | None = None
+    heads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Family:
         auto_class: What transformers loads it with.
         output_layer: A tensor that says by its presence that weights are not tied; None: config.json says so.
         pair_class: Entry of `architectures` where the model classifies pairs of sentences as well.
+        prefix: Begins the names of the classes with a head in the place of the output layer; None: there are none.
     """
 
     model_type: str
@@ -59,14 +61,35 @@ class Family:
     )
     output_layer: str | None = None
     pair_class: str | None = None
+    prefix: str | None = None
 
     def class_of(self, model: ModelConfig) -> str:
         """Return the entry of `architectures` that a model is written with."""
+        if model.has_head and self.prefix is not None:
+            return class_of_head(self.prefix, model.head)
         return self.pair_class if model.add_binary_head and self.pair_class is not None else self.class_name
 
-    def names_of(self, model: ModelConfig) -> OtherNames:
-        """Return how the tensors of a model's folder may differ; a head that it has is not foreign to it."""
-        return replace(self.other_names, foreign_heads=()) if model.add_binary_head else self.other_names
+    def loading_class(self, model: ModelConfig) -> str:
+        """Return the class of transformers that loads a model."""
+        if model.has_head:
+            return self.class_of(model)
+        return "AutoModelForPreTraining" if self.class_of(model) == self.pair_class else self.auto_class
+
+    def names_of(self, model: ModelConfig, *, renews_head: bool = False) -> OtherNames:
+        """Return how the tensors of a model's folder may differ; a head that it has is not foreign to it.
+
+        Args:
+            model: What is made of the folder.
+            renews_head: The model's head is a fresh one, even if the folder has one.
+        """
+        if not model.has_head:
+            return replace(self.other_names, foreign_heads=()) if model.add_binary_head else self.other_names
+        heads, foreign = names_of_head(model), (*self.other_names.foreign_heads, *self.other_names.heads, "lm_head.")
+        own = () if renews_head else heads
+        foreign = tuple(name for name in (*foreign, *(HEAD_NAMES if renews_head else ())) if name not in own)
+        if "bert.pooler." in heads:
+            foreign = tuple(name for name in foreign if name != "bert.pooler.")
+        return replace(self.other_names, foreign_heads=foreign, heads=heads)
 
 
 _QWEN_DEFAULTS: Mapping[str, object] = {
@@ -84,7 +107,7 @@ _BERT_NAMES = OtherNames(
     endings={"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"},
     buffers=r".*embeddings\.position_ids",
     foreign_heads=("bert.pooler.", "cls.seq_relationship."),
-    head="cls.predictions.",
+    heads=("cls.predictions.",),
 )
 _T5 = Family(
     model_type="t5",
@@ -104,6 +127,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             model_type="llama",
             class_name="LlamaForCausalLM",
+            prefix="Llama",
             codec=LlamaConfig(
                 changed_defaults={}, refused_flags=("attention_bias", "mlp_bias"), splits_hidden_size=True
             ),
@@ -112,6 +136,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             model_type="mistral",
             class_name="MistralForCausalLM",
+            prefix="Mistral",
             codec=LlamaConfig(
                 changed_defaults={
                     "intermediate_size": 14336,
@@ -126,12 +151,14 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             model_type="qwen2",
             class_name="Qwen2ForCausalLM",
+            prefix="Qwen2",
             codec=LlamaConfig(changed_defaults=_QWEN_DEFAULTS, sliding_window="some layers"),
             other_names=_LLAMA_NAMES,
         ),
         Family(
             model_type="qwen3",
             class_name="Qwen3ForCausalLM",
+            prefix="Qwen3",
             codec=LlamaConfig(
                 changed_defaults={**_QWEN_DEFAULTS, "head_dim": 128},
                 refused_flags=("attention_bias",),
@@ -142,6 +169,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             model_type="gpt2",
             class_name="GPT2LMHeadModel",
+            prefix="GPT2",
             codec=Gpt2Config(),
             other_names=OtherNames(base="transformer.", endings={}, buffers=r".*\.attn\.(masked_)?bias"),
             other_classes=("GPT2Model",),
@@ -149,6 +177,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             model_type="bert",
             class_name="BertForMaskedLM",
+            prefix="Bert",
             codec=BertConfig(changed_defaults={}),
             other_names=_BERT_NAMES,
             other_classes=("BertModel", "BertForPreTraining"),
@@ -158,6 +187,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             model_type="megatron-bert",
             class_name="MegatronBertForMaskedLM",
+            prefix="MegatronBert",
             codec=BertConfig(
                 changed_defaults={
                     "vocab_size": 29056,

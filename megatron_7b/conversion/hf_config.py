@@ -3,11 +3,13 @@
 import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from megatron_7b.config.architectures import ARCHITECTURES, others_with
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.config_values import ValueReader
 from megatron_7b.conversion.families import FAMILIES, Family
+from megatron_7b.conversion.heads import head_classes, read_head, write_head
 from megatron_7b.errors import ConversionError
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -46,7 +48,13 @@ def from_hugging_face_config(
     model = family.codec.read(values, reader, architecture=family.model_type, context=max_position_embeddings)
     if family.pair_class is not None:
         model = replace(model, add_binary_head=values.get("architectures") == [family.pair_class])
-    problems = [*reader.problems, *_unrepresentable(values, family), *family.codec.unrepresentable(values)]
+    model, head_problems = _with_head(model, values, family)
+    problems = [
+        *reader.problems,
+        *head_problems,
+        *_unrepresentable(values, family),
+        *family.codec.unrepresentable(values),
+    ]
     if not reader.problems:
         problems += family.codec.impossible(values, model)
     if problems:
@@ -54,6 +62,20 @@ def from_hugging_face_config(
             "config.json describes a model that cannot be converted exactly:\n  " + "\n  ".join(problems)
         )
     return model
+
+
+def _with_head(model: ModelConfig, values: Mapping[str, object], family: Family) -> tuple[ModelConfig, list[str]]:
+    """Return a model with the head that the class of its folder has, and what is wrong with that."""
+    match values.get("architectures"):
+        case [str(name)] if name in (classes := _head_classes(family)):
+            fields, problems = read_head(values, classes[name])
+            return replace(model, **cast(Any, fields)), problems
+        case _:
+            return model, []
+
+
+def _head_classes(family: Family) -> dict[str, str]:
+    return {} if family.prefix is None else head_classes(family.prefix)
 
 
 def to_hugging_face_config(
@@ -85,6 +107,7 @@ def to_hugging_face_config(
         "model_type": family.model_type,
         "vocab_size": vocab_size,
         **family.codec.write(model),
+        **write_head(model),
         "use_cache": True,
         **_token_ids(model, special_tokens),
         "dtype": dtype,
@@ -167,7 +190,7 @@ def _unrepresentable(values: Mapping[str, object], family: Family) -> list[str]:
     problems = []
     architectures, possible = (
         values.get("architectures"),
-        [[name] for name in (family.class_name, *family.other_classes)],
+        [[name] for name in (family.class_name, *family.other_classes, *_head_classes(family))],
     )
     if architectures and architectures not in possible:
         problems.append(f"architectures is {architectures!r}, only {' or '.join(map(str, possible))} can be converted")

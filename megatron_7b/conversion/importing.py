@@ -6,7 +6,7 @@ from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from megatron_7b.checkpoint.companions import Companions
 from megatron_7b.config import DataConfig, PrecisionConfig, RunConfig, check_config
@@ -16,6 +16,7 @@ from megatron_7b.conversion.current_names import CurrentNames
 from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
 from megatron_7b.conversion.fresh_head import fresh_shapes, fresh_tensors
+from megatron_7b.conversion.heads import has_same_head
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
@@ -42,12 +43,17 @@ class ImportOptions:
         parity_dtype: Arithmetic of the comparison.
         max_position_embeddings: Shortens the context, to within a model's sliding window; None keeps it.
         overwrite: Replace an earlier output of this command.
+        head: Fields of the model section that put a head in the place of the output layer; a fresh one, unless the
+            folder has the very same. None: what the folder has.
+        seed: Of the run that trains what is fresh; None: the usual one.
     """
 
     dtype: DtypeName = "auto"
     parity_dtype: DtypeName = "fp32"
     max_position_embeddings: int | None = None
     overwrite: bool = False
+    head: Mapping[str, Any] | None = None
+    seed: int | None = None
 
 
 def import_from_hugging_face(
@@ -72,17 +78,16 @@ def import_from_hugging_face(
     folder, output, options = HuggingFaceFolder(Path(source)), Path(output), options or ImportOptions()
     check_new_folder(output, overwrite=options.overwrite, inputs=(folder.path,))
     check_replaces_import(output)
-    model = from_hugging_face_config(folder.config, max_position_embeddings=options.max_position_embeddings)
+    found = from_hugging_face_config(folder.config, max_position_embeddings=options.max_position_embeddings)
+    model = found if options.head is None else replace(found, add_binary_head=False, **options.head)
     family = FAMILIES[model.architecture]
     if family.output_layer is not None:
         is_tied = _is_tied(folder, family.output_layer)
         model = replace(model, share_embeddings_and_output_weights=is_tied)
     vocab_size = model.vocab_size
     assert vocab_size is not None
-    other_names = family.names_of(model)
-    weights, fresh = CurrentNames(folder, other_names), dict[str, Shape]()
-    if weights.lacks_head and other_names.head is not None:
-        fresh = fresh_shapes(model, vocab_size, other_names.head)
+    weights = CurrentNames(folder, family.names_of(model, renews_head=not has_same_head(model, found)))
+    fresh = fresh_shapes(model, vocab_size, weights.lacking) if weights.lacking else {}
     check_hugging_face_shapes({**weights.shapes, **fresh}, model, vocab_size)
     stored = _widest_dtype(weights) if options.dtype == "auto" else options.dtype
     config = _run_config(model, stored)
@@ -97,7 +102,7 @@ def import_from_hugging_face(
         from megatron_7b.conversion.comparison import Comparison
 
     dtype = torch_dtype(stored)
-    head = fresh_tensors(model, vocab_size, other_names.head) if fresh and other_names.head is not None else {}
+    head = fresh_tensors(model, vocab_size, weights.lacking, seed=options.seed) if fresh else {}
     whole = from_hugging_face(ChainMap(head, cast("dict[str, Tensor]", weights)), model, vocab_size)
     tensors = ((name, tensor.to(dtype)) for name, tensor in whole)
     with staged_folder(output) as staging, tempfile.TemporaryDirectory() as temporary:
@@ -138,7 +143,7 @@ def _warn_of_heads(weights: CurrentNames, fresh: Mapping[str, Shape], report: Re
     if fresh:
         report(
             "warning",
-            "the folder has no head that predicts hidden tokens, so the checkpoint gets a fresh one, to be trained: "
+            "the folder lacks these tensors of the model's head, so the checkpoint gets fresh ones, to be trained: "
             f"{', '.join(fresh)}",
         )
 

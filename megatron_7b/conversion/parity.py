@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import CONFIG_FILE
+from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.json_files import read_json
 from megatron_7b.conversion.reference import reported
 from megatron_7b.errors import ConversionError
@@ -116,6 +118,7 @@ def hugging_face_logits(
     folder: Path,
     tokens: Tensor,
     *,
+    model: ModelConfig | None = None,
     round_to: torch.dtype | None = None,
     arithmetic: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -128,6 +131,7 @@ def hugging_face_logits(
     Args:
         folder: Hugging Face model folder; nothing is fetched from anywhere.
         tokens: int64 `[b, s]`.
+        model: Shape of the model, which may have a head that the folder lacks; None: what config.json says.
         round_to: Number format that weights are rounded to beforehand; None leaves them as they are.
         arithmetic: Number format to compute in.
         device: Where to compute.
@@ -136,27 +140,29 @@ def hugging_face_logits(
         of_pairs: The logits of the two classes of pairs of sentences instead of those of tokens.
 
     Returns:
-        FP32 `[b, s, v]` on the CPU; of an encoder-decoder, those of `answer_to(tokens)`; of pairs `[b, 1, 2]`.
+        FP32 `[b, s, v]` on the CPU; of an encoder-decoder, those of `answer_to(tokens)`; of pairs `[b, 1, 2]`; of a
+        head, its outputs `[b, s, labels]`, or `[b, 1, labels]` for whole texts.
 
     Raises:
         ConversionError: Transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
             computes logits that are not finite.
     """
-    model = _load_reference(folder, arithmetic, unused, fresh)
+    shape = model or from_hugging_face_config(read_json(folder / CONFIG_FILE))
+    reference = _load_reference(folder, shape, arithmetic, unused, fresh)
     with reported(f"transformers cannot compute with the model in {folder}"), torch.inference_mode():
-        model = model.to(device).eval()
+        reference = reference.to(device).eval()
         if round_to is not None:
-            round_parameters(model, round_to)
+            round_parameters(reference, round_to)
         # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
-        outputs = (model(**_inputs(model, sample[None].to(device))) for sample in tokens)
+        outputs = (reference(**_inputs(reference, sample[None].to(device))) for sample in tokens)
         logits = [_logits(output, of_pairs=of_pairs).float().cpu() for output in outputs]
-    reference = torch.stack(logits)
-    if not reference.isfinite().all():
+    stacked = torch.stack(logits)
+    if not stacked.isfinite().all():
         raise ConversionError(
             f"the model in {folder} computes logits that are not finite, by transformers in {arithmetic}",
             hint="look for NaN and infinity in its weights; there is nothing to compare a conversion with",
         )
-    return reference
+    return stacked
 
 
 def _inputs(model: torch.nn.Module, tokens: Tensor) -> dict[str, Tensor]:
@@ -169,44 +175,53 @@ def _logits(output: Any, *, of_pairs: bool) -> Tensor:
     if of_pairs:
         pairs: Tensor = output.seq_relationship_logits
         return pairs
+    if "start_logits" in output:
+        return torch.stack((output.start_logits[0], output.end_logits[0]), dim=-1)
+    if output.logits.dim() == 2 if "logits" in output else False:
+        return output.logits
     tokens: Tensor = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
     return tokens
 
 
 def _load_reference(
-    folder: Path, arithmetic: torch.dtype, unused: Collection[str], fresh: Mapping[str, Tensor]
+    folder: Path, model: ModelConfig, arithmetic: torch.dtype, unused: Collection[str], fresh: Mapping[str, Tensor]
 ) -> torch.nn.Module:
     """Load the model of a folder with the class that computes what ours computes."""
     # Imported here: it takes seconds and only this function needs it.
     import transformers
     from transformers.utils import logging
 
-    config = read_json(folder / CONFIG_FILE)
-    family = FAMILIES.get(str(config.get("model_type")))
-    auto_class = getattr(transformers, family.auto_class if family is not None else "AutoModelForCausalLM")
-    if family is not None and config.get("architectures") == [family.pair_class]:
-        auto_class = transformers.AutoModelForPreTraining
+    family = FAMILIES[model.architecture]
+    loading_class = getattr(transformers, family.loading_class(model))
+    of_head = {"num_labels": model.num_labels, "ignore_mismatched_sizes": bool(fresh)} if model.has_head else {}
     settle_vector_functions()
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    if unused or fresh or (family is not None and family.output_layer is not None):
+    if unused or fresh or family.output_layer is not None:
         logging.set_verbosity_error()  # it would list these, which are known, and say that T5's weights are not tied
     with reported(f"transformers cannot load {folder}"):
-        model, report = auto_class.from_pretrained(
+        loaded, report = loading_class.from_pretrained(
             folder,
             dtype=arithmetic,
             attn_implementation="eager",
             local_files_only=True,
             output_loading_info=True,
+            **of_head,
         )
     logging.set_verbosity(verbosity)
-    known = {"unexpected_keys": set(unused), "missing_keys": _names_of(model, fresh)}
-    problems = {kind: sorted(set(map(str, names)) - known.get(kind, set())) for kind, names in report.items()}
+    fresh_names = _names_of(loaded, fresh)
+    known = {"unexpected_keys": set(unused), "missing_keys": fresh_names, "mismatched_keys": fresh_names}
+    problems = {
+        kind: sorted({str(name if isinstance(name, str) else name[0]) for name in names} - known.get(kind, set()))
+        for kind, names in report.items()
+    }
     if problems := {kind: names for kind, names in problems.items() if names}:
         raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
-    loaded: torch.nn.Module = model
-    loaded.load_state_dict(fresh, strict=False)
-    return loaded
+    reference: torch.nn.Module = loaded
+    reference.load_state_dict(fresh, strict=False)
+    if model.has_head:
+        reference.config.pad_token_id = None  # the last of the random tokens is classified, whichever it is
+    return reference
 
 
 def _names_of(model: torch.nn.Module, fresh: Mapping[str, Tensor]) -> set[str]:

@@ -36,11 +36,32 @@ def _span(config: RunConfig) -> Objective:
     return SpanCorruption(config)
 
 
+def _text_classification(config: RunConfig) -> Objective:
+    from megatron_7b.objective.heads.text_classification import TextClassification
+
+    return TextClassification(config)
+
+
+def _token_classification(config: RunConfig) -> Objective:
+    from megatron_7b.objective.heads.token_classification import TokenClassification
+
+    return TokenClassification(config)
+
+
+def _question_answering(config: RunConfig) -> Objective:
+    from megatron_7b.objective.heads.question_answering import QuestionAnswering
+
+    return QuestionAnswering(config)
+
+
 BUILDERS: dict[str, Callable[[RunConfig], Objective]] = {
     "causal": _causal,
     "chat": _chat,
     "masked": _masked,
     "span": _span,
+    "text_classification": _text_classification,
+    "token_classification": _token_classification,
+    "question_answering": _question_answering,
 }
 
 

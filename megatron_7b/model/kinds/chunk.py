@@ -1,11 +1,13 @@
 """One pipeline stage's part of a model, of whichever kind."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 
 from megatron_7b.model.parameters import ParameterTable
 
@@ -22,6 +24,14 @@ class ModelChunk(MegatronModule):
     @abstractmethod
     def named_core_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield this chunk's parameters, each under the `core_name` of its row of the table."""
+
+    def state_without_output_layer(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Describe the parameters to megatron-core's checkpoints, as its language models do if they have the layer."""
+        described = ensure_metadata_has_dp_cp_group(metadata)
+        state: dict[str, Any] = MegatronModule.sharded_state_dict(self, prefix, sharded_offsets, described)
+        return state
 
 
 def cast_learned_vectors(embedding: LanguageModelEmbedding) -> None:

@@ -17,6 +17,7 @@ from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_laye
 from megatron_7b.model.kinds.decoder.parameters import core_name
 from megatron_7b.model.kinds.kind import ChunkPlan
 from megatron_7b.model.parameters import ParameterTable
+from megatron_7b.model.task_head import TaskHead, picked_states
 
 
 class LanguageModel(ModelChunk, HybridModel):
@@ -27,16 +28,19 @@ class LanguageModel(ModelChunk, HybridModel):
         true_vocab_size: Rows of the embedding that are tokens; the rest is padding and gets no probability.
         fuse_loss: Compute output layer and loss chunk by chunk, without holding all logits.
         label_smoothing: Share of each label that is spread over the vocabulary in training; needs the fused loss.
+        task_head: On the last stage, what takes the place of the output layer.
     """
 
-    def __init__(
-        self, *, table: ParameterTable, true_vocab_size: int, fuse_loss: bool, label_smoothing: float, **kwargs: Any
-    ) -> None:
+    def __init__(self, *, plan: ChunkPlan, fuse_loss: bool, label_smoothing: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.label_smoothing = label_smoothing
-        self.table = table
-        self.true_vocab_size = true_vocab_size
+        self.table: ParameterTable = plan.table
+        self.true_vocab_size = plan.vocab_size
         self.fuse_loss = fuse_loss
+        self.task_head: TaskHead | None = None
+        if plan.config.model.has_head and self.post_process:
+            del self.output_layer
+            self.task_head = TaskHead(plan)
 
     def forward(
         self,
@@ -47,6 +51,7 @@ class LanguageModel(ModelChunk, HybridModel):
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
         by_token: bool = False,
+        head_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Run this chunk.
@@ -58,14 +63,19 @@ class LanguageModel(ModelChunk, HybridModel):
             labels: [b, s]; None asks for logits.
             loss_mask: [b, s]; needed with labels.
             by_token: Return the losses of the tokens one by one instead of their sum.
+            head_positions: [n], the tokens, of b = 1, that a model with a head shall classify.
             kwargs: As megatron-core's HybridModel takes them.
 
         Returns:
             On a chunk that is not the last: hidden states [s, b, h]. On the last: FP32 sum of the token losses that the
-            mask keeps, or `by_token` each times its mask, [b, s]; without labels the logits [b, s, v/tp].
+            mask keeps, or `by_token` each times its mask, [b, s]; without labels the logits [b, s, v/tp]. With a head
+            FP32 logits of its outputs, [n, labels].
 
         Collective: the tensor-parallel group.
         """
+        if head_positions is not None:
+            hidden = self._hidden_states(input_ids, position_ids, attention_mask, **kwargs)
+            return hidden if self.task_head is None else self._classify(hidden, head_positions)
         if labels is None:
             logits: Tensor = super().forward(input_ids, position_ids, attention_mask, **kwargs)
             return logits
@@ -76,6 +86,13 @@ class LanguageModel(ModelChunk, HybridModel):
                 return output
             losses = output.float() * loss_mask
             return losses if by_token else losses.sum()
+        hidden = self._hidden_states(input_ids, position_ids, attention_mask, **kwargs)
+        return self._fused_loss(hidden, labels, loss_mask, by_token=by_token) if self.post_process else hidden
+
+    def _hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        """Return the hidden states after this chunk's layers, [s, b, h] or [s/tp, b, h]."""
         embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
         rotation = None
         if self.position_embedding_type == "rope":
@@ -83,7 +100,20 @@ class LanguageModel(ModelChunk, HybridModel):
             length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, packed)
             rotation = self.rotary_pos_emb(length)
         hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=rotation, **kwargs)
-        return self._fused_loss(hidden, labels, loss_mask, by_token=by_token) if self.post_process else hidden
+        return hidden
+
+    def _classify(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        assert self.task_head is not None
+        is_divided, group = self.config.sequence_parallel, self.pg_collection.tp
+        logits: Tensor = self.task_head(picked_states(hidden, positions, sequence_parallel=is_divided, group=group))
+        return logits
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Describe this chunk's parameters to megatron-core's checkpoints, which know of no head."""
+        if self.task_head is None:
+            state: dict[str, Any] = super().sharded_state_dict(*args, **kwargs)
+            return state
+        return self.state_without_output_layer(*args, **kwargs)
 
     def _fused_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, *, by_token: bool) -> Tensor:
         """Return the masked losses from the last hidden states, [s, b, h] or [s/tp, b, h]; their sum, or [b, s]."""
@@ -155,8 +185,7 @@ def build_chunk(plan: ChunkPlan) -> LanguageModel:
     model, label_smoothing = plan.config.model, plan.config.finetune.label_smoothing
     with upstream.final_norm(plan.kernels.norm):
         chunk = LanguageModel(
-            table=plan.table,
-            true_vocab_size=plan.vocab_size,
+            plan=plan,
             fuse_loss=plan.impl == "local" or label_smoothing > 0.0,  # megatron-core smooths over a rank's own tokens
             label_smoothing=label_smoothing,
             config=plan.core_config,
@@ -166,7 +195,7 @@ def build_chunk(plan: ChunkPlan) -> LanguageModel:
             hybrid_layer_pattern=hybrid_layer_pattern(model, plan.layout.pp_size * plan.layout.num_chunks),
             pre_process=plan.is_first,
             post_process=plan.is_last,
-            share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+            share_embeddings_and_output_weights=model.share_embeddings_and_output_weights and not model.has_head,
             position_embedding_type=model.traits.position_embedding_type,
             rotary_base=model.rotary_base,
             pg_collection=plan.groups,

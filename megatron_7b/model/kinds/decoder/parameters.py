@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.model.parameters import Arrangement, InitKind, Parameter, Shape, expand_braces
@@ -37,6 +38,15 @@ _GPT2: Mapping[str, str] = {
     "output_layer": "lm_head",
 }
 
+_HEADS: Mapping[str, str] = {
+    "sequence_classification": "score",
+    "token_classification": "score",
+    "question_answering": "qa_outputs",
+}
+_GPT2_HEADS: Mapping[str, str] = {**_HEADS, "token_classification": "classifier"}
+_RENAMED_FOR_ANSWERS = ("llama", "qwen2", "qwen3")
+"""Architectures whose …ForQuestionAnswering has its layers as `transformer.…` where all its others have `model.…`."""
+
 # Transformer Engine fuses a norm into the linear layer that follows it.
 _FUSED_NORMS = (
     (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
@@ -52,7 +62,7 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         vocab_size: Rows of the embedding: the true or a padded size.
     """
     table = _Rows(model)
-    hidden, is_tied = model.hidden_size, model.share_embeddings_and_output_weights
+    hidden, is_tied = model.hidden_size, model.share_embeddings_and_output_weights and not model.has_head
     vocabulary = (vocab_size, hidden)
     yield table.row(
         "embedding.word_embeddings", "weight", vocabulary, "normal", 0, "vocabulary",
@@ -64,7 +74,9 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
     for layer in range(model.num_layers):
         yield from table.layer(layer)
     yield from table.norm("decoder.final_norm", hidden)
-    if not is_tied:
+    if model.has_head:
+        yield from table.head()
+    elif not is_tied:
         yield table.row("output_layer", "weight", vocabulary, "normal", 0, "vocabulary")
 
 
@@ -73,7 +85,10 @@ class _Rows:
 
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
-        self._names = _GPT2 if model.architecture == "gpt2" else _LLAMA
+        self._is_gpt2 = model.architecture == "gpt2"
+        names, heads = (_GPT2, _GPT2_HEADS) if self._is_gpt2 else (_LLAMA, _HEADS)
+        self._names = {**names, "task_head": heads[model.head]} if model.has_head else names
+        self._is_renamed = model.head == "question_answering" and model.architecture in _RENAMED_FOR_ANSWERS
 
     def layer(self, layer: int) -> Iterator[Parameter]:
         """Yield the parameters of one layer: attention, then MLP."""
@@ -94,6 +109,15 @@ class _Rows:
         else:
             yield from self.linear("mlp.linear_fc1", (f, h), layer, mlp)
         yield from self.linear("mlp.linear_fc2", (h, f), layer, mlp)
+
+    def head(self) -> Iterator[Parameter]:
+        """Yield the layer in the place of the output layer; only a classifier of whole texts has no bias."""
+        model = self._model
+        yield replace(
+            self.row("task_head", "weight", (model.num_labels, model.hidden_size), "normal"), is_task_head=True
+        )
+        if model.head != "sequence_classification":
+            yield replace(self.row("task_head", "bias", (model.num_labels,), "zeros"), is_task_head=True)
 
     def norm(self, name: str, width: int, layer: int | None = None, symbol: int | None = None) -> Iterator[Parameter]:
         """Yield the weight of a norm, and its bias if it has one."""
@@ -138,6 +162,8 @@ class _Rows:
         within = f"{name}.{suffix}"
         if layer is not None:
             theirs = self._names["layer"].format(layer=layer) + theirs
+        if self._is_renamed:
+            theirs = re.sub(r"^model\.", "transformer.", theirs)
         is_matrix = len(shape) == 2
         return Parameter(
             name=within if layer is None else f"decoder.layers.{layer}.{within}",
@@ -148,7 +174,7 @@ class _Rows:
             tp_dim=tp_dim,
             arrangement=arrangement,
             # GPT-2 stores the weights of its layers the other way round, [in, out].
-            is_transposed=self._names is _GPT2 and is_matrix and layer is not None,
+            is_transposed=self._is_gpt2 and is_matrix and layer is not None,
             is_multiplied=is_matrix if is_multiplied is None else is_multiplied,
             is_head=layer is None,
             repeated_as=repeated_as,

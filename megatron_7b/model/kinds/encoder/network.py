@@ -27,6 +27,7 @@ from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.encoder.layers import build_block_spec
 from megatron_7b.model.kinds.kind import ChunkPlan
+from megatron_7b.model.task_head import TaskHead, picked_states
 
 _FUSED_NORMS = (
     (".self_attention.linear_qkv.layer_norm_", ".input_layernorm."),
@@ -60,7 +61,7 @@ class EncoderModel(ModelChunk, LanguageModule):
         self.true_vocab_size = plan.vocab_size
         self.pre_process, self.post_process = plan.is_first, plan.is_last
         self.vp_stage = plan.stage if plan.layout.num_chunks > 1 else None
-        self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights
+        self.share_embeddings_and_output_weights = model.share_embeddings_and_output_weights and not model.has_head
         self.model_type = ModelType.encoder_or_decoder
 
         def build_norm() -> torch.nn.Module:
@@ -92,7 +93,10 @@ class EncoderModel(ModelChunk, LanguageModule):
             pg_collection=plan.groups,
             vp_stage=self.vp_stage,
         )
-        if self.post_process:
+        self.task_head: TaskHead | None = None
+        if self.post_process and model.has_head:
+            self._build_task_head(plan)
+        elif self.post_process:
             self._build_heads(plan, build_norm())
             if model.add_binary_head:
                 self._build_pair_head(plan)
@@ -114,6 +118,12 @@ class EncoderModel(ModelChunk, LanguageModule):
             skip_weight_param_allocation=self.pre_process and self.share_embeddings_and_output_weights,
             tp_group=plan.groups.tp,
         )
+
+    def _build_task_head(self, plan: ChunkPlan) -> None:
+        hidden, dtype = plan.core_config.hidden_size, plan.core_config.params_dtype
+        self.task_head = TaskHead(plan)
+        if plan.config.model.head == "sequence_classification":
+            self.pooler = torch.nn.Linear(hidden, hidden, dtype=dtype)
 
     def _build_pair_head(self, plan: ChunkPlan) -> None:
         hidden, dtype = plan.core_config.hidden_size, plan.core_config.params_dtype
@@ -140,6 +150,7 @@ class EncoderModel(ModelChunk, LanguageModule):
         loss_mask: Tensor | None = None,
         is_word_before: Tensor | None = None,
         pair_labels: Tensor | None = None,
+        head_positions: Tensor | None = None,
     ) -> Tensor | EncoderOutput | tuple[Tensor, Tensor]:
         """Run this stage over t tokens of several sentences.
 
@@ -153,10 +164,12 @@ class EncoderModel(ModelChunk, LanguageModule):
             is_word_before: [1, t]; which of the tokens that the mask keeps are summed apart.
             pair_labels: [b], one for each of b rows of equal length that the t tokens consist of: asks for the classes
                 of their pairs, which the caller compares with them.
+            head_positions: [n], the tokens that a model with a head shall classify: each text's first one, or any.
 
         Returns:
             On a stage that is not the last: hidden states [t, 1, h]. On the last: the losses of the tokens that the
-            mask keeps; or without labels the logits [1, t, v/tp], with `pair_labels` those of pairs beside them.
+            mask keeps; or without labels the logits [1, t, v/tp], with `pair_labels` those of pairs beside them;
+            with a head FP32 logits of its outputs, [n, labels].
 
         Collective: the tensor-parallel group.
         """
@@ -168,6 +181,9 @@ class EncoderModel(ModelChunk, LanguageModule):
         hidden: Tensor = self.encoder(embedded, attention_mask=None, packed_seq_params=packed_seq_params)
         if not self.post_process:
             return hidden
+        if self.task_head is not None:
+            assert head_positions is not None
+            return self._head_logits(hidden, head_positions)
         hidden = self._whole_rows(hidden)
         pairs = None if pair_labels is None else self._classify(hidden.view(len(pair_labels), -1, hidden.shape[-1]))
         if labels is None:
@@ -182,6 +198,15 @@ class EncoderModel(ModelChunk, LanguageModule):
         hidden_tokens, before = kept[~is_before], kept[is_before]
         masked = self._loss_sum(hidden, labels, weights, hidden_tokens)
         return EncoderOutput(masked, self._loss_sum(hidden, labels, weights, before), pairs)
+
+    def _head_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        assert self.task_head is not None
+        is_divided, group = self.config.sequence_parallel, self.pg_collection.tp
+        states = picked_states(hidden, positions, sequence_parallel=is_divided, group=group)
+        if hasattr(self, "pooler"):
+            states = torch.tanh(self.pooler(states))
+        logits: Tensor = self.task_head(states)
+        return logits
 
     def _classify(self, rows: Tensor) -> Tensor:
         """Return FP32 logits of the two classes of pairs, [b, 2], from the first token of each of [b, s, h]."""
@@ -236,9 +261,10 @@ class EncoderModel(ModelChunk, LanguageModule):
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
         """Describe this stage's parameters to megatron-core's checkpoints, each layer's under a name of its own."""
-        state: dict[str, Any] = super().sharded_state_dict(
-            prefix, sharded_offsets, {**(metadata or {}), "non_homogeneous_layers": True}
-        )
+        metadata = {**(metadata or {}), "non_homogeneous_layers": True}
+        if self.task_head is not None:
+            return self.state_without_output_layer(prefix, sharded_offsets, metadata)
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         return state
 
     def named_core_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -1,6 +1,7 @@
 """The parameters of an encoder, with BERT's names and shapes at Hugging Face."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.model.parameters import Arrangement, InitKind, Parameter, Shape, expand_braces
@@ -15,7 +16,8 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         model: The shape of the model.
         vocab_size: Rows of the embedding: the true or a padded size.
     """
-    h, is_post, is_tied = model.hidden_size, _is_post(model), model.share_embeddings_and_output_weights
+    h, is_post = model.hidden_size, _is_post(model)
+    is_tied = model.share_embeddings_and_output_weights and not model.has_head
     yield _row(
         "embedding.word_embeddings.weight", "bert.embeddings.word_embeddings.weight", (vocab_size, h), "normal", 0,
         "vocabulary", is_multiplied=is_tied, is_head=True, repeated_as=(f"{_HEAD}decoder.weight",) if is_tied else (),
@@ -31,6 +33,20 @@ def parameters(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         yield from _layer(model, layer)
     if not is_post:
         yield from _norm("encoder.final_norm", "bert.encoder.ln", h, "encoder.final_layernorm")
+    yield from _task_head(model) if model.has_head else _prediction_heads(model, vocab_size)
+
+
+def _task_head(model: ModelConfig) -> Iterator[Parameter]:
+    """Yield what takes the place of the output layer; texts are classified by their first token, which is pooled."""
+    h, theirs = model.hidden_size, "qa_outputs" if model.head == "question_answering" else "classifier"
+    if model.head == "sequence_classification":
+        yield from _small_linear("pooler", "bert.pooler.dense", (h, h))
+    for row in _small_linear("task_head", theirs, (model.num_labels, h)):
+        yield replace(row, is_task_head=True)
+
+
+def _prediction_heads(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
+    h, is_tied = model.hidden_size, model.share_embeddings_and_output_weights
     yield from _linear("lm_head", f"{_HEAD}transform.dense", (h, h))
     yield from _norm("lm_norm", f"{_HEAD}transform.LayerNorm", h)
     if not is_tied:

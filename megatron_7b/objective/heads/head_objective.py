@@ -1,0 +1,128 @@
+"""The part that objectives of a head share: samples are rows of records, and single tokens go through the head."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.data.records.rows import RecordDataset, RecordLayout, open_records, open_whole_corpus
+from megatron_7b.data.samples.dataset import RecordsOfBatch
+from megatron_7b.data.samples.opening import UNKNOWN_CONTENTS
+from megatron_7b.data.samples.sample_order import Reached
+from megatron_7b.data.samples.split import Split
+from megatron_7b.objective.objective import Sums
+from megatron_7b.objective.records import layout_of
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from megatron_7b.data import Batch
+
+
+class HeadObjective:
+    """Opens records, and tells the model which tokens to classify; a subclass says which, and what the loss is."""
+
+    needs_tokenizer = False
+    reported: tuple[str, ...] = ()
+    records = "records"
+    """What its records are called, in the plural; their corpora are marked so."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._model = config.model
+
+    def check_tokenizer(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:
+        """Any will do: the corpora are encoded already."""
+
+    def window_length(self, config: RunConfig) -> int:  # noqa: ARG002
+        """Any record makes a sample, however short it is."""
+        return 0
+
+    def predicted_share(self, config: RunConfig) -> float:  # noqa: ARG002
+        """The head is too small to count."""
+        return 0.0
+
+    def open_windows(
+        self,
+        config: RunConfig,
+        split: Split,
+        *,
+        contents: Mapping[str, str] = UNKNOWN_CONTENTS,
+        reached: Reached | None = None,
+    ) -> RecordDataset:
+        """Open the rows, with any token in the places that are filled up."""
+        return self.open_split(config, split, None, contents=contents, reached=reached)
+
+    def open_split(
+        self,
+        config: RunConfig,
+        split: Split,
+        tokenizer: Tokenizer | None,
+        *,
+        contents: Mapping[str, str],
+        reached: Reached | None,
+    ) -> RecordDataset:
+        """Open rows of records."""
+        return open_records(config.data, split, self._layout(config, tokenizer), contents=contents, reached=reached)
+
+    def open_corpus(self, prefix: str, config: RunConfig, tokenizer: Tokenizer | None) -> RecordDataset:
+        """Open all records of a corpus, once and in their order."""
+        return open_whole_corpus(prefix, self._layout(config, tokenizer))
+
+    def _layout(self, config: RunConfig, tokenizer: Tokenizer | None) -> RecordLayout:
+        return layout_of(config, tokenizer, name=self.records)
+
+    def model_inputs(self, batch: "Batch", device: "torch.device", layout: ParallelLayout) -> dict[str, Any]:
+        """Return what the model's forward takes of one microbatch, on the device; `labels` are the head's."""
+        import torch
+
+        from megatron_7b.objective.inputs import model_inputs
+
+        assert batch.records is not None
+        inputs = model_inputs(batch, device, layout)
+        del inputs["loss_mask"]
+        arrays = {
+            "head_positions": self.positions(batch.records),
+            "labels": self.labels(batch.records),
+            "tokentype_ids": self.tokentypes(batch.records),
+        }
+        return inputs | {
+            name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None
+        }
+
+    def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:
+        """Return the places of the tokens that go through the head, [n]."""
+        raise NotImplementedError
+
+    def labels(self, records: RecordsOfBatch) -> NDArray[Any]:
+        """Return what the head's outputs are compared with."""
+        raise NotImplementedError
+
+    def tokentypes(self, records: RecordsOfBatch) -> NDArray[np.int64] | None:
+        """Return which of two texts each token is of, [1, t]; None: there is one text, or the model cannot be told."""
+        if self._model.num_tokentypes < 2:
+            return None
+        return (records.token_values > 0).astype(np.int64).reshape(1, -1)
+
+    def sums(self, output: "Tensor", inputs: Mapping[str, Any]) -> Sums:
+        """Return what the head's outputs for one microbatch add up to."""
+        raise NotImplementedError
+
+
+def sums_of(loss: "Tensor", num_records: int, reported: "Sequence[Tensor]") -> Sums:
+    """Return sums whose loss, and whatever is reported beside it, is a mean over the same number.
+
+    Args:
+        loss: Sum of losses.
+        num_records: How many there are.
+        reported: A sum each.
+    """
+    import torch
+
+    count = torch.tensor(num_records, device=loss.device)
+    rows = [torch.stack((total.detach().double(), count.double())) for total in (loss, *reported)]
+    return Sums(loss, count.to(torch.int), torch.stack(rows))
