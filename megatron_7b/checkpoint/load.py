@@ -50,6 +50,8 @@ def load_weights(
     *,
     verify: bool = True,
     may_lack: Set[str] = frozenset(),
+    fresh: Set[str] = frozenset(),
+    left: Set[str] = frozenset(),
     settle: Callable[[Any], None] | None = None,
 ) -> Manifest:
     """Load the parameters into this rank's chunks, whatever layout wrote them.
@@ -61,6 +63,8 @@ def load_weights(
             checkpoint has. Without it, the weights are those that the checkpoint's own run computed with.
         verify: Check every file's hash first.
         may_lack: Names of parameters that stay as they are if the checkpoint has none of their name.
+        fresh: Names of parameters that stay as they are whatever the checkpoint has.
+        left: Names of tensors that the checkpoint may have and the chunks have not.
         settle: Called with each chunk once its parameters are loaded: `Adapter.settle`.
 
     Collective: all ranks.
@@ -70,9 +74,9 @@ def load_weights(
     """
     opened = _open(folder, verify=verify, with_state=optimizer is not None)  # main parameters are for training alone
     model = model_state(chunks)
-    lacking = may_lack - opened.weights.tensors.keys()
+    lacking = fresh | (may_lack - opened.weights.tensors.keys())
     model = {name: entry for name, entry in model.items() if entry.key not in lacking}
-    _load_model(opened, chunks, model)
+    _load_model(opened, chunks, model, left=left | fresh)
     if settle is not None:
         for chunk in chunks:
             settle(chunk.module if isinstance(chunk, DistributedDataParallel) else chunk)
@@ -187,20 +191,23 @@ def _same_error_on_all_ranks() -> Iterator[None]:
         raise CheckpointError("; ".join(messages), hint=next(found.hint for found in problems if found)) from problem
 
 
-def _load_model(opened: _Opened, chunks: Sequence[torch.nn.Module], model: dict[str, Sharded]) -> None:
+def _load_model(
+    opened: _Opened, chunks: Sequence[torch.nn.Module], model: dict[str, Sharded], *, left: Set[str] = frozenset()
+) -> None:
     """Fill the parameters of this rank's chunks; those in FP32 from main parameters, if the state was opened.
 
     Args:
         opened: The checkpoint.
         chunks: This rank's model chunks.
         model: What `model_state` gave for them.
+        left: Names of tensors that the checkpoint may have and the model has not.
 
     Collective: all ranks.
 
     Raises:
         CheckpointError: Parameters are missing or of another shape, or a file cannot be read.
     """
-    _check_names_and_shapes(opened, model)
+    _check_names_and_shapes(opened, model, left=left)
     with _same_error_on_all_ranks(), torch.no_grad():
         tensors = {name: _fillable(entry.data) for name, entry in model.items()}
         of_fp32: list[Piece] = []
@@ -237,7 +244,7 @@ def _load_optimizer(opened: _Opened, optimizer: Optimizer, model: dict[str, Any]
     round_main_parameters(optimizer)
 
 
-def _check_names_and_shapes(opened: _Opened, model: dict[str, Sharded]) -> None:
+def _check_names_and_shapes(opened: _Opened, model: dict[str, Sharded], *, left: Set[str]) -> None:
     """Refuse a model that has other parameters than the checkpoint; all ranks, each with its own, raise the same error.
 
     A model with fewer layers would load without a word.
@@ -250,7 +257,7 @@ def _check_names_and_shapes(opened: _Opened, model: dict[str, Sharded]) -> None:
     of_ranks = [own] * dist.get_world_size()
     dist.all_gather_object(of_ranks, own)
     shapes = {name: shape for of_rank in of_ranks for name, shape in of_rank.items()}
-    saved = opened.weights.tensors
+    saved = {name: tensor for name, tensor in opened.weights.tensors.items() if name not in left}
     problems = [
         f"{what}: {', '.join(sorted(names)[:8])}" + (", …" if len(names) > 8 else "")
         for what, names in (

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.checkpoint.open_model import opened_model
+from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.parity import answer_to, round_parameters
 from megatron_7b.data import Batch
+from megatron_7b.data.samples.dataset import RecordsOfBatch
 from megatron_7b.model.on_ranks import ModelOnRanks
 from megatron_7b.objective import build_objective
 from megatron_7b.runtime.cpu import backend as cpu_backend
@@ -36,7 +38,7 @@ def checkpoint_logits(
 
     Returns:
         FP32 `[b, s, v]` on the CPU, vocabulary padding included; of pairs `[b, 1, 2]`; of an encoder-decoder,
-        those of `answer_to(tokens)`.
+        those of `answer_to(tokens)`; of a head its outputs `[b, n, labels]`.
 
     Raises:
         CheckpointError: The checkpoint does not fit its own configuration.
@@ -57,8 +59,27 @@ def checkpoint_logits(
             # One sample at a time: [s, v] in FP32 is what a large vocabulary makes expensive.
             one = {"pair_labels": torch.zeros(1, dtype=torch.int64)} if of_pairs else {}
             outputs = (model.only_chunk(**text_inputs(sample, model), **one) for sample in tokens)
-            logits = [(output[1] if of_pairs else output[0]).float().cpu() for output in outputs]
+            logits = [_logits(output, model, of_pairs=of_pairs).float().cpu() for output in outputs]
     return torch.stack(logits)
+
+
+def _logits(output: Any, model: ModelOnRanks, *, of_pairs: bool) -> Tensor:
+    """Return the logits of the only sample, [s, v]; those of a head are all outputs, as it makes them."""
+    logits: Tensor = output if model.config.model.has_head else output[1] if of_pairs else output[0]
+    return logits
+
+
+def _one_record(model: ModelConfig, length: int) -> RecordsOfBatch:
+    """Return a text of which everything that the head can classify is asked for."""
+    values = np.zeros((1, max(model.num_labels, 2)), np.float32)
+    tokens = np.full((1, length), float(model.head == "token_classification"), np.float32)
+    return RecordsOfBatch(
+        begins=np.zeros(1, np.int64),
+        lengths=np.full(1, length),
+        record=np.zeros(1, np.int64),
+        values=values,
+        token_values=tokens,
+    )
 
 
 def text_inputs(sample: Tensor, model: ModelOnRanks) -> dict[str, Any]:
@@ -75,6 +96,7 @@ def text_inputs(sample: Tensor, model: ModelOnRanks) -> dict[str, Any]:
         position_ids=np.arange(length)[None],
         cu_seqlens=np.array([0, length], np.int32) if kind == "encoder" else None,  # which is told where texts begin
         decoder_tokens=answer,
+        records=_one_record(model.config.model, length) if model.config.model.has_head else None,
     )
     inputs = build_objective(model.config).model_inputs(batch, model.device, model.layout)
     return {name: value for name, value in inputs.items() if name not in ("labels", "loss_mask")}

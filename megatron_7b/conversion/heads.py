@@ -1,7 +1,7 @@
 """Heads as Hugging Face has them: the class of a model with one, and what config.json says of it."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from megatron_7b.config.schema import ModelConfig
 
@@ -72,9 +72,3 @@ def write_head(model: ModelConfig) -> dict[str, object]:
         "label2id": {label: number for number, label in enumerate(labels)},
     }
     return {**keys, "problem_type": model.problem_type} if model.head == "sequence_classification" else keys
-
-
-def has_same_head(model: ModelConfig, other: ModelConfig) -> bool:
-    """Return whether two models have heads whose outputs mean the same."""
-    fields = ("head", "num_labels", "labels", "problem_type")
-    return all(cast(object, getattr(model, name)) == getattr(other, name) for name in fields)

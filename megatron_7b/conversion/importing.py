@@ -16,7 +16,6 @@ from megatron_7b.conversion.current_names import CurrentNames
 from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
 from megatron_7b.conversion.fresh_head import fresh_shapes, fresh_tensors
-from megatron_7b.conversion.heads import has_same_head
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
@@ -24,6 +23,7 @@ from megatron_7b.conversion.staging import staged_folder, take_checkpoint
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
 from megatron_7b.model.fitting import check_conversion
 from megatron_7b.model.parameters import Shape
+from megatron_7b.model.starting_head import has_same_head
 from megatron_7b.runtime.output_paths import check_new_folder
 from megatron_7b.runtime.process.logs import loading
 from megatron_7b.tokenizer import load_tokenizer

@@ -177,10 +177,8 @@ def _logits(output: Any, *, of_pairs: bool) -> Tensor:
         return pairs
     if "start_logits" in output:
         return torch.stack((output.start_logits[0], output.end_logits[0]), dim=-1)
-    if output.logits.dim() == 2 if "logits" in output else False:
-        return output.logits
-    tokens: Tensor = (output.prediction_logits if "prediction_logits" in output else output.logits)[0]
-    return tokens
+    logits: Tensor = output.prediction_logits if "prediction_logits" in output else output.logits
+    return logits[0] if logits.dim() > 2 else logits  # those of a whole text are [1, labels]
 
 
 def _load_reference(
@@ -220,7 +218,7 @@ def _load_reference(
     reference: torch.nn.Module = loaded
     reference.load_state_dict(fresh, strict=False)
     if model.has_head:
-        reference.config.pad_token_id = None  # the last of the random tokens is classified, whichever it is
+        loaded.config.pad_token_id = None  # the last of the random tokens is classified, whichever it is
     return reference
 
 

@@ -20,7 +20,6 @@ With transformers the same figure, without these two options, comes from
     loss = total / (N - 1)
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
@@ -113,5 +112,4 @@ def _rounds(model: ModelOnRanks, num_windows: int) -> Iterator[tuple[int, np.nda
 
 def _read(dataset: Samples, windows: np.ndarray, num_windows: int) -> Batch:
     """Return windows as a microbatch; those beyond the end count nothing."""
-    batch = dataset.batch(windows)
-    return dataclasses.replace(batch, loss_mask=np.where((windows < num_windows)[:, None], batch.loss_mask, 0.0))
+    return dataset.batch(windows).counting(windows < num_windows)

@@ -40,8 +40,8 @@ class Parameter:
         is_transposed: Hugging Face stores it the other way round, [in, out].
         is_multiplied: Every token's activations are multiplied by it, which is what FLOPs are counted from.
         is_head: Only those of tokens that are predicted; in an encoder-decoder these are all that the decoder reads.
-        is_task_head: It is of the head that `model.head` puts in the place of the output layer: fresh, unless the weights
-            that a run starts from have it, and trained even if the rest is frozen.
+        is_task_head: It is of the head that `model.head` puts in the place of the output layer: fresh, unless the
+            weights that a run starts from have it, and trained even if the rest is frozen.
         repeated_as: Hugging Face names under which a folder may hold the same tensor a second time.
     """
 

@@ -8,10 +8,12 @@ import torch.distributed as dist
 
 from megatron_7b.checkpoint.folders import resolve_checkpoint, step_folder, step_of
 from megatron_7b.checkpoint.load import load_checkpoint, load_weights
+from megatron_7b.checkpoint.manifest import read_config
 from megatron_7b.checkpoint.publishing import recover
 from megatron_7b.checkpoint.save import begin_save
 from megatron_7b.errors import CheckpointError, TrainingError
 from megatron_7b.files import flush_to_disk
+from megatron_7b.model.starting_head import find_head_difference
 from megatron_7b.training.history import record_save
 from megatron_7b.training.run import Run
 
@@ -42,12 +44,16 @@ def load_starting_point(run: Run) -> None:
         return
     source = run.config.checkpoint.initialize_from
     if source is not None:
+        folder = resolve_checkpoint(Path(source))
+        head = find_head_difference(run.config.model, read_config(folder).model)
         load_weights(
-            resolve_checkpoint(Path(source)),
+            folder,
             learner.model,
             learner.optimizer,
             verify=verify,
-            may_lack=learner.on_ranks.adapter_names,
+            may_lack=learner.on_ranks.adapter_names | head.may_lack,
+            fresh=head.fresh,
+            left=head.left,
             settle=learner.on_ranks.adapter.settle if learner.on_ranks.adapter else None,
         )
         if run.ranks.is_main:

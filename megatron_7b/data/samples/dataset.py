@@ -1,7 +1,7 @@
 """The samples of a run, by number: of one corpus or of a blend."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -59,6 +59,17 @@ class Batch:
     """Of each row, which of two classes its pair of sentences is of, [b]; None where rows are no pairs."""
     records: RecordsOfBatch | None = None
     """Of rows of records; None for rows of text."""
+
+    def counting(self, is_counted: NDArray[np.bool_]) -> "Batch":
+        """Return it with rows that count nothing, whose records are none; `is_counted` is [b]."""
+        loss_mask = np.where(is_counted[:, None], self.loss_mask, np.float32(0))
+        records = self.records
+        if records is not None and not is_counted.all():
+            kept = is_counted[records.begins // self.tokens.shape[1]]
+            parts = {name: getattr(records, name)[kept] for name in ("begins", "lengths", "record")}
+            values = np.where(is_counted[:, None], records.token_values, np.float32(0))
+            records = replace(records, **parts, token_values=values)
+        return replace(self, loss_mask=loss_mask, records=records)
 
 
 @dataclass(frozen=True)

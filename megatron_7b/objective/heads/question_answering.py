@@ -22,7 +22,7 @@ class QuestionAnswering(HeadObjective):
     """
 
     records = "windows with questions"
-    reported = ("accuracy",)
+    reported: tuple[str, ...] = ("accuracy",)
 
     def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:
         """Return all tokens of all windows, one window after the other, [n]."""
@@ -46,7 +46,9 @@ class QuestionAnswering(HeadObjective):
             return sums_of(output.sum(), 0, [output.sum()])
         # [windows, longest, 2]; places after the end of a window get no probability.
         lowest = torch.finfo(output.dtype).min
-        windows = torch.nn.utils.rnn.pad_sequence(list(output.split(lengths)), batch_first=True, padding_value=lowest)
+        windows = torch.nn.utils.rnn.pad_sequence(
+            list(torch.split(output, lengths)), batch_first=True, padding_value=lowest
+        )
         loss = functional.cross_entropy(windows, labels, reduction="sum") / 2
         is_right = (windows.argmax(dim=1) == labels).all(dim=1)
         return sums_of(loss, len(lengths), [is_right.sum()])

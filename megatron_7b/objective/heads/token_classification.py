@@ -21,7 +21,7 @@ class TokenClassification(HeadObjective):
     """
 
     records = "tagged texts"
-    reported = ("accuracy",)
+    reported: tuple[str, ...] = ("accuracy",)
 
     def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:
         """Return the first token of each word, [n]."""
@@ -29,8 +29,8 @@ class TokenClassification(HeadObjective):
 
     def labels(self, records: RecordsOfBatch) -> NDArray[Any]:
         """Return the class of each word, int64 [n]."""
-        values = records.token_values.ravel()
-        return values[values != 0].astype(np.int64) - 1
+        classes: NDArray[np.int64] = records.token_values[records.token_values != 0].astype(np.int64) - 1
+        return classes
 
     def tokentypes(self, records: RecordsOfBatch) -> None:  # noqa: ARG002
         """There is one text."""
