@@ -11,7 +11,7 @@ from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.bert_config import BertConfig
 from megatron_7b.conversion.config_codec import ConfigCodec
 from megatron_7b.conversion.gpt2_config import Gpt2Config
-from megatron_7b.conversion.heads import HEAD_NAMES, class_of_head, names_of_head
+from megatron_7b.conversion.heads import HEAD_NAMES, class_of_head, head_classes, names_of_head
 from megatron_7b.conversion.llama_config import LlamaConfig
 from megatron_7b.conversion.t5_config import T5Config
 
@@ -69,11 +69,11 @@ class Family:
             return class_of_head(self.prefix, model.head)
         return self.pair_class if model.add_binary_head and self.pair_class is not None else self.class_name
 
-    def loading_class(self, model: ModelConfig) -> str:
-        """Return the class of transformers that loads a model."""
-        if model.has_head:
-            return self.class_of(model)
-        return "AutoModelForPreTraining" if self.class_of(model) == self.pair_class else self.auto_class
+    def loading_class(self, name: object) -> str:
+        """Return the class of transformers that loads a folder whose `architectures` has one entry, the name."""
+        if isinstance(name, str) and self.prefix is not None and name in head_classes(self.prefix):
+            return name
+        return "AutoModelForPreTraining" if self.pair_class is not None and name == self.pair_class else self.auto_class
 
     def names_of(self, model: ModelConfig, *, renews_head: bool = False) -> OtherNames:
         """Return how the tensors of a model's folder may differ; a head that it has is not foreign to it.

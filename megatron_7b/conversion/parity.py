@@ -16,7 +16,6 @@ from torch import Tensor
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import CONFIG_FILE
-from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.json_files import read_json
 from megatron_7b.conversion.reference import reported
 from megatron_7b.errors import ConversionError
@@ -147,8 +146,7 @@ def hugging_face_logits(
         ConversionError: Transformers cannot load the folder or compute with it, misses or ignores tensors in it, or
             computes logits that are not finite.
     """
-    shape = model or from_hugging_face_config(read_json(folder / CONFIG_FILE))
-    reference = _load_reference(folder, shape, arithmetic, unused, fresh)
+    reference = _load_reference(folder, model, arithmetic, unused, fresh)
     with reported(f"transformers cannot compute with the model in {folder}"), torch.inference_mode():
         reference = reference.to(device).eval()
         if round_to is not None:
@@ -182,20 +180,31 @@ def _logits(output: Any, *, of_pairs: bool) -> Tensor:
 
 
 def _load_reference(
-    folder: Path, model: ModelConfig, arithmetic: torch.dtype, unused: Collection[str], fresh: Mapping[str, Tensor]
+    folder: Path,
+    model: ModelConfig | None,
+    arithmetic: torch.dtype,
+    unused: Collection[str],
+    fresh: Mapping[str, Tensor],
 ) -> torch.nn.Module:
     """Load the model of a folder with the class that computes what ours computes."""
     # Imported here: it takes seconds and only this function needs it.
     import transformers
     from transformers.utils import logging
 
-    family = FAMILIES[model.architecture]
-    loading_class = getattr(transformers, family.loading_class(model))
-    of_head = {"num_labels": model.num_labels, "ignore_mismatched_sizes": bool(fresh)} if model.has_head else {}
+    config = read_json(folder / CONFIG_FILE)
+    family = FAMILIES.get(str(config.get("model_type")))
+    loading_class = transformers.AutoModelForCausalLM
+    if family is not None:
+        names = [family.class_of(model)] if model is not None else config.get("architectures")
+        name = names[0] if isinstance(names, list) and names else None
+        loading_class = getattr(transformers, family.loading_class(name))
+    of_head = {}
+    if model is not None and model.has_head:
+        of_head = {"num_labels": model.num_labels, "ignore_mismatched_sizes": bool(fresh)}
     settle_vector_functions()
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
-    if unused or fresh or family.output_layer is not None:
+    if unused or fresh or (family is not None and family.output_layer is not None):
         logging.set_verbosity_error()  # it would list these, which are known, and say that T5's weights are not tied
     with reported(f"transformers cannot load {folder}"):
         loaded, report = loading_class.from_pretrained(
@@ -217,7 +226,7 @@ def _load_reference(
         raise ConversionError(f"transformers does not load {folder} cleanly: {problems}")
     reference: torch.nn.Module = loaded
     reference.load_state_dict(fresh, strict=False)
-    if model.has_head:
+    if hasattr(loaded, "num_labels"):
         loaded.config.pad_token_id = None  # the last of the random tokens is classified, whichever it is
     return reference
 

@@ -198,7 +198,7 @@ def test_minilm_learns_to_fill_in_words(tmp_path: Path, capsys: pytest.CaptureFi
     assert convert("from-hf", "--input", source, "--output", tmp_path / "c") == 0
     warned = capsys.readouterr().err
     assert "stay behind: pooler.dense.bias, pooler.dense.weight" in warned
-    assert "gets a fresh one, to be trained: cls.predictions.transform.dense.weight" in warned
+    assert "gets fresh ones, to be trained: cls.predictions.transform.dense.weight" in warned
     assert run_ranks(1, hidden_difference, tmp_path / "c", source)[0] < 2e-5
     with (tmp_path / "text.jsonl").open("w") as text:
         text.writelines(f"{line}\n" for line in asset("sotu.jsonl").read_text().splitlines()[:6])

@@ -159,11 +159,11 @@ def import_reference(folder: Path, output: Path) -> None:
 
 
 def run_ours(config: RunConfig, folder: Path) -> tuple[float, dict[str, np.ndarray], float]:
-    """Entry point of a rank: mean loss, gradients of this rank's parameters, and their norm as the optimizer sees it."""
+    """Entry point of a rank: mean loss, gradients of this rank's parameters, and their norm to the optimizer."""
     from megatron_7b.checkpoint.load import load_weights
     from megatron_7b.model.builder import named_canonical_parameters
-    from megatron_7b.parallel.groups import broadcast_from_last_stage
     from megatron_7b.objective.microbatches import run_microbatches
+    from megatron_7b.parallel.groups import broadcast_from_last_stage
     from megatron_7b.training.learner import build_learner
 
     core = build_learner(config, "cpu")

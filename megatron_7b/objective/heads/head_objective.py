@@ -7,15 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.data.records.rows import RecordDataset, RecordLayout, open_records, open_whole_corpus
 from megatron_7b.data.samples.dataset import RecordsOfBatch
-from megatron_7b.data.samples.opening import UNKNOWN_CONTENTS
-from megatron_7b.data.samples.sample_order import Reached
-from megatron_7b.data.samples.split import Split
 from megatron_7b.objective.objective import Sums
-from megatron_7b.objective.records import layout_of
+from megatron_7b.objective.records import RecordObjective
 from megatron_7b.parallel import ParallelLayout
-from megatron_7b.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -24,57 +19,19 @@ if TYPE_CHECKING:
     from megatron_7b.data import Batch
 
 
-class HeadObjective:
-    """Opens records, and tells the model which tokens to classify; a subclass says which, and what the loss is."""
+class HeadObjective(RecordObjective):
+    """Tells the model which tokens to classify; a subclass says which, and what the loss is.
 
-    needs_tokenizer = False
-    reported: tuple[str, ...] = ()
-    records = "records"
-    """What its records are called, in the plural; their corpora are marked so."""
+    Args:
+        config: The run.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self._model = config.model
 
-    def check_tokenizer(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:
-        """Any will do: the corpora are encoded already."""
-
-    def window_length(self, config: RunConfig) -> int:  # noqa: ARG002
-        """Any record makes a sample, however short it is."""
-        return 0
-
     def predicted_share(self, config: RunConfig) -> float:  # noqa: ARG002
         """The head is too small to count."""
         return 0.0
-
-    def open_windows(
-        self,
-        config: RunConfig,
-        split: Split,
-        *,
-        contents: Mapping[str, str] = UNKNOWN_CONTENTS,
-        reached: Reached | None = None,
-    ) -> RecordDataset:
-        """Open the rows, with any token in the places that are filled up."""
-        return self.open_split(config, split, None, contents=contents, reached=reached)
-
-    def open_split(
-        self,
-        config: RunConfig,
-        split: Split,
-        tokenizer: Tokenizer | None,
-        *,
-        contents: Mapping[str, str],
-        reached: Reached | None,
-    ) -> RecordDataset:
-        """Open rows of records."""
-        return open_records(config.data, split, self._layout(config, tokenizer), contents=contents, reached=reached)
-
-    def open_corpus(self, prefix: str, config: RunConfig, tokenizer: Tokenizer | None) -> RecordDataset:
-        """Open all records of a corpus, once and in their order."""
-        return open_whole_corpus(prefix, self._layout(config, tokenizer))
-
-    def _layout(self, config: RunConfig, tokenizer: Tokenizer | None) -> RecordLayout:
-        return layout_of(config, tokenizer, name=self.records)
 
     def model_inputs(self, batch: "Batch", device: "torch.device", layout: ParallelLayout) -> dict[str, Any]:
         """Return what the model's forward takes of one microbatch, on the device; `labels` are the head's."""

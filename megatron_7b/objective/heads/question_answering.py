@@ -21,7 +21,7 @@ class QuestionAnswering(HeadObjective):
     of a window is the mean of the cross entropies of both borders, each over all of its tokens.
     """
 
-    records = "windows with questions"
+    kind = "windows with questions"
     reported: tuple[str, ...] = ("accuracy",)
 
     def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ class TextClassification(HeadObjective):
     squared error. An encoder classifies by a text's first token, a decoder by its last.
     """
 
-    records = "labelled texts"
+    kind = "labelled texts"
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)

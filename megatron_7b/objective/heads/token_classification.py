@@ -20,7 +20,7 @@ class TokenClassification(HeadObjective):
     Tokens of value 0 only give context. The loss is the mean cross entropy of the words.
     """
 
-    records = "tagged texts"
+    kind = "tagged texts"
     reported: tuple[str, ...] = ("accuracy",)
 
     def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:
