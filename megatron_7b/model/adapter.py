@@ -58,5 +58,5 @@ class Adapter:
         return frozenset(row.name for row in self.rows(table))
 
     def trained_names(self, table: ParameterTable) -> frozenset[str]:
-        """Return the names of all parameters that are trained, given the model's own rows."""
-        return self.own_names(table) | {row.name for row in table.values() if self.trains_too(row)}
+        """Return the names of all parameters that are trained, given the model's own rows: a fresh head always is."""
+        return self.own_names(table) | {row.name for row in table.values() if row.is_task_head or self.trains_too(row)}
