@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_7b.checkpoint.base import find_base
 from megatron_7b.checkpoint.manifest import CONFIG, read_config
 from megatron_7b.config import ParallelConfig, RunConfig, check_config, load_config
 from megatron_7b.config.problems import Problem
@@ -20,7 +21,8 @@ def inference_config(
     """Return a checkpoint's configuration with a new layout and the true vocabulary size.
 
     The layout of the training run is forgotten: without `parallel.*` overrides it is one rank per replica. So are the
-    number formats that need its distributed optimizer.
+    number formats that need its distributed optimizer. With a checkpoint of an adapter, `checkpoint.initialize_from` is
+    where the rest of the model was found.
 
     Args:
         folder: A complete checkpoint.
@@ -29,7 +31,8 @@ def inference_config(
         problems: Mistakes on the command line, to be reported together with all others.
 
     Raises:
-        CheckpointError: The folder is not a checkpoint, or its configuration is damaged.
+        CheckpointError: The folder is not a checkpoint, its configuration is damaged, or it holds an adapter and the
+            model that it belongs to is not found.
         ConfigError: An override is unknown or impossible; all of them in one message.
     """
     vocab_size = read_config(folder).model.vocab_size
@@ -43,6 +46,11 @@ def inference_config(
         **(overrides or {}),
     }
     config = load_config(folder / CONFIG, settings, problems=problems)
+    base = find_base(folder, config.checkpoint.initialize_from)
+    if base is not None:
+        config = dataclasses.replace(
+            config, checkpoint=dataclasses.replace(config.checkpoint, initialize_from=str(base))
+        )
     if config.parallel.context_parallel_size > 1:
         raise ConfigError(
             f"parallel.context_parallel_size is {config.parallel.context_parallel_size}, but only training splits "

@@ -14,12 +14,14 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.fp8_utils import is_float8tensor
 from torch import Tensor
 
+from megatron_7b.checkpoint.base import check_is_whole
 from megatron_7b.checkpoint.former_names import current_names
 from megatron_7b.checkpoint.manifest import (
     Counters,
     Manifest,
     OnOptimizerChange,
     optimizer_starts_afresh,
+    read_config,
     read_manifest,
     warn_of_missing_checksum,
 )
@@ -36,6 +38,8 @@ from megatron_7b.checkpoint.sharding import (
 )
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
+from megatron_7b.model.on_ranks import ModelOnRanks
+from megatron_7b.model.starting_head import find_head_difference
 from megatron_7b.optim.optimizer import Optimizer
 from megatron_7b.optim.state import renew_main_parameters, round_main_parameters
 from megatron_7b.parallel import ParallelLayout
@@ -52,6 +56,7 @@ def load_weights(
     may_lack: Set[str] = frozenset(),
     fresh: Set[str] = frozenset(),
     left: Set[str] = frozenset(),
+    names: Set[str] | None = None,
     settle: Callable[[Any], None] | None = None,
 ) -> Manifest:
     """Load the parameters into this rank's chunks, whatever layout wrote them.
@@ -65,6 +70,7 @@ def load_weights(
         may_lack: Names of parameters that stay as they are if the checkpoint has none of their name.
         fresh: Names of parameters that stay as they are whatever the checkpoint has.
         left: Names of tensors that the checkpoint may have and the chunks have not.
+        names: The parameters that it has, if that is not all of them; the others stay as they are.
         settle: Called with each chunk once its parameters are loaded: `Adapter.settle`.
 
     Collective: all ranks.
@@ -72,8 +78,9 @@ def load_weights(
     Raises:
         CheckpointError: Files are damaged, or other parameters are missing or of another shape.
     """
-    opened = _open(folder, verify=verify, with_state=optimizer is not None)  # main parameters are for training alone
-    model = model_state(chunks)
+    with_state = optimizer is not None  # main parameters are for training alone
+    opened = _open(folder, verify=verify, with_state=with_state, must_be_whole=names is None)
+    model = model_state(chunks, names)
     lacking = fresh | (may_lack - opened.weights.tensors.keys())
     model = {name: entry for name, entry in model.items() if entry.key not in lacking}
     _load_model(opened, chunks, model, left=left | fresh)
@@ -86,6 +93,33 @@ def load_weights(
     return opened.manifest
 
 
+def load_base(folder: Path, model: ModelOnRanks, chunks: Sequence[torch.nn.Module], *, verify: bool = True) -> None:
+    """Load what an adapter was, or will be, trained beside.
+
+    Args:
+        folder: A checkpoint of a whole model, with any head.
+        model: This rank's part of the model.
+        chunks: Its chunks, with gradient buffers or without.
+        verify: Check every file's hash first.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: As `load_weights`.
+    """
+    assert model.adapter is not None
+    head = find_head_difference(model.config.model, read_config(folder).model)
+    load_weights(
+        folder,
+        chunks,
+        verify=verify,
+        may_lack=model.adapter_names | head.may_lack,
+        fresh=head.fresh,
+        left=head.left,
+        settle=model.adapter.settle,
+    )
+
+
 def load_checkpoint(
     folder: Path,
     *,
@@ -94,6 +128,7 @@ def load_checkpoint(
     layout: ParallelLayout,
     verify: bool = True,
     on_optimizer_change: OnOptimizerChange = "refuse",
+    names: Set[str] | None = None,
 ) -> Counters:
     """Load everything that a run resumes from.
 
@@ -104,6 +139,7 @@ def load_checkpoint(
         layout: Position of this rank. Random states are restored if the checkpoint was written at the same layout.
         verify: Check every file's hash first.
         on_optimizer_change: What to do if another optimizer wrote it.
+        names: The parameters that it has, if that is not all of them; the others stay as they are.
 
     Collective: all ranks.
 
@@ -112,7 +148,7 @@ def load_checkpoint(
             it is another optimizer's.
     """
     started = time.perf_counter()
-    opened = _open(folder, verify=verify, with_state=True)
+    opened = _open(folder, verify=verify, with_state=True, must_be_whole=names is None)
     manifest = opened.manifest
     if opened.state is None:
         raise CheckpointError(
@@ -120,7 +156,7 @@ def load_checkpoint(
             hint="start a new run from its weights with --checkpoint.initialize-from",
         )
     starts_afresh = optimizer_starts_afresh(folder, manifest, optimizer.name, on_optimizer_change)
-    model = model_state(chunks)
+    model = model_state(chunks, names)
     _load_model(opened, chunks, model)
     _load_optimizer(opened, optimizer, model, only_main=starts_afresh)
     optimizer.set_num_updates(0 if starts_afresh else manifest.num_updates)
@@ -149,16 +185,18 @@ class _Opened:
     state: StoredTensors | None
 
 
-def _open(folder: Path, *, verify: bool, with_state: bool) -> _Opened:
+def _open(folder: Path, *, verify: bool, with_state: bool, must_be_whole: bool) -> _Opened:
     """Read the manifest on every rank and check each file on one of them.
 
     Collective: all ranks.
 
     Raises:
-        CheckpointError: The checkpoint is damaged.
+        CheckpointError: The checkpoint is damaged, or an adapter where a whole model is needed.
     """
     with _same_error_on_all_ranks():
         manifest = read_manifest(folder)
+        if must_be_whole:
+            check_is_whole(folder)
         if dist.get_rank() == 0:
             warn_of_missing_checksum(folder, manifest)
             check_nothing_foreign(folder, manifest.files)

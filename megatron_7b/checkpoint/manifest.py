@@ -53,6 +53,18 @@ class Counters:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """The checkpoint that has the parameters which one of an adapter lacks."""
+
+    identity: str
+    """Hash of its weights as they are stored."""
+    path: str
+    """Where it was."""
+    relative_path: str | None = None
+    """The same as seen from the checkpoint of the adapter."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Contents of `checkpoint.json`."""
 
@@ -69,6 +81,8 @@ class Manifest:
     """What the optimizer keeps beside tensors."""
     sample_order: dict[str, Any] | None = None
     """What the training samples were, and in which order: `data.sample_order`; None where no run wrote it."""
+    base: Base | None = None
+    """What the parameters that are not in it are taken from; None: it has all of them."""
     files: dict[str, FileRecord] = dataclasses.field(default_factory=dict)
     """By path relative to the folder."""
     format_version: int = FORMAT_VERSION

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_7b.adapter import build_adapter
-from megatron_7b.checkpoint.load import load_weights
+from megatron_7b.checkpoint.base import find_base
+from megatron_7b.checkpoint.load import load_base, load_weights
 from megatron_7b.config import RunConfig
 from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.on_ranks import ModelOnRanks, build_on_ranks
@@ -25,7 +26,7 @@ def opened_model(
     """Join the ranks, build the model and load its weights, for the duration of a with block.
 
     Args:
-        folder: A complete checkpoint of any layout.
+        folder: A complete checkpoint of any layout; one of an adapter is read after the one that has the rest.
         config: From `inference_config`.
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says, so that results depend neither on
             whether the machine has BF16 hardware nor on BF16 rounding, and agree with those of transformers.
@@ -41,7 +42,7 @@ def opened_model(
         ConfigError: The number of ranks does not fit the layout, the device is not there, or the model cannot fit into
             memory.
     """
-    started = time.perf_counter()
+    started, base = time.perf_counter(), find_base(folder, config.checkpoint.initialize_from)
     with leaving_process_groups():
         device_type = initialize_process(config.runtime)
         if device_type == "cpu" and fp32_on_cpu:
@@ -50,7 +51,12 @@ def opened_model(
             )
         adapter = adapter or build_adapter(config)
         model = build_on_ranks(config, device_type, is_training=False, initialize=False, adapter=adapter)
-        load_weights(folder, model.chunks, verify=config.checkpoint.verify_on_load)
+        verify = config.checkpoint.verify_on_load
+        if base is None:
+            load_weights(folder, model.chunks, verify=verify)
+        else:
+            load_base(base, model, model.chunks, verify=verify)
+            load_weights(folder, model.chunks, verify=verify, names=model.names_apart)
         for chunk in model.chunks:
             chunk.eval()
         if model.layout.is_main:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from megatron.core.fp8_utils import is_float8tensor
 
+from megatron_7b.checkpoint.base import TrainedPart
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
-from megatron_7b.checkpoint.folders import find_steps
+from megatron_7b.checkpoint.folders import find_steps, step_folder
 from megatron_7b.checkpoint.manifest import NUM_UPDATES, Counters, Manifest, write_manifest
 from megatron_7b.checkpoint.optimizer_state import OptimizerShare
 from megatron_7b.checkpoint.pending import OwnShards, PendingSave, UnwrittenError
@@ -66,6 +67,7 @@ def begin_save(
     sample_order: dict[str, Any] | None = None,
     replace_older: bool = True,
     background: dist.ProcessGroup | None = None,
+    part: TrainedPart | None = None,
 ) -> PendingSave:
     """Begin to write a checkpoint, which `PendingSave.wait` completes and publishes.
 
@@ -81,6 +83,7 @@ def begin_save(
         replace_older: Whether older checkpoints than the configuration wants to keep are removed.
         background: From `new_background_group`: this rank's share is copied to host memory, and a thread writes it
             while training continues. Without it nothing is written before `wait`, and nothing is copied.
+        part: What is saved, if only a part of the model was trained; None saves all of it.
 
     Collective: all ranks.
 
@@ -88,7 +91,7 @@ def begin_save(
         CheckpointError: There is too little disk space, or the folder cannot be written to.
     """
     started = time.perf_counter()
-    pieces = own_pieces(chunks, optimizer)
+    pieces = own_pieces(chunks, optimizer, names=part.names if part else None)
     staging, num_bytes = _agree_on_staging_folder(checkpoints, counters.step, num_bytes_of(pieces), layout)
     if background is not None:
         pieces = _copied_to_host(pieces)
@@ -105,6 +108,7 @@ def begin_save(
         optimizer=optimizer.name if optimizer else None,
         optimizer_scalars={NUM_UPDATES: optimizer.num_updates} if optimizer else None,
         sample_order=sample_order,
+        base=part.base_seen_from(step_folder(checkpoints.resolve(), counters.step)) if part else None,
     )
 
     def write() -> OwnShards:
@@ -132,14 +136,21 @@ def begin_save(
     return save
 
 
-def own_pieces(chunks: Sequence[torch.nn.Module], optimizer: Optimizer | None) -> Pieces:
+def own_pieces(
+    chunks: Sequence[torch.nn.Module], optimizer: Optimizer | None, *, names: Set[str] | None = None
+) -> Pieces:
     """Return what this rank writes of model and optimizer: views, which the next step changes.
+
+    Args:
+        chunks: This rank's model chunks.
+        optimizer: Theirs; None: it is not written.
+        names: The parameters that are written; None: all of them.
 
     Collective: the data-parallel group.
     """
     replicas = data_parallel_group()
     gather_parameters(chunks)
-    model = model_state(chunks)
+    model = model_state(chunks, names)
     pieces: Pieces = {"": _share_of_weights(model, replicas.rank(), replicas.size())}
     if optimizer is None:
         return pieces

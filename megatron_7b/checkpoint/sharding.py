@@ -1,7 +1,7 @@
 """Parameters and random states in a checkpoint: megatron-core's sharded tensors under layout-free names."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,12 @@ from megatron_7b.errors import CheckpointError
 type Sharded = ShardedTensor | ShardedTensorFactory
 
 
-def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
+def model_state(chunks: Sequence[torch.nn.Module], names: Set[str] | None = None) -> dict[str, Any]:
     """Return the sharded parameters of this rank's chunks, by `chunk{i}.` + local name, under the names of their table.
+
+    Args:
+        chunks: This rank's model chunks.
+        names: The parameters that are wanted; None: all of them.
 
     Objects that layers keep beside their parameters (Transformer Engine's `_extra_state`) are left out: with the FP8
     recipes that the configuration offers, scales follow from the tensors at hand and have no history.
@@ -27,7 +31,9 @@ def model_state(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
         module: Any = chunk.module if isinstance(chunk, DistributedDataParallel) else chunk
         for name, value in module.sharded_state_dict().items():
             if isinstance(value, ShardedTensor | ShardedTensorFactory):
-                state[f"chunk{index}.{name}"] = replace(value, key=module.table.by_core_name(value.key).name)
+                own_name = module.table.by_core_name(value.key).name
+                if names is None or own_name in names:
+                    state[f"chunk{index}.{name}"] = replace(value, key=own_name)
     return state
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_7b.adapter import build_adapter
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.former_names import current_names
 from megatron_7b.checkpoint.manifest import (
@@ -30,6 +31,8 @@ from megatron_7b.parallel import build_layout
 class CheckpointWeights(Mapping[str, Tensor]):
     """The parameters of a checkpoint, each read when it is asked for, vocabulary padding cropped.
 
+    Of a checkpoint of an adapter these are the ones that were trained (`Manifest.base` has the others).
+
     Args:
         folder: A complete checkpoint.
         verify: Check every file's hash first.
@@ -45,7 +48,9 @@ class CheckpointWeights(Mapping[str, Tensor]):
         if verify:
             verify_files(folder, manifest.files)
         self._stored = StoredTensors(folder, manifest.files, renamed=current_names(folder, manifest))
-        self._table = parameter_table(read_config(folder).model, manifest.vocab_size)
+        config = read_config(folder)
+        table, adapter = parameter_table(config.model, manifest.vocab_size), build_adapter(config)
+        self._table = table if adapter is None else adapter.extended(table)
 
     def __getitem__(self, name: str) -> Tensor:
         parameter, entry = self._table[name], self._stored.tensors[name]

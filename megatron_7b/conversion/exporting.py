@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_7b.checkpoint import Companions, read_config, read_manifest, resolve_checkpoint
+from megatron_7b.checkpoint.base import check_is_whole
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.companions import give_back_companions, imported_config
 from megatron_7b.conversion.hf_config import check_exportable
@@ -64,6 +65,7 @@ def export_to_hugging_face(
     checkpoint, output, options = resolve_checkpoint(Path(checkpoint)), Path(output), options or ExportOptions()
     check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
     check_replaces_export(output)
+    check_is_whole(checkpoint)
     manifest, model = read_manifest(checkpoint), read_config(checkpoint).model
     companions = Companions.of_checkpoint(checkpoint)
     check_exportable(model)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from megatron_7b.checkpoint import config_file, resolve_checkpoint, tokenizer_path
+from megatron_7b.checkpoint.base import check_is_whole
 from megatron_7b.config import RunConfig, load_config
 from megatron_7b.config.loading import override_config
 from megatron_7b.config.tasks import TASKS
@@ -119,7 +120,11 @@ def _find_start(start: Path) -> Path:
             f"checkpoint.initialize_from is {start}, which does not exist",
             hint="name a checkpoint, a run folder, or a Hugging Face folder",
         )
-    return start if is_hugging_face_folder(start) else resolve_checkpoint(start)
+    if is_hugging_face_folder(start):
+        return start
+    checkpoint = resolve_checkpoint(start)
+    check_is_whole(checkpoint)
+    return checkpoint
 
 
 def _tokenizer_of(start: Path) -> Path | None:

@@ -58,5 +58,11 @@ class Adapter:
         return frozenset(row.name for row in self.rows(table))
 
     def trained_names(self, table: ParameterTable) -> frozenset[str]:
-        """Return the names of all parameters that are trained, given the model's own rows: a fresh head always is."""
-        return self.own_names(table) | {row.name for row in table.values() if row.is_task_head or self.trains_too(row)}
+        """Return the names of all parameters that are trained, given the model's own rows.
+
+        The head of a task always is, and the pooler below it, which the model may not have had before.
+        """
+        has_task_head = any(row.is_task_head for row in table.values())
+        of_head = {row.name for row in table.values() if row.is_task_head or row.name.startswith("pooler.")}
+        chosen = {row.name for row in table.values() if self.trains_too(row)}
+        return self.own_names(table) | chosen | (of_head if has_task_head else frozenset())

@@ -10,7 +10,9 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.fitting import check_rank
+from megatron_7b.model.kinds import parameter_table
 from megatron_7b.model.kinds.chunk import ModelChunk
+from megatron_7b.model.parameters import ParameterTable
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
 from megatron_7b.runtime.machine.device import DeviceType, torch_device
@@ -42,7 +44,17 @@ class ModelOnRanks:
     @property
     def adapter_names(self) -> frozenset[str]:
         """Names of the parameters that the adapter adds."""
-        return self.adapter.own_names(self.chunks[0].table) if self.adapter is not None else frozenset()
+        return self.adapter.own_names(self._own_table) if self.adapter is not None else frozenset()
+
+    @property
+    def names_apart(self) -> frozenset[str] | None:
+        """Names of the parameters that checkpoints hold; None: all of them."""
+        return self.adapter.trained_names(self._own_table) if self.adapter and self.adapter.is_apart else None
+
+    @property
+    def _own_table(self) -> ParameterTable:
+        """The model's parameters without those of the adapter."""
+        return parameter_table(self.config.model, self.config.model.vocab_size or 1)
 
     @property
     def only_chunk(self) -> ModelChunk:

@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megatron_7b.checkpoint.base import TrainedPart, describe_base, find_base_to_resume
 from megatron_7b.checkpoint.folders import resolve_checkpoint, step_folder, step_of
-from megatron_7b.checkpoint.load import load_checkpoint, load_weights
+from megatron_7b.checkpoint.load import load_base, load_checkpoint, load_weights
 from megatron_7b.checkpoint.manifest import read_config
 from megatron_7b.checkpoint.publishing import recover
 from megatron_7b.checkpoint.save import begin_save
 from megatron_7b.errors import CheckpointError, TrainingError
 from megatron_7b.files import flush_to_disk
 from megatron_7b.model.starting_head import find_head_difference
+from megatron_7b.optim.state import renew_main_parameters
 from megatron_7b.training.history import record_save
 from megatron_7b.training.run import Run
 
@@ -29,7 +31,9 @@ def load_starting_point(run: Run) -> None:
         CheckpointError: The checkpoint is damaged, or does not fit the model.
     """
     checkpoint, learner = _newest_checkpoint(run), run.learner
-    verify = run.config.checkpoint.verify_on_load
+    verify, names = run.config.checkpoint.verify_on_load, learner.on_ranks.names_apart
+    if names is not None:
+        _load_base(run, checkpoint, names)
     if checkpoint is not None:
         run.counters = load_checkpoint(
             checkpoint,
@@ -38,12 +42,13 @@ def load_starting_point(run: Run) -> None:
             layout=learner.layout,
             verify=verify,
             on_optimizer_change=run.config.checkpoint.on_optimizer_change,
+            names=names,
         )
         _check_that_data_fits(run)
         run.resumed = run.saved = run.counters
         return
-    source = run.config.checkpoint.initialize_from
-    if source is not None:
+    source, adapter = run.config.checkpoint.initialize_from, learner.on_ranks.adapter
+    if source is not None and names is None:
         folder = resolve_checkpoint(Path(source))
         head = find_head_difference(run.config.model, read_config(folder).model)
         load_weights(
@@ -54,10 +59,43 @@ def load_starting_point(run: Run) -> None:
             may_lack=learner.on_ranks.adapter_names | head.may_lack,
             fresh=head.fresh,
             left=head.left,
-            settle=learner.on_ranks.adapter.settle if learner.on_ranks.adapter else None,
+            settle=adapter.settle if adapter else None,
         )
+    if source is not None and run.ranks.is_main:
+        logger.info("starting from the weights of %s", source)
+
+
+def _load_base(run: Run, checkpoint: Path | None, names: frozenset[str]) -> None:
+    """Load what an adapter is trained beside, and note what it is.
+
+    Collective: all ranks.
+
+    Raises:
+        CheckpointError: It is not found, or not a whole model.
+    """
+    learner, record = run.learner, None
+    with run.ranks.together("finding the model that the adapter belongs to"):
         if run.ranks.is_main:
-            logger.info("starting from the weights of %s", source)
+            record = describe_base(_find_base(run, checkpoint))
+    record = run.ranks.from_main(record)
+    assert record is not None
+    run.part = TrainedPart(names, record)
+    load_base(Path(record.path), learner.on_ranks, learner.model, verify=run.config.checkpoint.verify_on_load)
+    renew_main_parameters(learner.optimizer)
+
+
+def _find_base(run: Run, checkpoint: Path | None) -> Path:
+    source = run.config.checkpoint.initialize_from
+    if checkpoint is not None:
+        base = find_base_to_resume(checkpoint, source)
+        if base is None:
+            raise CheckpointError(
+                f"{checkpoint} holds a whole model, but this run trains an adapter", hint="choose another --run-dir"
+            )
+        return base
+    if source is None:
+        raise CheckpointError("an adapter needs a model: checkpoint.initialize_from is not set")
+    return resolve_checkpoint(Path(source))
 
 
 def _check_that_data_fits(run: Run) -> None:
@@ -105,6 +143,7 @@ def save(
         sample_order=run.trainer.sample_order.to_dict(),
         replace_older=replace_older,
         background=background,
+        part=run.part,
     )
     run.pending = pending, run.counters
     if background is None:

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_7b.checkpoint import Companions, resolve_checkpoint
+from megatron_7b.checkpoint.base import check_is_whole, find_base
 from megatron_7b.config.schema import RunConfig, TelemetryConfig
 from megatron_7b.data import has_split
 from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
@@ -35,13 +36,31 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
     # Ranks look for the newest checkpoint together: on a shared file system some may see it later.
     progress = None
     if not is_rank():
-        find_start(folder)
+        check_weights(config, find_start(folder))
         progress = read_progress(folder.checkpoints, config)
     check_data(config, progress)
     objective = build_objective(config)
     if objective.needs_tokenizer:
         companions = companions_of_weights(config, folder)
         objective.check_tokenizer(config, find_tokenizer(config.data, of_model=companions.tokenizer))
+
+
+def check_weights(config: RunConfig, newest: Path | None) -> None:
+    """Refuse weights that are not all there: an adapter without its model.
+
+    Args:
+        config: The run, checked.
+        newest: The checkpoint that it resumes from, if there is one.
+
+    Raises:
+        CheckpointError: The model that the checkpoint's adapter belongs to is not found, or a fresh run would start
+            from an adapter.
+    """
+    source = config.checkpoint.initialize_from
+    if newest is not None:
+        find_base(newest, source)
+    elif source is not None:
+        check_is_whole(resolve_checkpoint(Path(source)))
 
 
 def check_telemetry(telemetry: TelemetryConfig) -> None:

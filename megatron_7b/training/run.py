@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from megatron_7b.checkpoint import Companions
+from megatron_7b.checkpoint.base import TrainedPart
 from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.checkpoint.pending import PendingSave
 from megatron_7b.config.schema import RunConfig
@@ -46,6 +47,7 @@ class Run:
         last_step_skipped: Whether the last step of this start left the parameters as they were.
         departure: Where the folder is by now, if it was moved while the run was in progress.
         early_end: Why the run is complete although not all steps are done, if `finish_early` was called.
+        part: What checkpoints hold, if not the whole model.
         failure: Why the run fails, once it does.
     """
 
@@ -65,6 +67,7 @@ class Run:
     last_step_skipped: bool = False
     departure: Path | None = None
     early_end: str | None = None
+    part: TrainedPart | None = None
     failure: BaseException | None = None
 
     @property

@@ -40,6 +40,8 @@ RunState = Literal["running", "saved", "stopped", "finished", "failed"]
 _CHANGEABLE_MODEL_OPTIONS = frozenset(
     {"hidden_dropout", "attention_dropout", "init_method_std", "transformer_impl", "make_vocab_size_divisible_by"}
 )
+# The same of the adapter section.
+_CHANGEABLE_ADAPTER_OPTIONS = frozenset({"dropout", "orth_reg_weight"})
 # Options whose None means a value derived from elsewhere: the tokenizer, the number of heads.
 _DERIVED_MODEL_OPTIONS = frozenset({"vocab_size", "num_query_groups", "kv_channels"})
 
@@ -112,7 +114,7 @@ class RunFolder:
 
 
 def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
-    """Refuse a folder in which another model was trained. Only reads, so every rank can call it before building.
+    """Refuse a folder in which another model or adapter was trained. Only reads, so every rank can call it at first.
 
     Args:
         folder: The run folder, which need not exist yet.
@@ -138,7 +140,7 @@ def check_run_folder(folder: RunFolder, config: RunConfig) -> None:
     if contradictions:
         raise ConfigError(
             f"{folder.root} holds a run of a model with another shape:\n" + "\n".join(contradictions),
-            hint="choose another --run-dir, or start with the model options of the saved config.yaml",
+            hint="choose another --run-dir, or start with the model and adapter options of the saved config.yaml",
         )
 
 
@@ -167,6 +169,8 @@ def read_saved_config(folder: RunFolder) -> RunConfig | None:
 
 def _contradict(path: str, before: object, after: object) -> bool:
     section, name, *_ = path.split(".")
+    if section == "adapter":
+        return name not in _CHANGEABLE_ADAPTER_OPTIONS
     if section != "model" or name in _CHANGEABLE_MODEL_OPTIONS:
         return False
     return not (name in _DERIVED_MODEL_OPTIONS and None in (before, after))

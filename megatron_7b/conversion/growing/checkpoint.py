@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_7b.checkpoint import Companions, read_config, read_manifest, resolve_checkpoint
+from megatron_7b.checkpoint.base import check_is_whole
 from megatron_7b.config import ParallelConfig, PrecisionConfig, RunConfig, check_config
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
@@ -73,6 +74,7 @@ def grow_checkpoint(
         plan_growth(from_hugging_face_config(HuggingFaceFolder(checkpoint).config), options)
         with _imported(checkpoint, output, report) as imported:
             return grow_checkpoint(imported, output, options, report)
+    check_is_whole(source)
     manifest, config = read_manifest(source), read_config(source)
     growth = plan_growth(config.model, options)
     grown = _grown_config(config, growth.target, report)
