@@ -40,6 +40,7 @@ def open_session(
     tokenizer: Path | str | None = None,
     overrides: Mapping[str, object] | None = None,
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    several_copies: bool = False,
 ) -> "Session":
     """Load a checkpoint of any layout to generate with it.
 
@@ -51,6 +52,8 @@ def open_session(
         tokenizer: Instead of the one that the checkpoint carries.
         overrides: Options of the configuration by dotted path, such as `{"parallel.tensor_model_parallel_size": 2}`.
         max_batch_size: Texts (beams, in a search) that share a forward pass.
+        several_copies: Ranks may hold more than one copy of the model, each of which is told what to do apart; see
+            `copies.Copies`.
 
     Returns:
         An open session: use it in a with statement, or close it.
@@ -66,7 +69,7 @@ def open_session(
     config = inference_config(folder, overrides, requirements=REQUIREMENTS)
     setup = read_setup(folder, config, tokenizer)
     fp32_on_cpu = "precision.params_dtype" not in (overrides or {})
-    return Session(setup, fp32_on_cpu=fp32_on_cpu, max_batch_size=max_batch_size)
+    return Session(setup, fp32_on_cpu=fp32_on_cpu, max_batch_size=max_batch_size, several_copies=several_copies)
 
 
 class Session:
@@ -78,14 +81,20 @@ class Session:
         setup: Of the checkpoint.
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says.
         max_batch_size: Rows that share a forward pass.
+        several_copies: As for `open_session`.
 
     Attributes:
         setup: What is known of the checkpoint: configuration, tokenizer, settings.
-        is_main: Whether this is the rank that prints.
+        layout: Position of this rank.
     """
 
     def __init__(
-        self, setup: GenerationSetup, *, fp32_on_cpu: bool = True, max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+        self,
+        setup: GenerationSetup,
+        *,
+        fp32_on_cpu: bool = True,
+        max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        several_copies: bool = False,
     ) -> None:
         from megatron_7b.checkpoint.open_model import opened_model
         from megatron_7b.generation.engine import GenerationEngine
@@ -94,7 +103,8 @@ class Session:
         self._samples: dict[int, list[Sample]] = {}  # of a number of the engine
         with contextlib.ExitStack() as stack:
             model = stack.enter_context(opened_model(setup.folder, setup.config, fp32_on_cpu=fp32_on_cpu))
-            check_one_copy(model.layout, model.layout.world_size)
+            if not several_copies:
+                check_one_copy(model.layout, model.layout.world_size)
             self._engine = stack.enter_context(
                 GenerationEngine(
                     model.only_chunk,
@@ -104,7 +114,7 @@ class Session:
                     decoder_start_id=setup.decoder_start_id,
                 )
             )
-            self.is_main = model.layout.is_main
+            self.layout = model.layout
             self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -115,6 +125,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open.__exit__(kind, error, trace)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that prints."""
+        return self.layout.is_main
 
     def close(self) -> None:
         """Leave the process groups. Collective: all ranks."""

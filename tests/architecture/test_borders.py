@@ -36,6 +36,7 @@ BORDERS = [
         "one reader of megatron-core's global process groups",
     ),
     Border("megatron.training", frozenset(), "its argument parser and globals are what this project does without"),
+    Border("lm_eval", frozenset({"evaluation"}), "one place that knows how the harness sees a model"),
     Border("wandb", frozenset({"training"}), "an optional sink of metrics"),
     Border("tensorboard", frozenset({"training"}), "a sink of metrics"),
     Border("matplotlib", frozenset({"training", "evaluation", "planning"}), "pictures of a run"),

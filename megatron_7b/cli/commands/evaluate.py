@@ -1,6 +1,7 @@
-"""`megatron-7b evaluate`: the loss and perplexity of a checkpoint on a corpus.
+"""`megatron-7b evaluate`: the loss and perplexity of a checkpoint on a corpus, or how it does on tasks.
 
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --data P_text_document --nproc 2 --json
+    megatron-7b evaluate --checkpoint RUN/checkpoints/latest --tasks hellaswag,arc_easy --task-data DATA --output F.json
 
 Every token of the corpus but the first is predicted exactly once, in windows of `data.seq_length` tokens; the figure is
 the same at every layout, microbatch size and number of ranks, up to FP32 rounding. A model that was trained with
@@ -16,12 +17,14 @@ import sys
 import time
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
+from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
+from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation import CorpusLoss, EvaluationProgress
 from megatron_7b.evaluation.evaluating import check_evaluation, measure_checkpoint
 from megatron_7b.runtime.process.logs import configure_logging
 
-SUMMARY = "measure a checkpoint's loss on a corpus"
+SUMMARY = "measure a checkpoint: its loss on a corpus, or how it does on tasks"
 
 _SECONDS_BETWEEN_REPORTS = 5.0
 
@@ -32,19 +35,25 @@ def main(argv: list[str]) -> int:
     Raises:
         MegatronError: Before any model is built where possible.
     """
-    command = CheckpointCommand.read(parse_arguments(_parser(), argv))
-    flags = command.command_line.flags
+    command_line = parse_arguments(_parser(), argv)
+    flags = command_line.flags
+    if flags.tasks:
+        return evaluate_on_tasks(command_line, argv)
+    if flags.data is None:
+        raise ConfigError("there is nothing to measure on", hint="--data PREFIX names a corpus, --tasks names tasks")
+    command = CheckpointCommand.read(command_line)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
 
 
 def _parser() -> Parser:
     parser = checkpoint_parser("evaluate", SUMMARY)
-    parser.add_argument("--data", required=True, metavar="PREFIX", help="corpus: path of the .bin and .idx files")
+    parser.add_argument("--data", metavar="PREFIX", help="corpus: path of the .bin and .idx files")
     parser.add_argument(
         "--max-samples", type=int, metavar="K", help="only the first K windows of data.seq_length tokens; default: all"
     )
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
+    add_task_flags(parser)
     return parser
 
 

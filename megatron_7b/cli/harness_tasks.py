@@ -1,0 +1,114 @@
+"""`megatron-7b evaluate --tasks`: tasks of lm-evaluation-harness on a checkpoint."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.options import CommandLine, Parser
+from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.harness import HarnessOptions, TaskResults, evaluate_tasks
+from megatron_7b.evaluation.harness.running import check_harness
+from megatron_7b.generation.setup import REQUIREMENTS, read_setup
+from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.process.logs import configure_logging
+
+_SECONDS_BETWEEN_REPORTS = 5.0
+
+
+def add_task_flags(parser: Parser) -> None:
+    """Add the options that tasks have."""
+    tasks = parser.add_argument_group("tasks of lm-evaluation-harness")
+    tasks.add_argument("--tasks", metavar="A,B", help="tasks, groups, tags, or YAML files; instead of --data")
+    tasks.add_argument(
+        "--task-data",
+        type=Path,
+        metavar="DIR",
+        help="folder with data sets, as DIR/hellaswag/validation.jsonl",
+    )
+    tasks.add_argument(
+        "--include-path", type=Path, action="append", default=[], metavar="DIR", help="folder with tasks of your own"
+    )
+    tasks.add_argument("--allow-download", action="store_true", help="fetch data sets that are not here from the hub")
+    tasks.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question")
+    tasks.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
+    tasks.add_argument("--apply-chat-template", action="store_true", help="put questions into the chat template")
+    tasks.add_argument("--system-instruction", metavar="TEXT", help="system message of each question")
+    tasks.add_argument("--gen-kwargs", metavar="K=V,…", help="for tasks that generate, such as max_gen_toks=64")
+    tasks.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts that share a forward pass")
+    tasks.add_argument("--output", type=Path, metavar="FILE", help="JSON file for everything that was found")
+    tasks.add_argument("--log-samples", action="store_true", help="have --output hold every question and its answers")
+
+
+def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
+    """Run the command; returns 0 when all tasks were done.
+
+    Raises:
+        MegatronError: Before any model is built where possible.
+    """
+    flags = command_line.flags
+    if flags.data is not None:
+        raise ConfigError("--data and --tasks do not go together", hint="measure twice")
+    options = _options(flags)
+    check_harness()
+    command = CheckpointCommand.read(command_line, REQUIREMENTS)
+    if flags.output is not None:
+        check_can_create(flags.output, "--output")
+    setup = read_setup(command.folder, command.config)
+    if not command.runs_here:
+        return command.launch("evaluate", argv)
+    rank = int(os.environ.get("RANK", "0"))
+    configure_logging(rank)
+    started = time.perf_counter()
+    results = evaluate_tasks(setup, options, fp32_on_cpu=command.fp32_on_cpu, report=_Report())
+    if results is not None:
+        _tell(results, flags, seconds=time.perf_counter() - started)
+    return 0
+
+
+def _options(flags: argparse.Namespace) -> HarnessOptions:
+    return HarnessOptions(
+        tasks=tuple(name.strip() for name in flags.tasks.split(",") if name.strip()),
+        include_path=tuple(flags.include_path),
+        task_data=flags.task_data,
+        allow_download=flags.allow_download,
+        num_fewshot=flags.num_fewshot,
+        limit=flags.limit,
+        apply_chat_template=flags.apply_chat_template,
+        system_instruction=flags.system_instruction,
+        gen_kwargs=flags.gen_kwargs,
+        log_samples=flags.log_samples,
+        batch_size=flags.batch_size,
+    )
+
+
+class _Report:
+    """Progress on stderr, a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if done == 0 or (now - self._last < _SECONDS_BETWEEN_REPORTS and done < total):
+            return
+        self._last = now
+        left = (now - self._start) * (total - done) / done
+        print(f"{what} {done:,} of {total:,}  about {left:,.0f} s left", file=sys.stderr, flush=True)
+        if done == total:
+            self._start = now
+
+
+def _tell(results: TaskResults, flags: argparse.Namespace, *, seconds: float) -> None:
+    if flags.output is not None:
+        results.write(flags.output)
+    print(results.table())
+    print(f"{seconds:.1f} s" + (f"; everything is in {flags.output}" if flags.output is not None else ""))
+    if flags.json:
+        figures = {
+            f"{one.task}/{one.name}" + (f"/{one.filter}" if one.filter else ""): one.value for one in results.measures()
+        }
+        print(json.dumps(figures))

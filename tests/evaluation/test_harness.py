@@ -1,0 +1,176 @@
+"""lm-evaluation-harness on a checkpoint: item by item what its own `hf` model gives the export, at every layout."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.harness import HarnessOptions
+from megatron_7b.evaluation.harness.running import load_tasks
+from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
+from tests.support.commands import run_command
+
+pytest.importorskip("lm_eval")
+
+WORDS = ["the cat", "sat", "on the mat", "naïve", "12 o'clock", "a dog"]
+CHOICES = {"text": WORDS[:4], "label": ["A", "B", "C", "D"]}
+TASKS = "hellaswag,arc_easy,gsm8k,lambada_openai,mmlu_abstract_algebra,cmmlu_agronomy,ceval-valid_accountant,sst2,own"
+
+
+def data_sets() -> dict[str, list[dict[str, Any]]]:
+    """Rows of each format that tasks read, by file."""
+    sets: dict[str, list[dict[str, Any]]] = {
+        "hellaswag/validation.jsonl": [
+            {"activity_label": "Cats", "ctx_a": WORDS[n % 6], "ctx_b": "it", "endings": WORDS[:4], "label": str(n % 4)}
+            for n in range(6)
+        ],
+        "ai2_arc/ARC-Easy/test.jsonl": [
+            {"question": WORDS[n % 6] + "?", "choices": CHOICES, "answerKey": "ABCD"[n % 4]} for n in range(6)
+        ],
+        "lambada_openai/default/test.jsonl": [{"text": f"{WORDS[n % 6]} sat on the mat"} for n in range(5)],
+        "glue/sst2/validation.jsonl": [{"sentence": WORDS[n % 6], "label": n % 2, "idx": n} for n in range(6)],
+        "super_glue/boolq/test.jsonl": [{"question": "?", "passage": "a", "label": 1, "idx": 0}],
+        "glue/rte/validation.jsonl": [{"sentence1": "a", "sentence2": "b", "label": 1, "idx": 0}],
+        "own.jsonl": [{"page": " ".join(WORDS * (n + 1))} for n in range(3)],
+    }
+    for name in (
+        "hellaswag/validation",
+        "ai2_arc/ARC-Easy/test",
+        "glue/sst2/validation",
+        "lambada_openai/default/test",
+    ):
+        sets[f"{name.rpartition('/')[0]}/train.jsonl"] = sets[f"{name}.jsonl"]
+    for split in ("train", "test"):
+        sets[f"gsm8k/main/{split}.jsonl"] = [{"question": f"{n} cats?", "answer": f"{n} #### {n}"} for n in range(6)]
+    for split in ("dev", "test"):
+        sets[f"mmlu/abstract_algebra/{split}.jsonl"] = [
+            {"question": WORDS[n % 6], "choices": WORDS[:4], "answer": n % 4} for n in range(6)
+        ]
+        lettered = dict(zip("ABCD", WORDS, strict=False))
+        sets[f"cmmlu/agronomy/{split}.csv"] = [
+            {"Question": f"{n}问", **lettered, "Answer": "ABCD"[n % 4]} for n in range(6)
+        ]
+        sets[f"ceval-exam/accountant/accountant_{split.replace('test', 'val')}.csv"] = [
+            {"id": n, "question": f"{n}问", **lettered, "answer": "ABCD"[n % 4], "explanation": ""} for n in range(6)
+        ]
+    return sets
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of both kinds, the data sets, and a task of one's own."""
+    path = tmp_path_factory.mktemp("harness")
+    save_tiny_model("llama", path / "hf", vocab_size=300)
+    save_tiny_tokenizer(path / "hf")
+    done = run_command("convert", "from-hf", "--input", path / "hf", "--output", path / "checkpoint")
+    assert done.returncode == 0, done.stderr
+    for name, rows in data_sets().items():
+        file = path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            if file.suffix == ".csv":
+                writer = csv.DictWriter(stream, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                stream.writelines(json.dumps(row) + "\n" for row in rows)
+    (path / "tasks").mkdir()
+    (path / "tasks" / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {path}/data/own.jsonl}}}}\n"
+        "test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{page}}'\n"
+        "metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]\n"
+    )
+    return path
+
+
+def evaluated(folder: Path, *more: object) -> dict[str, Any]:
+    output = folder / f"found{len(list(folder.glob('found*')))}.json"
+    done = run_command(
+        *("evaluate", "--checkpoint", folder / "checkpoint", "--tasks", TASKS, "--task-data", folder / "data"),
+        *("--include-path", folder / "tasks", "--gen-kwargs", "max_gen_toks=12", "--num-fewshot", 2),
+        *("--log-samples", "--output", output, *more),
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, Any]:
+    """What the harness gives its own model of transformers."""
+    from lm_eval import simple_evaluate
+
+    from megatron_7b.evaluation.harness.tasks import find_tasks, local_data_sets
+
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    manager = find_tasks(TASKS.split(","), [folder / "tasks"])
+    with local_data_sets(folder / "data", may_download=False):
+        results = simple_evaluate(
+            model="hf", model_args={"pretrained": str(folder / "hf"), "dtype": "float32"}, tasks=TASKS.split(","),
+            task_manager=manager, num_fewshot=2, gen_kwargs="max_gen_toks=12", device="cpu", batch_size=4,
+            bootstrap_iters=0, log_samples=True, random_seed=1234, numpy_random_seed=1234, torch_random_seed=1234,
+            fewshot_random_seed=1234,
+        )  # fmt: skip
+    assert results is not None
+    return dict(results)
+
+
+def test_every_item_is_that_of_the_harness_with_transformers(folder: Path, expected: dict[str, Any]) -> None:
+    found = evaluated(folder, "--nproc", 2)
+    assert found["samples"].keys() == set(TASKS.split(","))
+    for task, samples in expected["samples"].items():
+        ours = {(one["doc_id"], one["filter"]): one for one in found["samples"][task]}
+        assert len(ours) == len(samples)
+        for one in samples:
+            other = ours[one["doc_id"], one["filter"]]
+            assert other["arguments"] is not None
+            for mine, theirs in zip(_flat(other["resps"]), _flat(one["resps"]), strict=True):
+                if isinstance(theirs, float):
+                    assert float(mine) == pytest.approx(theirs, abs=1e-4), task
+                else:
+                    assert str(mine) == str(theirs), task
+    for task, figures in expected["results"].items():
+        for name, value in figures.items():
+            if "," in name and "stderr" not in name and isinstance(value, float):
+                assert found["results"][task][name] == pytest.approx(value, rel=1e-4), (task, name)
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, list | tuple):
+        return [leaf for one in value for leaf in _flat(one)]
+    return [value]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tasks": ("hellaswagg",)}, "there is no task hellaswagg"),
+        ({"tasks": ("winogrande",)}, "winogrande \\(winogrande_xl\\), which is not on this machine"),
+        ({"tasks": ("boolq",)}, "the data of boolq have no rows in the split that it is measured on"),
+        ({"tasks": ("sst2", "rte"), "num_fewshot": 3}, "rte takes 3 examples from the split train"),
+        ({"tasks": ("own",), "include_path": (Path("nowhere"),)}, "nowhere is not a folder"),
+        ({"tasks": ("hellaswag",), "limit": 0}, "limit is 0, expected at least 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_a_model_is_built(
+    folder: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_tasks(HarnessOptions(task_data=folder / "data", **options))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--tasks", "hellaswag", "--data", "x"), "--data and --tasks do not go together"),
+        ((), "there is nothing to measure on"),
+    ],
+)
+def test_the_command_wants_a_corpus_or_tasks(folder: Path, flags: tuple[object, ...], words: str) -> None:
+    done = run_command("evaluate", "--checkpoint", folder / "checkpoint", *flags)
+    assert done.returncode != 0
+    assert words in done.stderr
