@@ -32,8 +32,14 @@ _FEWEST_CORRUPTED = 3
 """A token of text, a sentinel and the end: the shortest text that a span is missing from."""
 
 
-_SMOOTHED_TASKS = ("chat",)
-"""Tasks whose loss is the cross entropy of single tokens."""
+_OPTIONS_OF_TASKS: dict[str, tuple[str, ...]] = {
+    "finetune.label_smoothing": ("chat", "sequence_to_sequence"),
+    "finetune.train_on": ("chat",),
+    "finetune.prompt_template": ("sequence_to_sequence",),
+    "finetune.target_key": ("sequence_to_sequence",),
+    "finetune.max_target_length": ("sequence_to_sequence",),
+}
+"""Options that only some tasks of fine-tuning know."""
 
 
 def _is_default(case: Case, path: str) -> bool:
@@ -256,10 +262,9 @@ def _encoder_decoders_have_one_stage(case: Case) -> Iterator[Problem]:
         )
 
 
-@rule("finetune.label_smoothing", "finetune.task")
-def _smoothed_labels_are_tokens(case: Case) -> Iterator[Problem]:
+@rule("finetune.task", *_OPTIONS_OF_TASKS)
+def _options_belong_to_the_task(case: Case) -> Iterator[Problem]:
     task = case.config.finetune.task
-    if case.config.finetune.label_smoothing and task not in _SMOOTHED_TASKS:
-        yield case.problem(
-            "finetune.label_smoothing", f"only applies with finetune.task {' | '.join(_SMOOTHED_TASKS)}, not {task}"
-        )
+    for path, tasks in _OPTIONS_OF_TASKS.items():
+        if task not in tasks and not _is_default(case, path):
+            yield case.problem(path, f"only applies with finetune.task {' | '.join(tasks)}, not {task or 'none'}")

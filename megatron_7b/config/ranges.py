@@ -30,6 +30,7 @@ AT_LEAST_ONE = (
     "parallel.context_parallel_size",
     "parallel.recompute_num_layers",
     "data.seq_length",
+    "finetune.max_target_length",
     "training.train_steps",
     "training.micro_batch_size",
     "training.global_batch_size",

@@ -53,11 +53,19 @@ class FinetuneConfig:
     """What `megatron-7b finetune` makes of its data; `data.train` and `data.valid` name JSONL files there."""
 
     task: Annotated[str, OneOf(TASKS)] | None = None
-    """chat: conversations, of which the assistant's words are trained. None outside of fine-tuning."""
+    """chat: conversations, of which the assistant's words are trained; sequence_to_sequence: a target text is written
+    from a source. None outside of fine-tuning."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """chat: which messages are trained where a record gives no weights: the assistant's, its last one, or all text."""
     chat_template: str | None = None
     """chat: a file with the template; None means the tokenizer's own, or a plain one if it carries none."""
+    prompt_template: str | None = None
+    """sequence_to_sequence: what the model is given, with keys of the records in braces, such as
+    'Summarize: {source}'; None means '{source}', for decoders with a line end after it."""
+    target_key: str = "target"
+    """sequence_to_sequence: key of the text that the model has to write."""
+    max_target_length: int | None = None
+    """sequence_to_sequence: most tokens of a target, its end included; None means data.seq_length."""
     packing: bool = True
     """Let several samples share a row, kept apart in attention; otherwise rows are filled up with padding."""
     label_smoothing: float = 0.0

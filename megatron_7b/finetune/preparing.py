@@ -12,7 +12,9 @@ from pathlib import Path
 from megatron_7b.checkpoint import config_file, resolve_checkpoint, tokenizer_path
 from megatron_7b.checkpoint.base import check_is_whole
 from megatron_7b.config import RunConfig, load_config
+from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.loading import override_config
+from megatron_7b.config.problems import raise_problems
 from megatron_7b.config.tasks import TASKS
 from megatron_7b.conversion import HuggingFaceFolder, from_hugging_face_config
 from megatron_7b.errors import ConfigError, MegatronError
@@ -76,6 +78,8 @@ def _check(config: RunConfig) -> None:
         )
     if not config.data.train:
         raise ConfigError("data.train is not set", hint="--data.train F.jsonl names the records to learn from")
+    # Other sections are checked when the run is complete: they depend on the weights, and on what the data decide.
+    raise_problems([problem for problem in find_conflicts(config) if problem.path.startswith("finetune.")])
     epochs = config.finetune.epochs
     if epochs is not None and not 0 < epochs < math.inf:
         raise ConfigError(f"finetune.epochs is {epochs}, expected more than 0")

@@ -30,6 +30,13 @@ def _masked(config: RunConfig) -> Objective:
     return MaskedLanguageModeling(config)
 
 
+def _sequence_to_sequence(config: RunConfig) -> Objective:
+    from megatron_7b.objective.sequence_to_sequence import SourceContinuation, SourceToTarget
+
+    of_kind = SourceToTarget if config.model.traits.kind == "encoder_decoder" else SourceContinuation
+    return of_kind(config)
+
+
 def _span(config: RunConfig) -> Objective:
     from megatron_7b.objective.span import SpanCorruption
 
@@ -58,6 +65,7 @@ BUILDERS: dict[str, Callable[[RunConfig], Objective]] = {
     "causal": _causal,
     "chat": _chat,
     "masked": _masked,
+    "sequence_to_sequence": _sequence_to_sequence,
     "span": _span,
     "text_classification": _text_classification,
     "token_classification": _token_classification,
