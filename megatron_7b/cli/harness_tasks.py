@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
 from megatron_7b.cli.options import CommandLine, Parser
-from megatron_7b.errors import ConfigError
+from megatron_7b.cli.tables import align
 from megatron_7b.evaluation.harness import HarnessOptions, TaskResults, evaluate_tasks
 from megatron_7b.evaluation.harness.running import check_harness
 from megatron_7b.generation.setup import REQUIREMENTS, read_setup
@@ -50,8 +50,6 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
         MegatronError: Before any model is built where possible.
     """
     flags = command_line.flags
-    if flags.data is not None:
-        raise ConfigError("--data and --tasks do not go together", hint="measure twice")
     options = _options(flags)
     check_harness()
     command = CheckpointCommand.read(command_line, REQUIREMENTS)
@@ -105,10 +103,21 @@ class _Report:
 def _tell(results: TaskResults, flags: argparse.Namespace, *, seconds: float) -> None:
     if flags.output is not None:
         results.write(flags.output)
-    print(results.table())
+    print("\n".join(align(_rows(results), num_left=1)))
     print(f"{seconds:.1f} s" + (f"; everything is in {flags.output}" if flags.output is not None else ""))
     if flags.json:
         figures = {
             f"{one.task}/{one.name}" + (f"/{one.filter}" if one.filter else ""): one.value for one in results.measures()
         }
         print(json.dumps(figures))
+
+
+def _rows(results: TaskResults) -> list[list[str]]:
+    rows = [["task", "version", "shots", "measure", "value", "± standard error"]]
+    for one in results.measures():
+        name = f"{one.name} ({one.filter})" if one.filter else one.name
+        shots, error = (
+            "" if value is None else f"{value:{form}}" for value, form in ((one.shots, "d"), (one.error, ".4f"))
+        )
+        rows.append([one.task, one.version, shots, name, f"{one.value:.4f}", error])
+    return rows

@@ -1,6 +1,7 @@
 """`megatron-7b evaluate`: the loss and perplexity of a checkpoint on a corpus, or how it does on tasks.
 
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --data P_text_document --nproc 2 --json
+    megatron-7b evaluate --checkpoint RUN/checkpoints/latest --text speeches.jsonl
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --tasks hellaswag,arc_easy --task-data DATA --output F.json
 
 Every token of the corpus but the first is predicted exactly once, in windows of `data.seq_length` tokens; the figure is
@@ -17,6 +18,7 @@ import sys
 import time
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
+from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.errors import ConfigError
@@ -27,6 +29,8 @@ from megatron_7b.runtime.process.logs import configure_logging
 SUMMARY = "measure a checkpoint: its loss on a corpus, or how it does on tasks"
 
 _SECONDS_BETWEEN_REPORTS = 5.0
+_ROADS = ("data", "text", "tasks")
+"""Options that say what is measured; each is a road of its own."""
 
 
 def main(argv: list[str]) -> int:
@@ -37,10 +41,14 @@ def main(argv: list[str]) -> int:
     """
     command_line = parse_arguments(_parser(), argv)
     flags = command_line.flags
+    given = [name for name in _ROADS if getattr(flags, name)]
+    if len(given) != 1:
+        said = f"--{' and --'.join(given)} do not go together" if given else "there is nothing to measure on"
+        raise ConfigError(said, hint="--data PREFIX names a corpus, --text files of text, --tasks tasks")
     if flags.tasks:
         return evaluate_on_tasks(command_line, argv)
-    if flags.data is None:
-        raise ConfigError("there is nothing to measure on", hint="--data PREFIX names a corpus, --tasks names tasks")
+    if flags.text:
+        return evaluate_on_texts(command_line, argv)
     command = CheckpointCommand.read(command_line)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
@@ -53,6 +61,7 @@ def _parser() -> Parser:
         "--max-samples", type=int, metavar="K", help="only the first K windows of data.seq_length tokens; default: all"
     )
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
+    add_text_flags(parser)
     add_task_flags(parser)
     return parser
 

@@ -71,14 +71,3 @@ class TaskResults:
         """Write everything as JSON; beside, then renamed."""
         with replacing(file) as beside, beside.open("w", encoding="utf-8") as stream:
             json.dump(self.content, stream, indent=1, ensure_ascii=False, default=str)
-
-    def table(self) -> str:
-        """Return the figures as a table of text."""
-        rows = [("task", "version", "shots", "measure", "value", "± standard error")]
-        for one in self.measures():
-            name = f"{one.name} ({one.filter})" if one.filter else one.name
-            shots = "" if one.shots is None else str(one.shots)
-            error = "" if one.error is None else f"{one.error:.4f}"
-            rows.append((one.task, one.version, shots, name, f"{one.value:.4f}", error))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -1,0 +1,87 @@
+"""`megatron-7b evaluate --text`: how well a checkpoint predicts the texts of files."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from megatron_7b.cli.bad_records import print_bad_records
+from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.options import CommandLine, Parser
+from megatron_7b.cli.progress import open_progress
+from megatron_7b.cli.tables import align
+from megatron_7b.data.reading.progress import tell_nobody
+from megatron_7b.data.reading.sources import find_sources
+from megatron_7b.evaluation.texts import TextLoss, TextLosses, measure_texts
+from megatron_7b.generation.setup import REQUIREMENTS, read_setup
+from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.process.logs import configure_logging
+
+
+def add_text_flags(parser: Parser) -> None:
+    """Add the options that texts have."""
+    texts = parser.add_argument_group("texts")
+    texts.add_argument(
+        "--text", nargs="+", metavar="F", help="files, globs or folders as `preprocess` reads; instead of --data"
+    )
+    texts.add_argument("--json-key", default="text", metavar="KEY", help="which key of a record holds the text")
+    texts.add_argument(
+        "--stride", type=int, metavar="N", help="tokens that a window of a long text moves on by; default: all that fit"
+    )
+    texts.add_argument("--per-document", type=Path, metavar="FILE", help="JSONL file that gets a line for each text")
+
+
+def evaluate_on_texts(command_line: CommandLine, argv: list[str]) -> int:
+    """Run the command; returns 0 when all texts were read.
+
+    Raises:
+        MegatronError: Before any model is built where possible.
+    """
+    flags = command_line.flags
+    command = CheckpointCommand.read(command_line, REQUIREMENTS)
+    find_sources(flags.text)
+    if flags.per_document is not None:
+        check_can_create(flags.per_document, "--per-document")
+    setup = read_setup(command.folder, command.config)
+    if not command.runs_here:
+        return command.launch("evaluate", argv)
+    rank = int(os.environ.get("RANK", "0"))
+    configure_logging(rank)
+    found = measure_texts(
+        setup,
+        flags.text,
+        key=flags.json_key,
+        stride=flags.stride,
+        per_document=flags.per_document,
+        batch_size=flags.batch_size,
+        fp32_on_cpu=command.fp32_on_cpu,
+        open_progress=open_progress if rank == 0 else tell_nobody,
+    )
+    if found is not None:
+        _tell(found, flags)
+    return 0
+
+
+def _tell(found: TextLosses, flags: argparse.Namespace) -> None:
+    by_name = dict(found.by_file)
+    if len(by_name) != 1:
+        by_name["all"] = found.total
+    heads = ["file", "documents", "tokens", "loss", "perplexity", "bits per byte", "word perplexity"]
+    print("\n".join(align([heads, *(_row(name, one) for name, one in by_name.items())], num_left=1)))
+    print_bad_records(found.bad)
+    if flags.json:
+        print(
+            json.dumps({**found.total.to_dict(), "files": {name: one.to_dict() for name, one in found.by_file.items()}})
+        )
+
+
+def _row(name: str, one: TextLoss) -> list[str]:
+    counts = [f"{one.documents:,}", f"{one.tokens:,}"]
+    return [
+        name,
+        *counts,
+        f"{one.loss:.4f}",
+        f"{one.perplexity:.2f}",
+        f"{one.bits_per_byte:.4f}",
+        f"{one.word_perplexity:.2f}",
+    ]

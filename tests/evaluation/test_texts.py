@@ -1,0 +1,75 @@
+"""How well a checkpoint predicts texts: every token once, as transformers has it, at every layout."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_7b.evaluation.texts import windows_of
+from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
+from tests.support.commands import run_command
+
+TEXTS = ["the cat sat on the mat " * 30, "naïve 12 o'clock 猫坐", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts")
+    save_tiny_model("llama", path / "hf", vocab_size=300)
+    save_tiny_tokenizer(path / "hf")
+    assert run_command("convert", "from-hf", "--input", path / "hf", "--output", path / "checkpoint").returncode == 0
+    lines = [json.dumps({"text": text}) for text in TEXTS]
+    (path / "it.jsonl").write_text("\n".join([*lines[:2], '{"text": 3}', lines[2]]))
+    return path
+
+
+def reference(folder: Path, text: str, stride: int) -> float:
+    """Nats of a text by transformers, window by window."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    ids = [begin, *tokenizer.encode(text, add_special_tokens=False)]
+    longest, nats, done = model.config.max_position_embeddings, 0.0, 1
+    while done < len(ids):
+        end = min(len(ids), longest + 1 if done == 1 else done + stride)
+        window = torch.tensor(ids[max(0, end - longest - 1) : end])
+        losses = torch.nn.functional.cross_entropy(
+            model(window[None, :-1]).logits[0].double(), window[1:], reduction="none"
+        )
+        nats += float(losses[done - end :].sum())
+        done = end
+    return nats
+
+
+@pytest.mark.parametrize(("stride", "ranks"), [(None, 1), (40, 2)])
+def test_each_text_costs_what_transformers_says(folder: Path, tmp_path: Path, stride: int | None, ranks: int) -> None:
+    more = () if stride is None else ("--stride", stride)
+    done = run_command(
+        "evaluate", "--checkpoint", folder / "checkpoint", "--text", folder / "it.jsonl", "--json", *more,
+        "--per-document", tmp_path / "each.jsonl", "--nproc", ranks,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    each = [json.loads(line) for line in (tmp_path / "each.jsonl").read_text().splitlines()]
+    assert [one["record"] for one in each] == [1, 2, 4]
+    assert [one["bytes"] for one in each] == [len(text.encode()) for text in TEXTS]
+    assert [one["words"] for one in each] == [180, 5, 2]
+    nats = [reference(folder, text, stride or 256) for text in TEXTS]
+    assert [one["nats"] for one in each] == pytest.approx(nats, rel=1e-5)
+    total = json.loads(done.stdout.splitlines()[-1])
+    assert total["bits_per_byte"] == pytest.approx(
+        sum(nats) / math.log(2) / sum(one["bytes"] for one in each), rel=1e-5
+    )
+    assert total["word_perplexity"] == pytest.approx(math.exp(sum(nats) / 187), rel=1e-4)
+    assert "it.jsonl:3" in done.stdout + done.stderr  # the record that is no text
+
+
+def test_windows_predict_each_token_once() -> None:
+    for length, stride in ((5, 3), (10, 10), (23, 3), (31, 10), (12, 1)):
+        windows = list(windows_of(range(length), 99, longest=10, stride=stride))
+        assert [token for window in windows for token in window.continuation_ids] == list(range(length))
+        assert all(len(one.context_ids) + len(one.continuation_ids) <= 11 for one in windows)
+        assert all(len(one.context_ids) + len(one.continuation_ids) == 11 for one in windows[1:])
