@@ -51,14 +51,21 @@ class Place:
         """Tensor-parallel ranks."""
         return self.group.size()
 
-    def dropped(self, x: Tensor, share: float, *, training: bool) -> Tensor:
-        """Return inputs of the layer of which a share was left out; ranks that hold the same leave out the same."""
-        if not training or share == 0.0:
-            return x
-        if self.is_column and not self.sequence_parallel:
-            return functional.dropout(x, share)
-        with get_cuda_rng_tracker().fork():
-            return functional.dropout(x, share)
+
+def dropped(x: Tensor, share: float, *, is_shard: bool) -> Tensor:
+    """Return what is left of a tensor without a random share of it, larger by as much.
+
+    Args:
+        x: It.
+        share: In [0, 1).
+        is_shard: Tensor ranks hold different parts; otherwise all hold the same, and leave out the same.
+    """
+    if share == 0.0:
+        return x
+    if not is_shard:
+        return functional.dropout(x, share)
+    with get_cuda_rng_tracker().fork():
+        return functional.dropout(x, share)
 
 
 def local_parameter(row: parameters.Parameter, place: Place) -> Parameter:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from megatron_7b.adapter.bottleneck.rows import build_bottleneck
 from megatron_7b.adapter.low_rank.rows import build_low_rank
 from megatron_7b.adapter.targets import check_modules_to_save
 from megatron_7b.config.schema import RunConfig
@@ -12,6 +13,7 @@ from megatron_7b.model.kinds import parameter_table
 BUILDERS: Mapping[str, Callable[[RunConfig], Adapter]] = {
     "lora": build_low_rank,
     "dora": build_low_rank,
+    "bottleneck": build_bottleneck,
 }
 """What builds the adapter of each method."""
 

@@ -1,6 +1,6 @@
 """Which linear layers an adapter is put beside, by the names that they have at Hugging Face. Imports no torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_7b.config.adapters import AdapterConfig
@@ -72,25 +72,32 @@ def _group(weight: Parameter, model: ModelConfig) -> tuple[list[int], int]:
             raise ValueError(f"{weight.name} is stored as several tensors, and its rows are arranged as {other!r}")
 
 
-def targeted(table: ParameterTable, model: ModelConfig, wanted: Sequence[str]) -> list[Projection]:
+def targeted(
+    table: ParameterTable,
+    model: ModelConfig,
+    wanted: Sequence[str],
+    *,
+    fits: Callable[[Parameter], bool] = lambda _: True,
+) -> list[Projection]:
     """Return the projections that a choice of names means.
 
     Args:
         table: A model's parameters.
         model: Its shape.
         wanted: `all-linear`, or ends of names at Hugging Face, of whole components; nothing means all.
+        fits: Which weights can be meant.
 
     Raises:
         ConfigError: A name fits none of the model's linear layers.
     """
-    there = [one for row in table.values() if row.is_layer_matrix for one in projections(row, model)]
+    there = [one for row in table.values() if row.is_layer_matrix and fits(row) for one in projections(row, model)]
     if not wanted or tuple(wanted) == (ALL_LINEAR,):
         return there
     unknown = [name for name in wanted if not any(_means(name, one.hugging_face) for one in there)]
     if unknown:
         raise ConfigError(
             f"adapter.target_modules has {_quoted(unknown)}, which no linear layer of this {model.architecture} model "
-            f"is called; there are {', '.join(dict.fromkeys(one.name for one in there))}",
+            f"that can be adapted so is called; there are {', '.join(dict.fromkeys(one.name for one in there))}",
             hint=f"name some of these, or all-linear; {_hint_for_others(unknown, table)}",
         )
     return [one for one in there if any(_means(name, one.hugging_face) for name in wanted)]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_7b.adapter import build_adapter
 from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.cli.options import CommandLine, Parser
@@ -62,7 +63,9 @@ class CheckpointCommand:
         if self.fp32_on_cpu:
             config = dataclasses.replace(config, precision=dataclasses.replace(config.precision, params_dtype="fp32"))
         ranks = ranks_here(self.command_line.flags, self.world_size)
-        check_before_launch(config, ranks=ranks, world_size=self.world_size, is_training=False)
+        check_before_launch(
+            config, ranks=ranks, world_size=self.world_size, is_training=False, adapter=build_adapter(config)
+        )
 
     @property
     def layout(self) -> ParallelLayout:

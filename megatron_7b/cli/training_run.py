@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_7b.adapter import build_adapter
 from megatron_7b.cli.next_commands import print_next_commands
 from megatron_7b.cli.options import Parser, add_config_flag
 from megatron_7b.cli.ranks import add_launch_flags, launch_plan, ranks_here
@@ -47,7 +48,7 @@ def train(words: Sequence[str], flags: argparse.Namespace, config: RunConfig, wo
         MegatronError: A mistake that the user can fix.
     """
     ranks = ranks_here(flags, world_size)
-    check_before_launch(config, ranks=ranks, world_size=world_size, is_training=True)
+    check_before_launch(config, ranks=ranks, world_size=world_size, is_training=True, adapter=build_adapter(config))
     folder = RunFolder(flags.run_dir)
     if is_rank() or world_size == 1:
         code = _train(config, folder)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.memory import MemoryNeed, bytes_per_parameter, gigabytes, inference_need, training_need
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel import build_layout
@@ -25,7 +26,9 @@ _PROCESS_BYTES = 500_000_000
 """What a rank's process takes before it builds anything, most of it libraries."""
 
 
-def check_before_launch(config: RunConfig, *, ranks: Iterable[int], world_size: int, is_training: bool) -> None:
+def check_before_launch(
+    config: RunConfig, *, ranks: Iterable[int], world_size: int, is_training: bool, adapter: Adapter | None = None
+) -> None:
     """Refuse a model whose ranks on this machine cannot fit into its memory, if they compute on its CPU.
 
     Args:
@@ -33,13 +36,16 @@ def check_before_launch(config: RunConfig, *, ranks: Iterable[int], world_size: 
         ranks: Those of this machine.
         world_size: Ranks of the whole run.
         is_training: Otherwise the model is only computed with.
+        adapter: Added to the model.
 
     Raises:
         ConfigError: It cannot fit.
     """
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and may_have_gpu())
     if config.runtime.check_memory and not on_gpu:
-        needed, count = _need(config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16())
+        needed, count = _need(
+            config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16(), adapter=adapter
+        )
         _check_host(config, needed, count, is_training=is_training)
 
 
@@ -65,7 +71,15 @@ def check_conversion(model: ModelConfig, vocab_size: int, *formats: str) -> None
         )
 
 
-def check_rank(config: RunConfig, *, on_gpu: bool, rank: int, world_size: int, is_training: bool) -> None:
+def check_rank(
+    config: RunConfig,
+    *,
+    on_gpu: bool,
+    rank: int,
+    world_size: int,
+    is_training: bool,
+    adapter: Adapter | None = None,
+) -> None:
     """Refuse, on a rank that knows its device and vocabulary, a model that cannot fit; warn if it hardly does.
 
     To be called before any rank can have allocated much: what is free is shared by all ranks of this machine.
@@ -76,6 +90,7 @@ def check_rank(config: RunConfig, *, on_gpu: bool, rank: int, world_size: int, i
         rank: This one.
         world_size: Ranks of the whole run.
         is_training: Otherwise the model is only computed with.
+        adapter: Added to the model.
 
     Raises:
         ConfigError: It cannot fit.
@@ -86,21 +101,23 @@ def check_rank(config: RunConfig, *, on_gpu: bool, rank: int, world_size: int, i
         return
     if not on_gpu:
         ranks = ranks_of_launcher(rank)
-        needed, count = _need(config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16())
+        needed, count = _need(
+            config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16(), adapter=adapter
+        )
         left = _check_host(config, needed, count, is_training=is_training) - needed.total
         if left < count * _PROCESS_BYTES and rank == ranks[0]:
             logger.warning("memory is tight: beside %s, %s are left for everything else", needed, gigabytes(left))
         return
     import torch
 
-    needed, _ = _need(config, [rank], world_size, is_training=is_training, has_native_bf16=True)
+    needed, _ = _need(config, [rank], world_size, is_training=is_training, has_native_bf16=True, adapter=adapter)
     needed = dataclasses.replace(needed, copies=0)
     available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     if needed.total > available:
         hint = f"divide it over more GPUs (tensor or pipeline parallelism){_smaller(config, is_training, world_size)}"
         raise _refusal(f"rank {rank}", needed, f"the GPU has {gigabytes(available)}", hint)
     if is_training and config.checkpoint.asynchronous:
-        _check_copies(config, ranks_of_launcher(rank), world_size)
+        _check_copies(config, ranks_of_launcher(rank), world_size, adapter)
 
 
 def ranks_of_launcher(rank: int) -> range:
@@ -112,16 +129,23 @@ def ranks_of_launcher(rank: int) -> range:
 
 
 def _need(
-    config: RunConfig, ranks: Iterable[int], world_size: int, *, is_training: bool, has_native_bf16: bool
+    config: RunConfig,
+    ranks: Iterable[int],
+    world_size: int,
+    *,
+    is_training: bool,
+    has_native_bf16: bool,
+    adapter: Adapter | None,
 ) -> tuple[MemoryNeed, int]:
     """Return what these ranks hold together, and how many they are."""
     width = bytes_per_parameter(config.precision, has_native_bf16=has_native_bf16)
-    need, of_stages, total, count = training_need if is_training else inference_need, {}, MemoryNeed(), 0
+    need, of_parts, total, count = training_need if is_training else inference_need, {}, MemoryNeed(), 0
     for rank in ranks:
         layout = build_layout(config.parallel, world_size=world_size, rank=rank)
-        if layout.pp_rank not in of_stages:
-            of_stages[layout.pp_rank] = need(config, layout, bytes_per_parameter=width)
-        total, count = total + of_stages[layout.pp_rank], count + 1
+        place = layout.pp_rank, layout.tp_rank
+        if place not in of_parts:
+            of_parts[place] = need(config, layout, bytes_per_parameter=width, adapter=adapter)
+        total, count = total + of_parts[place], count + 1
     return total, count
 
 
@@ -139,13 +163,13 @@ def _check_host(config: RunConfig, needed: MemoryNeed, count: int, *, is_trainin
     return available
 
 
-def _check_copies(config: RunConfig, ranks: range, world_size: int) -> None:
+def _check_copies(config: RunConfig, ranks: range, world_size: int, adapter: Adapter | None) -> None:
     """Refuse copies of what ranks with GPUs save that their machine's memory cannot hold.
 
     Raises:
         ConfigError: They are too large.
     """
-    needed, count = _need(config, ranks, world_size, is_training=True, has_native_bf16=True)
+    needed, count = _need(config, ranks, world_size, is_training=True, has_native_bf16=True, adapter=adapter)
     available = available_memory()
     if needed.copies > available:
         raise ConfigError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
+from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.kinds import parameter_table
 from megatron_7b.model.parameters import Parameter
 from megatron_7b.model.sizes import padded_vocab_size
@@ -46,15 +47,24 @@ class MemoryNeed:
         return f"{gigabytes(self.total)} ({', '.join(parts)})"
 
 
-def training_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int) -> MemoryNeed:
+def _all(_row: Parameter) -> bool:
+    return True
+
+
+def training_need(
+    config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int, adapter: Adapter | None = None
+) -> MemoryNeed:
     """Return what one rank of a training run holds.
 
     Args:
         config: The run; with an unknown vocabulary size, embedding and output layer count as one row each.
         layout: Position of the rank.
         bytes_per_parameter: Of the working parameters: 4 or 2.
+        adapter: Added to the model; what it does not train has no gradients and no optimizer state.
     """
-    precision, elements = config.precision, count_held_parameters(config.model, layout)
+    precision, is_trained = config.precision, _trained_by(config.model, adapter)
+    elements = count_held_parameters(config.model, layout, adapter=adapter)
+    trained = count_held_parameters(config.model, layout, adapter=adapter, counts=is_trained)
     replicas = layout.dp_size * layout.cp_size if config.parallel.use_distributed_optimizer else 1
     main_parameter = 0 if bytes_per_parameter == 4 else 4
     parallel, training = config.parallel, config.training
@@ -66,34 +76,55 @@ def training_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parame
         tokens //= layout.tp_size
     need = MemoryNeed(
         parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter),
-        gradients=elements * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
-        optimizer=(elements * main_parameter + _state_bytes(config, layout)) // replicas,
+        gradients=trained * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
+        optimizer=(trained * main_parameter + _state_bytes(config, layout, adapter, is_trained)) // replicas,
         activations=tokens * config.model.hidden_size * bytes_per_parameter * kept_layers,
     )
     if not config.checkpoint.asynchronous:
         return need
     # What all replicas hold is divided among them for writing; with the distributed optimizer its state is already.
-    whole, share = need.parameters + need.optimizer * replicas, layout.dp_size * layout.cp_size
-    written = count_held_parameters(config.model, layout, with_shared=False)
-    return replace(need, copies=whole * written // elements // share)
+    saved, is_saved = (trained, is_trained) if adapter is not None and adapter.is_apart else (elements, _all)
+    written = count_held_parameters(
+        config.model,
+        layout,
+        with_shared=False,
+        adapter=adapter,
+        counts=lambda row: is_saved(row) and (row.tp_dim is not None or layout.tp_rank == 0),
+    )
+    whole = saved * need.parameters // elements + need.optimizer * replicas
+    return replace(need, copies=whole * written // max(saved, 1) // (layout.dp_size * layout.cp_size))
 
 
-def inference_need(config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int) -> MemoryNeed:
+def inference_need(
+    config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int, adapter: Adapter | None = None
+) -> MemoryNeed:
     """Return what one rank holds of a model that is only computed with; the arguments are those of `training_need`."""
-    return MemoryNeed(parameters=count_held_parameters(config.model, layout) * bytes_per_parameter)
+    return MemoryNeed(parameters=count_held_parameters(config.model, layout, adapter=adapter) * bytes_per_parameter)
 
 
-def _state_bytes(config: RunConfig, layout: ParallelLayout) -> int:
+def _trained_by(model: ModelConfig, adapter: Adapter | None) -> Callable[[Parameter], bool]:
+    if adapter is None:
+        return _all
+    trained = adapter.trained_names(parameter_table(model, model.vocab_size or 1))
+    return lambda row: row.name in trained
+
+
+def _state_bytes(
+    config: RunConfig, layout: ParallelLayout, adapter: Adapter | None, is_trained: Callable[[Parameter], bool]
+) -> int:
     """Return the bytes that the optimizer keeps beside parameters, if replicas do not share them."""
     model, optimizer = config.model, config.optimizer
-    elements, width = count_held_parameters(model, layout), 2 if config.precision.optimizer_state_dtype == "bf16" else 4
+    elements = count_held_parameters(model, layout, adapter=adapter, counts=is_trained)
+    width = 2 if config.precision.optimizer_state_dtype == "bf16" else 4
     match optimizer.name:
         case "sgd":
             tensors = elements if optimizer.sgd_momentum else 0
         case "muon" if config.parallel.use_distributed_optimizer:  # a rank's share may be matrices alone
             tensors = elements
         case "muon":  # one tensor for what it updates itself, AdamW's two for the rest
-            tensors = 2 * elements - count_held_parameters(model, layout, counts=lambda row: row.is_layer_matrix)
+            tensors = 2 * elements - count_held_parameters(
+                model, layout, adapter=adapter, counts=lambda row: row.is_layer_matrix and is_trained(row)
+            )
         case _:
             tensors = 2 * elements
     return tensors * width
@@ -104,7 +135,8 @@ def count_held_parameters(
     layout: ParallelLayout,
     *,
     with_shared: bool = True,
-    counts: Callable[[Parameter], bool] = lambda _: True,
+    counts: Callable[[Parameter], bool] = _all,
+    adapter: Adapter | None = None,
 ) -> int:
     """Return the elements of all parameters that a rank holds, vocabulary padding included.
 
@@ -115,13 +147,16 @@ def count_held_parameters(
         layout: Position of the rank.
         with_shared: Count on the last stage what it has a copy of.
         counts: Which of the parameters are counted.
+        adapter: Added to the model.
     """
     vocab_size = padded_vocab_size(model.vocab_size or 1, model.make_vocab_size_divisible_by, layout.tp_size)
     table = parameter_table(model, vocab_size)
-    rows = list(table.values())
-    numbers = [number for number, row in enumerate(rows) if _LAYER.match(row.name)]
-    first, end = (numbers[0], numbers[-1] + 1) if numbers else (len(rows), len(rows))  # a kind may have no layers
-    before, layers, after = rows[:first], rows[first:end], rows[end:]
+    before: list[Parameter] = []
+    layers: list[Parameter] = []
+    after: list[Parameter] = []
+    for row in (table if adapter is None else adapter.extended(table)).values():
+        part = layers if _LAYER.match(row.name) else after if layers else before  # a kind may have no layers
+        part.append(row)
     if layout.pp_size > 1 and with_shared:  # the last stage has a copy of what it shares with the first
         after += [row for row in before if row.is_multiplied]
     return (

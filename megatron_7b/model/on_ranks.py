@@ -1,6 +1,7 @@
 """A model on the ranks of the default process group: the one place where groups are made and a model is built."""
 
 import dataclasses
+import math
 
 import torch
 import torch.distributed as dist
@@ -52,6 +53,15 @@ class ModelOnRanks:
         return self.adapter.trained_names(self._own_table) if self.adapter and self.adapter.is_apart else None
 
     @property
+    def num_trained(self) -> int:
+        """Number of parameters of the whole model that are trained, without vocabulary padding."""
+        table = self._own_table
+        if self.adapter is None:
+            return sum(math.prod(row.shape) for row in table.values())
+        names = self.adapter.trained_names(table)
+        return sum(math.prod(row.shape) for row in self.adapter.extended(table).values() if row.name in names)
+
+    @property
     def _own_table(self) -> ParameterTable:
         """The model's parameters without those of the adapter."""
         return parameter_table(self.config.model, self.config.model.vocab_size or 1)
@@ -93,7 +103,8 @@ def build_on_ranks(
         on_gpu=device_type == "cuda",
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
-        is_training=is_training and adapter is None,  # what is not trained is surely held, and needs no more
+        is_training=is_training,
+        adapter=adapter,
     )
     layout = initialize_model_parallel(
         config.parallel, seed=config.training.seed, timeout_minutes=config.runtime.distributed_timeout_minutes

@@ -38,7 +38,12 @@ def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_model_parallel_
 
 
 def flops_per_token(
-    model: ModelConfig, seq_length: int, *, vocab_size: int | None = None, predicted_share: float = 1.0
+    model: ModelConfig,
+    seq_length: int,
+    *,
+    vocab_size: int | None = None,
+    predicted_share: float = 1.0,
+    is_frozen: bool = False,
 ) -> float:
     """FLOPs of one forward and backward pass per token, counting what the model has to compute.
 
@@ -52,6 +57,7 @@ def flops_per_token(
         vocab_size: True vocabulary size; None takes the configuration's.
         predicted_share: How many tokens are predicted for each of them: only these pass the output layer, and the
             decoder of an encoder-decoder.
+        is_frozen: Matrices have no gradients, so that the backward pass costs them once the forward.
 
     Source: PaLM (Chowdhery et al. 2022), appendix B, with the causal half of the attention term.
 
@@ -64,7 +70,7 @@ def flops_per_token(
     # QK^T and PV: 2 * 2 * n * d FLOPs per pair of positions.
     attended = kind_of(model).attended_positions(model, seq_length, predicted_share)
     attention = 4 * attended * model.num_attention_heads * model.head_width
-    return 3.0 * (2 * matrices + attention)
+    return (2.0 if is_frozen else 3.0) * 2 * matrices + 3.0 * attention
 
 
 def _vocabulary(model: ModelConfig, vocab_size: int | None) -> int:

@@ -49,8 +49,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(without_parameters(groups), {})
         self._names, self._exchange, self._model, self._settings = names, exchange, model, settings
         self._muon_groups = [group for group in self.param_groups if group.get("muon")]
+        others = [group for group in self.param_groups if not group.get("muon")]
         self._adamw = torch.optim.AdamW(
-            [group for group in self.param_groups if not group.get("muon")],
+            others or without_parameters([{}]),  # an adapter may consist of matrices alone
             betas=(settings.adam_beta1, settings.adam_beta2),
             eps=settings.adam_eps,
             fused=True,

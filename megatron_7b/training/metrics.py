@@ -111,7 +111,10 @@ def build_throughput(config: RunConfig, *, world_size: int, device_type: DeviceT
     matmul_format = _matmul_format(config.precision, device_type)
     return Throughput(
         flops_per_token=flops_per_token(
-            config.model, config.data.seq_length, predicted_share=build_objective(config).predicted_share(config)
+            config.model,
+            config.data.seq_length,
+            predicted_share=build_objective(config).predicted_share(config),
+            is_frozen=config.adapter.is_used,
         ),
         num_devices=world_size,
         peak_tflops=peak_tflops(device_name(device_type), matmul_format) if device_type == "cuda" else None,

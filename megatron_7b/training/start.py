@@ -190,7 +190,7 @@ def _say_what_begins(run: Run) -> None:
         tokens += f", {run.config.optimizer.name}"
     logger.info(
         "%s parameters on %s (%s), %s: steps %d to %d, %s",
-        format_count(count_parameters(run.config.model)), run.learner.layout,
+        _count(run), run.learner.layout,
         device_name(run.learner.on_ranks.device_type),
         run.folder.root, run.step + 1, training.train_steps, tokens,
     )  # fmt: skip
@@ -199,6 +199,12 @@ def _say_what_begins(run: Run) -> None:
             "no validation: data.valid is empty, and data.split (%s) leaves no set enough documents for one sample",
             run.config.data.split,
         )
+
+
+def _count(run: Run) -> str:
+    """Return how many parameters there are, and how many are trained if that is not all of them."""
+    own, on_ranks = format_count(count_parameters(run.config.model)), run.learner.on_ranks
+    return own if on_ranks.adapter is None else f"{format_count(on_ranks.num_trained)} trained beside {own}"
 
 
 def _say_how_it_ended(run: Run) -> None:

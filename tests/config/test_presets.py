@@ -31,6 +31,8 @@ def test_the_promised_presets_are_there():
         "bert_tiny_cpu",
         "t5_tiny_cpu",
         "sft_tiny_cpu",
+        "lora_tiny_cpu",
+        "lora_7b_1xh100",
         *PUBLISHED,
         *SIZES,
         *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS),

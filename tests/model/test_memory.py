@@ -30,6 +30,8 @@ CASES = {
     "TP2xPP2xDP2, sharded": (8, {**TP2, **PP2, "use_distributed_optimizer": True}, {}),
     "PP2, muon": (2, PP2, {}),
     "DP2, sgd": (2, {}, {}),
+    "PP2, tied, lora": (2, PP2, {"share_embeddings_and_output_weights": True}),
+    "TP2xDP2, sharded, dora": (4, {**TP2, "use_distributed_optimizer": True}, {}),
 }
 
 
@@ -53,12 +55,13 @@ def _held(config: RunConfig) -> tuple[MemoryNeed, MemoryNeed]:
     }]  # fmt: skip
     moments = [tensor for state in states for name, tensor in state.items() if name != "step"]
     width = 2 if parameters[0].dtype == torch.bfloat16 else 4
-    said = training_need(config, core.layout, bytes_per_parameter=width)
+    adapter, names = core.on_ranks.adapter, core.on_ranks.names_apart
+    said = training_need(config, core.layout, bytes_per_parameter=width, adapter=adapter)
     return said, MemoryNeed(
         parameters=bytes_of(parameters),
-        gradients=bytes_of([parameter.main_grad for parameter in parameters]),
+        gradients=bytes_of([parameter.main_grad for parameter in parameters if parameter.requires_grad]),
         optimizer=bytes_of([*moments, *own_main]),
-        copies=num_bytes_of(own_pieces(core.model, core.optimizer)),
+        copies=num_bytes_of(own_pieces(core.model, core.optimizer, names=names)),
     )
 
 
@@ -74,6 +77,7 @@ def test_a_rank_holds_what_is_said(name: str, dtype: str) -> None:
         parallel=parallel,
         precision={"params_dtype": dtype},
         optimizer={"name": optimizer} if optimizer in OPTIMIZERS else {},
+        adapter={"method": optimizer, "rank": 32} if optimizer in ("lora", "dora") else {},
         checkpoint={"asynchronous": True},
     )
     slack = 1.01 if "sharded" in name else 1.0

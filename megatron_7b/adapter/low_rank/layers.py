@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 from torch.nn import Module, Parameter, functional
 
-from megatron_7b.adapter.adapted_linear import AdaptedLinear, Addition, Place, adapted_layers, local_parameter
+from megatron_7b.adapter.adapted_linear import AdaptedLinear, Addition, Place, adapted_layers, dropped, local_parameter
 from megatron_7b.adapter.low_rank.rows import MAGNITUDE, low_rank_rows, scale_of
 from megatron_7b.adapter.targets import Projection, projections
 from megatron_7b.config.adapters import AdapterConfig
@@ -39,6 +39,9 @@ class Factors(Module):
         super().__init__()
         for row in low_rank_rows(projection, adapter.rank, with_magnitude=adapter.method == "dora"):
             self.register_parameter(row.name.rpartition(".")[2], local_parameter(row, place))
+
+    def forward(self) -> None:
+        """Compute nothing: a call is where hooks wait for updated parameters (`parallel.overlap_param_gather`)."""
 
 
 class LowRankUpdate(Addition):
@@ -79,8 +82,12 @@ class LowRankUpdate(Addition):
 
         Collective: the tensor-parallel group.
         """
+        for factors in filter(None, self.factors):
+            factors()
         a, b = self.joined_down(), self.joined_up()
-        narrow = self._communicated(functional.linear(self.place.dropped(x, self.dropout, training=self.training), a))
+        if self.training:
+            x = dropped(x, self.dropout, is_shard=self.place.sequence_parallel or not self.place.is_column)
+        narrow = self._communicated(functional.linear(x, a))
         within = linear.bias if self.has_magnitudes and bias is None and linear.has_bias else None
         if within is not None:
             output = output - within

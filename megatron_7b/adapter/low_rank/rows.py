@@ -5,14 +5,14 @@ Source: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoR
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from megatron_7b.adapter.rows import own_row, with_uniform_start
 from megatron_7b.adapter.targets import Projection, is_trained_as_a_whole, targeted
 from megatron_7b.config.adapters import AdapterConfig
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.model.adapter import Adapter
-from megatron_7b.model.parameters import Parameter, ParameterTable, Shape
+from megatron_7b.model.parameters import Parameter, ParameterTable
 
 if TYPE_CHECKING:
     from megatron_7b.model.kernels import Kernels
@@ -68,42 +68,7 @@ def low_rank_rows(projection: Projection, rank: int, *, with_magnitude: bool) ->
     weight = projection.weight
     outputs, inputs = projection.num_rows, weight.shape[1]
     is_column = weight.tp_dim == 0
-    yield replace(
-        own_row(projection, DOWN, (rank, inputs), None if is_column else weight.tp_dim),
-        init="uniform",
-        std=1 / math.sqrt(3 * inputs),  # between ± 1 / sqrt(inputs)
-    )
+    yield with_uniform_start(own_row(projection, DOWN, (rank, inputs), None if is_column else weight.tp_dim), inputs)
     yield own_row(projection, UP, (outputs, rank), 0 if is_column else None)
     if with_magnitude:
         yield own_row(projection, MAGNITUDE, (outputs,), 0 if is_column else None, suffix="")
-
-
-def own_row(
-    projection: Projection, name: str, shape: Shape, tp_dim: int | None, *, suffix: str = ".weight"
-) -> Parameter:
-    """Return the row of something that is added beside a projection; it begins as zero.
-
-    Args:
-        projection: What it is beside.
-        name: What PEFT calls it.
-        shape: Of the whole.
-        tp_dim: Dimension that tensor parallelism shards.
-        suffix: What PEFT's files have after the name.
-    """
-    weight = projection.weight
-    has_rows = shape[0] == projection.num_rows
-    return replace(
-        weight,
-        name=f"{weight.name.removesuffix('weight')}{projection.name}.{name}",
-        core_name=f"{weight.core_name.removesuffix('weight')}adapter.{projection.name}.{name}",
-        hugging_face=(f"{projection.hugging_face}.{name}{suffix}",),
-        shape=shape,
-        init="zeros",
-        std=None,
-        query_scale=1.0,
-        tp_dim=tp_dim,
-        arrangement=weight.arrangement if projection.is_fused and has_rows else "plain",
-        is_transposed=False,
-        is_multiplied=len(shape) == 2,
-        repeated_as=(),
-    )
