@@ -40,6 +40,7 @@ def add_task_flags(parser: Parser) -> None:
     tasks.add_argument("--gen-kwargs", metavar="K=V,…", help="for tasks that generate, such as max_gen_toks=64")
     tasks.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts that share a forward pass")
     tasks.add_argument("--output", type=Path, metavar="FILE", help="JSON file for everything that was found")
+    tasks.add_argument("--report", type=Path, metavar="FILE", help="HTML page: figures, calibration, worst questions")
     tasks.add_argument("--log-samples", action="store_true", help="have --output hold every question and its answers")
 
 
@@ -55,6 +56,8 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
     command = CheckpointCommand.read(command_line, REQUIREMENTS)
     if flags.output is not None:
         check_can_create(flags.output, "--output")
+    if flags.report is not None:
+        check_can_create(flags.report, "--report")
     setup = read_setup(command.folder, command.config)
     if not command.runs_here:
         return command.launch("evaluate", argv)
@@ -78,7 +81,7 @@ def _options(flags: argparse.Namespace) -> HarnessOptions:
         apply_chat_template=flags.apply_chat_template,
         system_instruction=flags.system_instruction,
         gen_kwargs=flags.gen_kwargs,
-        log_samples=flags.log_samples,
+        log_samples=flags.log_samples or flags.report is not None,
         batch_size=flags.batch_size,
     )
 
@@ -103,6 +106,10 @@ class _Report:
 def _tell(results: TaskResults, flags: argparse.Namespace, *, seconds: float) -> None:
     if flags.output is not None:
         results.write(flags.output)
+    if flags.report is not None:
+        from megatron_7b.evaluation.report import write_report
+
+        write_report(flags.report, results.content)
     print("\n".join(align(_rows(results), num_left=1)))
     print(f"{seconds:.1f} s" + (f"; everything is in {flags.output}" if flags.output is not None else ""))
     if flags.json:
@@ -115,9 +122,8 @@ def _tell(results: TaskResults, flags: argparse.Namespace, *, seconds: float) ->
 def _rows(results: TaskResults) -> list[list[str]]:
     rows = [["task", "version", "shots", "measure", "value", "± standard error"]]
     for one in results.measures():
-        name = f"{one.name} ({one.filter})" if one.filter else one.name
         shots, error = (
             "" if value is None else f"{value:{form}}" for value, form in ((one.shots, "d"), (one.error, ".4f"))
         )
-        rows.append([one.task, one.version, shots, name, f"{one.value:.4f}", error])
+        rows.append([one.task, one.version, shots, one.title, f"{one.value:.4f}", error])
     return rows

@@ -22,7 +22,8 @@ from megatron_7b.runtime.process.terminal import finish_output, say
 COMMANDS = {
     "look around": ("doctor", "config"),
     "text to tokens": ("tokenizer", "preprocess", "data"),
-    "tokens to a model": ("pretrain", "finetune", "evaluate"),
+    "tokens to a model": ("pretrain", "finetune"),
+    "how good it is": ("evaluate", "compare"),
     "model to text": ("convert", "generate"),
 }
 """Commands by stage of the road, in its order; each is the module of that name in megatron_7b.cli.commands."""

@@ -8,9 +8,9 @@ from typing import override
 
 import pytest
 
+from megatron_7b.page_parts import format_seconds, format_share, format_size, histogram
 from megatron_7b.prepare.accounting import Distributions, RunReport, Sample, StageCount
 from megatron_7b.prepare.report.page import render_report, write_report
-from megatron_7b.prepare.report.page_parts import format_seconds, format_share, format_size, histogram
 
 HOSTILE = '<script>alert("1")</script> & </pre><img src=http://example.com/x>'
 _VOID = {"meta", "br", "img", "link"}

@@ -32,6 +32,11 @@ class Measure:
     error: float | None
 
     @property
+    def title(self) -> str:
+        """Measure, and filter if there is one: `exact_match (strict-match)`."""
+        return f"{self.name} ({self.filter})" if self.filter else self.name
+
+    @property
     def path(self) -> str:
         """Task, measure and filter in one word: `gsm8k/exact_match/strict-match`."""
         return "/".join(part for part in (self.task, self.name, self.filter) if part)

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_7b import __version__
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.harness.results import TaskResults
 from megatron_7b.generation.session import Session
@@ -173,7 +175,13 @@ def _run(copies: Any, tasks: LoadedTasks, options: HarnessOptions, report: Repor
         torch_random_seed=options.seed,
         fewshot_random_seed=options.seed,
     )
-    return TaskResults(_as_json(content))
+    about = {
+        "checkpoint": str(copies.session.setup.folder.absolute()),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "version": __version__,
+        "layout": str(copies.session.layout),
+    }
+    return TaskResults(_as_json({**content, "megatron_7b": about}))
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:

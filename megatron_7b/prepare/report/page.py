@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from megatron_7b import page_parts as parts
 from megatron_7b.files import replace_text
+from megatron_7b.page_parts import escape, format_number, format_seconds, format_share, format_size
 from megatron_7b.prepare.accounting import Distributions, RunReport, Sample, StageCount
-from megatron_7b.prepare.report import page_parts as parts
-from megatron_7b.prepare.report.page_parts import escape, format_number, format_seconds, format_share, format_size
 
 _SOURCES_SHOWN = 40
 _FILES_OF_A_FOLDER = 10
