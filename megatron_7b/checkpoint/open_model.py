@@ -26,7 +26,8 @@ def opened_model(
     """Join the ranks, build the model and load its weights, for the duration of a with block.
 
     Args:
-        folder: A complete checkpoint of any layout; one of an adapter is read after the one that has the rest.
+        folder: A complete checkpoint of any layout. One of an adapter is read after the one that has the rest, or left
+            out if the configuration has none.
         config: From `inference_config`.
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says, so that results depend neither on
             whether the machine has BF16 hardware nor on BF16 rounding, and agree with those of transformers.
@@ -43,13 +44,15 @@ def opened_model(
             memory.
     """
     started, base = time.perf_counter(), find_base(folder, config.checkpoint.initialize_from)
+    adapter = adapter or build_adapter(config)
+    if base is not None and adapter is None:  # `adapter.method none`: the model without its adapter
+        folder, base = base, None
     with leaving_process_groups():
         device_type = initialize_process(config.runtime)
         if device_type == "cpu" and fp32_on_cpu:
             config = dataclasses.replace(
                 config, precision=dataclasses.replace(config.precision, params_dtype="fp32", fp8="none")
             )
-        adapter = adapter or build_adapter(config)
         model = build_on_ranks(config, device_type, is_training=False, initialize=False, adapter=adapter)
         verify = config.checkpoint.verify_on_load
         if base is None:

@@ -1,7 +1,7 @@
 """The section `adapter`: what is trained beside a model that stays as it is; which option is of which method."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 
@@ -63,6 +63,20 @@ _OF_SOME_METHODS: Mapping[str, tuple[str, ...]] = {
     "quantization": ("qlora",),
     **dict.fromkeys(("bottleneck_size", "bottleneck_activation"), ("bottleneck",)),
 }
+
+
+METHOD = "adapter.method"
+"""The option that decides about the others."""
+
+
+def fields_of_other_methods(method: object) -> frozenset[str]:
+    """Return the paths of options that mean nothing to a method."""
+    names = (field.name for field in fields(AdapterConfig))
+    return frozenset(
+        f"adapter.{name}"
+        for name in names
+        if name != "method" and method not in (methods_with(name) or (() if method == "none" else (method,)))
+    )
 
 
 def methods_with(option: str) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from megatron_7b.config.adapters import METHOD, fields_of_other_methods
 from megatron_7b.config.optimizers import NAME, fields_of_others
 from megatron_7b.config.options import sections
 from megatron_7b.config.problems import nearest
@@ -60,13 +61,14 @@ def merge(layers: Iterable[Mapping[str, Setting]]) -> dict[str, Setting]:
     """Fold layers of settings into one, the later ones winning path by path.
 
     A nested group that is set as a whole (`model.rope_scaling: none`) and settings inside of it replace each other. A
-    layer that names an optimizer replaces the options that belong to others.
+    layer that names an optimizer, or a method of adapters, replaces the options that belong to others.
     """
     merged: dict[str, Setting] = {}
     for layer in layers:
-        if NAME in layer:
-            for path in fields_of_others(layer[NAME].value) & merged.keys():
-                del merged[path]
+        for name, of_others in ((NAME, fields_of_others), (METHOD, fields_of_other_methods)):
+            if name in layer:
+                for path in of_others(layer[name].value) & merged.keys():
+                    del merged[path]
         for path, setting in layer.items():
             for other in [other for other in merged if _contains(other, path) or _contains(path, other)]:
                 del merged[other]

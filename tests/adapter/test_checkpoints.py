@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 
-from megatron_7b.checkpoint import read_manifest, resolve_checkpoint
-from megatron_7b.checkpoint.base import find_base
+from megatron_7b.checkpoint import Counters, read_manifest, resolve_checkpoint
+from megatron_7b.checkpoint.base import TrainedPart, describe_base, find_base
+from megatron_7b.checkpoint.inference_config import inference_config
+from megatron_7b.checkpoint.weights import CheckpointWeights
+from megatron_7b.config.schema import RunConfig
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.commands import run_command
 from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import tiny_config
 from tests.training import runs
 
 DORA: dict[str, Any] = {
@@ -134,3 +138,52 @@ def test_a_run_keeps_its_adapter(run: str, folder: Path) -> None:
     ((code, message),) = train(folder, run, 6, ranks=1, adapter={**DORA, "rank": 3})
     assert code is None
     assert "adapter.rank: the folder has" in message
+
+
+def save_with_head(config: RunConfig, base: Path | None, folder: Path) -> dict[str, float]:
+    """Entry point of a rank: save a model, or what is trained beside one; return a sum of each parameter."""
+    from megatron_7b.checkpoint.load import load_base
+    from megatron_7b.checkpoint.save import save_checkpoint
+    from megatron_7b.model.builder import named_canonical_parameters
+    from megatron_7b.training.learner import build_learner
+
+    learner, part = build_learner(config, "cpu"), None
+    chunks, names = learner.on_ranks.chunks, learner.on_ranks.names_apart
+    if base is not None and names is not None:
+        load_base(base, learner.on_ranks, learner.model)
+        part = TrainedPart(names, describe_base(base))
+        for parameter in filter(lambda one: one.requires_grad, learner.model[0].parameters()):
+            parameter.data += 1.0
+    where = {"layout": learner.layout, "part": part}
+    save_checkpoint(folder, chunks=learner.model, optimizer=None, counters=Counters(), config=config, **where)
+    return {name: float(parameter.detach().double().sum()) for name, parameter in named_canonical_parameters(chunks)}
+
+
+def load_sums(folder: Path, overrides: dict[str, Any]) -> dict[str, float]:
+    """Entry point of a rank: open a checkpoint to compute with it, and return the same sums."""
+    from megatron_7b.checkpoint.open_model import opened_model
+    from megatron_7b.model.builder import named_canonical_parameters
+
+    with opened_model(folder, inference_config(folder, overrides)) as model:
+        return {name: float(one.detach().double().sum()) for name, one in named_canonical_parameters(model.chunks)}
+
+
+def test_a_head_is_part_of_it_and_the_adapter_can_be_left_out(tmp_path: Path) -> None:
+    """The weights have no pooler, so that it must come with the adapter, as the head does."""
+    encoder = {"architecture": "bert", "num_query_groups": None, "num_tokentypes": 2}
+    head = {**encoder, "head": "sequence_classification", "num_labels": 3}
+    (before,) = run_ranks(1, save_with_head, tiny_config(model=encoder), None, tmp_path / "base")
+    base = resolve_checkpoint(tmp_path / "base")
+    config = tiny_config(model=head, adapter={"method": "bottleneck"}, checkpoint={"initialize_from": str(base)})
+    (saved,) = run_ranks(1, save_with_head, config, base, tmp_path / "adapter")
+    folder = resolve_checkpoint(tmp_path / "adapter")
+    assert run_ranks(1, load_sums, folder, {}) == [saved]
+    assert {name for name in saved if saved[name] == before.get(name)} == before.keys() & saved.keys()
+    parts = {name.split(".")[0] for name in CheckpointWeights(folder)}
+    assert parts == {"encoder", "pooler", "task_head"}
+
+    decoder = {"adapter": {"method": "lora"}, "checkpoint": {"initialize_from": str(tmp_path / "text")}}
+    (before,) = run_ranks(1, save_with_head, tiny_config(), None, tmp_path / "text")
+    base = resolve_checkpoint(tmp_path / "text")
+    run_ranks(1, save_with_head, tiny_config(**decoder), base, tmp_path / "lora")
+    assert run_ranks(1, load_sums, resolve_checkpoint(tmp_path / "lora"), {"adapter.method": "none"}) == [before]
