@@ -32,16 +32,6 @@ _FEWEST_CORRUPTED = 3
 """A token of text, a sentinel and the end: the shortest text that a span is missing from."""
 
 
-_OPTIONS_OF_TASKS: dict[str, tuple[str, ...]] = {
-    "finetune.label_smoothing": ("chat", "sequence_to_sequence"),
-    "finetune.train_on": ("chat",),
-    "finetune.prompt_template": ("sequence_to_sequence",),
-    "finetune.target_key": ("sequence_to_sequence",),
-    "finetune.max_target_length": ("sequence_to_sequence",),
-}
-"""Options that only some tasks of fine-tuning know."""
-
-
 def _is_default(case: Case, path: str) -> bool:
     return bool(get_value(case.config, path) == options()[path].default)
 
@@ -260,11 +250,3 @@ def _encoder_decoders_have_one_stage(case: Case) -> Iterator[Problem]:
             f"must be 1 for {model.architecture}, as megatron-core has no pipeline in which every stage of the decoder "
             "gets the encoder's states: use tensor or data parallelism",
         )
-
-
-@rule("finetune.task", *_OPTIONS_OF_TASKS)
-def _options_belong_to_the_task(case: Case) -> Iterator[Problem]:
-    task = case.config.finetune.task
-    for path, tasks in _OPTIONS_OF_TASKS.items():
-        if task not in tasks and not _is_default(case, path):
-            yield case.problem(path, f"only applies with finetune.task {' | '.join(tasks)}, not {task or 'none'}")

@@ -6,11 +6,30 @@ once per rule that stumbles over it.
 
 from collections.abc import Collection
 
-from megatron_7b.config import adapter_rules, architecture_rules, head_rules, model_rules, optimizer_rules, run_rules
+from megatron_7b.config import (
+    adapter_rules,
+    architecture_rules,
+    finetune_rules,
+    head_rules,
+    model_rules,
+    optimizer_rules,
+    run_rules,
+)
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.ranges import find_out_of_range
 from megatron_7b.config.rule import Case
 from megatron_7b.config.schema import RunConfig
+
+_MODULES = (
+    model_rules,
+    architecture_rules,
+    head_rules,
+    optimizer_rules,
+    adapter_rules,
+    finetune_rules,
+    run_rules,
+)
+"""Those that have rules, in the order in which problems are told."""
 
 
 def find_conflicts(
@@ -31,14 +50,7 @@ def find_conflicts(
     case = Case(config, world_size)
     problems = [problem for problem in find_out_of_range(case) if not _touches((problem.path,), ignore)]
     faulty = {*ignore, *(problem.path for problem in problems)}
-    rules = [
-        *model_rules.RULES,
-        *architecture_rules.RULES,
-        *head_rules.RULES,
-        *optimizer_rules.RULES,
-        *adapter_rules.RULES,
-        *run_rules.RULES,
-    ]
+    rules = [one for module in _MODULES for one in module.RULES]
     if require_data:
         rules += [*adapter_rules.FILE_RULES, *run_rules.FILE_RULES]
     for candidate in rules:

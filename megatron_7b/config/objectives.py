@@ -3,6 +3,7 @@
 OBJECTIVES: dict[str, tuple[str, ...]] = {
     "causal": ("decoder",),
     "chat": ("decoder",),
+    "preference": ("decoder",),
     "masked": ("encoder",),
     "span": ("encoder_decoder",),
     "text_classification": ("decoder", "encoder"),

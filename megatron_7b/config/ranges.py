@@ -59,6 +59,8 @@ NOT_NEGATIVE = (
     "adapter.tinit",
     "adapter.tfinal",
     "adapter.orth_reg_weight",
+    "finetune.desirable_weight",
+    "finetune.undesirable_weight",
 )
 POSITIVE = (
     "model.rotary_base",
@@ -75,6 +77,7 @@ POSITIVE = (
     "training.exit_after_seconds",
     "runtime.distributed_timeout_minutes",
     "adapter.alpha",
+    "finetune.beta",
 )
 FRACTIONS = (
     "model.hidden_dropout",

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from megatron_7b.config.adapters import AdapterConfig
+from megatron_7b.config.finetune_config import FinetuneConfig
 from megatron_7b.config.model_config import ModelConfig, RopeScalingConfig
 from megatron_7b.config.objectives import OBJECTIVES, OF_HEADS
 from megatron_7b.config.one_of import OneOf
 from megatron_7b.config.optimizer_config import OptimizerConfig
-from megatron_7b.config.tasks import TASKS
 
 __all__ = ["ModelConfig", "RopeScalingConfig", "RunConfig"]
 
@@ -46,32 +46,6 @@ class ObjectiveConfig:
     """span: share of a text's tokens that are taken out of it."""
     mean_span_length: float = 3.0
     """span: tokens that are taken out together, on average."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """What `megatron-7b finetune` makes of its data; `data.train` and `data.valid` name JSONL files there."""
-
-    task: Annotated[str, OneOf(TASKS)] | None = None
-    """chat: conversations, of which the assistant's words are trained; sequence_to_sequence: a target text is written
-    from a source. None outside of fine-tuning."""
-    train_on: Literal["assistant", "last", "all"] = "assistant"
-    """chat: which messages are trained where a record gives no weights: the assistant's, its last one, or all text."""
-    chat_template: str | None = None
-    """chat: a file with the template; None means the tokenizer's own, or a plain one if it carries none."""
-    prompt_template: str | None = None
-    """sequence_to_sequence: what the model is given, with keys of the records in braces, such as
-    'Summarize: {source}'; None means '{source}', for decoders with a line end after it."""
-    target_key: str = "target"
-    """sequence_to_sequence: key of the text that the model has to write."""
-    max_target_length: int | None = None
-    """sequence_to_sequence: most tokens of a target, its end included; None means data.seq_length."""
-    packing: bool = True
-    """Let several samples share a row, kept apart in attention; otherwise rows are filled up with padding."""
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over the whole vocabulary while training; validation has none of it."""
-    epochs: float | None = None
-    """Passes over the data, which decide training.train_steps; None leaves it as it is set."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 TASKS: dict[str, str] = {
     "chat": "chat",
     "sequence_to_sequence": "sequence_to_sequence",
+    "preference": "preference",
 }
 """Tasks by name, each with the objective that trains it. Add to it before a configuration that names the addition is
 read; what prepares its data is an entry of `finetune.tasks.PREPARERS`."""

@@ -77,6 +77,7 @@ def _one_record(model: ModelConfig, length: int) -> RecordsOfBatch:
         begins=np.zeros(1, np.int64),
         lengths=np.full(1, length),
         record=np.zeros(1, np.int64),
+        numbers=np.zeros(1, np.int64),
         values=values,
         token_values=tokens,
     )

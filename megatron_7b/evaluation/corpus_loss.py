@@ -21,7 +21,7 @@ With transformers the same figure, without these two options, comes from
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -31,12 +31,9 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.result import CorpusLoss, EvaluationProgress
 from megatron_7b.model.on_ranks import ModelOnRanks
 from megatron_7b.objective import build_objective
-from megatron_7b.objective.microbatches import run_microbatches
+from megatron_7b.objective.microbatches import rounds_in_order, run_microbatches
 from megatron_7b.objective.objective import Samples
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
-
-_MICROBATCHES_PER_STAGE = 4
-"""Microbatches of a round of p stages, in multiples of p: filling the pipeline takes (p-1) / (4p + p-1) of the time."""
 
 
 @torch.inference_mode()
@@ -72,7 +69,7 @@ def measure_loss(
     objective = build_objective(model.config)
     totals = torch.zeros(2, dtype=torch.float64, device=model.device)
     result = CorpusLoss(math.nan, 0)
-    for end, rows in _rounds(model, num_windows):
+    for end, rows in rounds_in_order(model.layout, model.config.training.micro_batch_size, num_windows):
         totals += run_microbatches(
             model.chunks,
             [_read(dataset, indices, num_windows) for indices in rows],
@@ -91,23 +88,6 @@ def measure_loss(
             hint="--data.eod-mask-loss False counts what is predicted after them",
         )
     return result
-
-
-def _rounds(model: ModelOnRanks, num_windows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (end, this rank's windows [microbatches, b]) of each round; the last may reach beyond the corpus.
-
-    All ranks do the same number of equal microbatches, as pipeline schedules and collectives need it.
-    """
-    layout, micro_batch_size = model.layout, model.config.training.micro_batch_size
-    num_microbatches = 1 if layout.pp_size == 1 else _MICROBATCHES_PER_STAGE * layout.pp_size
-    # A corpus shorter than a round takes no more microbatches than it fills; interleaving wants multiples of p.
-    filled = -(-num_windows // (micro_batch_size * layout.dp_size))
-    num_microbatches = min(num_microbatches, -(-filled // layout.pp_size) * layout.pp_size)
-    shape = (num_microbatches, layout.dp_size, micro_batch_size)
-    size = math.prod(shape)
-    for first in range(0, num_windows, size):
-        windows = np.arange(first, first + size, dtype=np.int64).reshape(shape)
-        yield first + size, windows[:, layout.dp_rank]
 
 
 def _read(dataset: Samples, windows: np.ndarray, num_windows: int) -> Batch:

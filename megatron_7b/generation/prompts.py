@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.tokenizer import Tokenizer
-from megatron_7b.tokenizer.hugging_face import HuggingFaceTokenizer
-from megatron_7b.tokenizer.settings import read_tokenizer_settings
+from megatron_7b.tokenizer.surroundings import surrounding_ids
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, *, add_bos: bool | None = Non
     """
     if add_bos and tokenizer.bos_id is None:
         raise ConfigError("a bos token is asked for, but the tokenizer has none")
-    leading = leading_ids(tokenizer) if add_bos is None else ()
+    leading = surrounding_ids(tokenizer)[0] if add_bos is None else ()
     if add_bos and tokenizer.bos_id is not None:
         leading = (tokenizer.bos_id,)
     ids = (*leading, *tokenizer.encode(text))
@@ -66,13 +65,3 @@ def encode_source(text: str, tokenizer: Tokenizer, *, add_bos: bool | None = Non
         return Prompt(text, ending, is_source=True)
     ids = encode_prompt(text, tokenizer, add_bos=add_bos).ids
     return Prompt(text, ids if ids[-1:] == ending else (*ids, *ending), is_source=True)
-
-
-def leading_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that transformers puts before a text: often a bos token, or none."""
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        plain, whole = (tokenizer.backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-        starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
-        return tuple(whole[: next(starts, 0)])
-    wants_bos = tokenizer.kind == "sentencepiece" and read_tokenizer_settings(tokenizer).get("add_bos_token") is True
-    return (tokenizer.bos_id,) if wants_bos and tokenizer.bos_id is not None else ()

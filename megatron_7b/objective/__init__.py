@@ -24,6 +24,12 @@ def _chat(config: RunConfig) -> Objective:
     return ConversationTraining(config)
 
 
+def _preference(config: RunConfig) -> Objective:
+    from megatron_7b.objective.preference import PreferenceTraining
+
+    return PreferenceTraining(config)
+
+
 def _masked(config: RunConfig) -> Objective:
     from megatron_7b.objective.masked import MaskedLanguageModeling
 
@@ -64,6 +70,7 @@ def _question_answering(config: RunConfig) -> Objective:
 BUILDERS: dict[str, Callable[[RunConfig], Objective]] = {
     "causal": _causal,
     "chat": _chat,
+    "preference": _preference,
     "masked": _masked,
     "sequence_to_sequence": _sequence_to_sequence,
     "span": _span,

@@ -1,17 +1,23 @@
 """This rank's microbatches through all pipeline stages."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_7b.objective.objective import Objective
+from megatron_7b.objective.objective import ASIDE, Objective
 from megatron_7b.parallel import ParallelLayout
 
 if TYPE_CHECKING:
     from megatron_7b.data import Batch
+
+_MICROBATCHES_PER_STAGE = 4
+"""Microbatches of a round of p stages, in multiples of p: filling the pipeline takes (p-1) / (4p + p-1) of the time."""
 
 
 def run_microbatches(
@@ -39,16 +45,35 @@ def run_microbatches(
 
     Collective: the tensor-, context- and pipeline-parallel groups; with a backward pass the data-parallel one too.
     """
+    totals = torch.zeros(1 + len(objective.reported), 2, dtype=torch.float64, device=device)
+    for reported in run_schedule(chunks, batches, objective, layout=layout, device=device, forward_only=forward_only):
+        totals += reported
+    return totals
+
+
+def run_schedule(
+    chunks: Sequence[Any],
+    batches: "Sequence[Batch]",
+    objective: Objective,
+    *,
+    layout: ParallelLayout,
+    device: torch.device,
+    forward_only: bool,
+) -> list[Tensor]:
+    """Do the same, and return what the objective reports of each microbatch: on the last stage; nothing on the others.
+
+    Collective: as `run_microbatches`.
+    """
     inputs = [objective.model_inputs(batch, device, layout) for batch in batches]
     rows, share = inputs[0]["input_ids"].shape
     iterators = [iter(inputs) for _ in chunks]
 
     def forward_step(microbatches: Iterator[Mapping[str, Any]], model: Any) -> tuple[Tensor, Any]:
         microbatch = next(microbatches)
-        output = model(**microbatch)
+        output = model(**{name: value for name, value in microbatch.items() if name != ASIDE})
         return output, lambda of_last_stage: objective.sums(of_last_stage, microbatch)
 
-    outputs: list[Tensor] = get_forward_backward_func()(
+    reported: list[Tensor] = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks) if len(chunks) > 1 else chunks[0],
@@ -57,7 +82,29 @@ def run_microbatches(
         micro_batch_size=rows,
         forward_only=forward_only,
     )
-    totals = torch.zeros(1 + len(objective.reported), 2, dtype=torch.float64, device=device)
-    for output in outputs:  # empty on all stages but the last
-        totals += output
-    return totals
+    return reported
+
+
+def rounds_in_order(
+    layout: ParallelLayout, micro_batch_size: int, num_samples: int
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Go through samples once, in rounds of as many microbatches as keep all stages busy.
+
+    Args:
+        layout: Position of this rank.
+        micro_batch_size: Samples of a microbatch.
+        num_samples: How many samples there are.
+
+    Yields:
+        The sample with which a round ends, and this rank's samples of it, [microbatches, b]. The last round may reach
+        beyond the last sample: all ranks do the same number of equal microbatches, as schedules need it.
+    """
+    num_microbatches = 1 if layout.pp_size == 1 else _MICROBATCHES_PER_STAGE * layout.pp_size
+    # Few samples take no more microbatches than they fill; interleaving wants multiples of the number of stages.
+    filled = -(-num_samples // (micro_batch_size * layout.dp_size))
+    num_microbatches = min(num_microbatches, -(-filled // layout.pp_size) * layout.pp_size)
+    shape = (num_microbatches, layout.dp_size, micro_batch_size)
+    size = math.prod(shape)
+    for first in range(0, num_samples, size):
+        samples = np.arange(first, first + size, dtype=np.int64).reshape(shape)
+        yield first + size, samples[:, layout.dp_rank]

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ASIDE = "aside"
+"""Under which `model_inputs` hands to `sums` what the model does not take."""
+
+
 class Samples(Protocol):
     """The samples of one split by global number, as `data.Dataset` has them."""
 
@@ -133,7 +137,10 @@ class Objective(Protocol):
         """
 
     def model_inputs(self, batch: Batch, device: "torch.device", layout: ParallelLayout) -> dict[str, Any]:
-        """Return what the model's forward takes of one microbatch, on the device; `input_ids` is [rows, s/cp]."""
+        """Return what the model's forward takes of one microbatch, on the device; `input_ids` is [rows, s/cp].
+
+        What is under the key `ASIDE` is for `sums` alone.
+        """
 
     def sums(self, output: Any, inputs: Mapping[str, Any]) -> Sums:
         """Return what the output of the last stage, whatever the kind of model makes it, adds up to."""

@@ -25,7 +25,7 @@ from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, perplex
 from megatron_7b.training.report import Sink
 from megatron_7b.training.run import Run, Stopwatch
 from megatron_7b.training.status import note_step
-from megatron_7b.training.step import evaluate_step
+from megatron_7b.training.step import Losses, evaluate_step
 
 logger = logging.getLogger(__name__)
 
@@ -199,25 +199,25 @@ class Validation(Hook):
         assert loader is not None
         # A small validation set is read once rather than repeatedly.
         num_batches = min(run.config.training.eval_steps, max(1, loader.dataset.num_samples // batch_size))
-        loss_sum, num_tokens = 0.0, 0
+        total: Losses | None = None
         for index in range(num_batches):
             with run.ranks.together(f"reading validation batch {index + 1}"):
                 batches = loader.batches(index * batch_size, batch_size)
-            losses = evaluate_step(run.learner, batches)
-            loss_sum, num_tokens = loss_sum + losses.loss_sum, num_tokens + losses.num_tokens
+            total = evaluate_step(run.learner, batches).plus(total)
             run.agree_on_stop()
             if run.must_stop:
                 return
-        loss = loss_sum / max(1, num_tokens)
+        assert total is not None
         run.validated_step = run.step
         metrics = ValidationMetrics(
             step=run.step,
             consumed_samples=run.counters.consumed_samples,
             consumed_tokens=run.counters.consumed_tokens,
-            validation_loss=loss,
-            validation_perplexity=perplexity(loss),
-            validation_tokens=num_tokens,
+            validation_loss=total.loss,
+            validation_perplexity=perplexity(total.loss),
+            validation_tokens=total.num_tokens,
             validation_seconds=watch.seconds,
+            extra=total.extra,
         )
         for hook in self._listeners:
             hook.after_validation(run, metrics)

@@ -60,12 +60,15 @@ class ValidationMetrics:
     validation_perplexity: float
     validation_tokens: int
     validation_seconds: float
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Further means that the objective reports; in metrics.jsonl each has its own name after `validation_`."""
 
 
 def named_values(metrics: StepMetrics | ValidationMetrics) -> dict[str, float | None]:
     """Return all values by name, those that the objective adds included."""
     values: dict[str, float | None] = {name: value for name, value in vars(metrics).items() if name != "extra"}
-    return values | dict(metrics.extra) if isinstance(metrics, StepMetrics) else values
+    prefix = "" if isinstance(metrics, StepMetrics) else "validation_"
+    return values | {f"{prefix}{name}": value for name, value in metrics.extra.items()}
 
 
 def to_json(metrics: StepMetrics | ValidationMetrics) -> str:

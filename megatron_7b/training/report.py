@@ -37,6 +37,8 @@ SECONDS_BETWEEN_LINES = 60.0
 
 WIDE_COLUMNS = 140
 """Width of a terminal on which a line has room for all figures of a step; a narrower one shows the most important."""
+_FURTHER_MEANS_SHOWN = 2
+"""How many of the means that an objective reports beside its loss a line of a step has room for."""
 
 
 class Sink:
@@ -309,6 +311,7 @@ def _figures(metrics: StepMetrics) -> str:
         _speed(metrics.tflops_per_device),
         f"{metrics.memory_bytes / 1e9:.2f} GB",
     ]
+    figures[1:1] = _further_means(metrics)[:_FURTHER_MEANS_SHOWN]
     if metrics.mfu is not None:
         figures.insert(-1, f"MFU {metrics.mfu:.1%}")
     return " · ".join(figures)
@@ -319,11 +322,17 @@ def _speed(tflops: float) -> str:
 
 
 def _validation_line(metrics: ValidationMetrics) -> str:
-    return (
-        f"validation at step {metrics.step}: loss {metrics.validation_loss:.4f} · "
-        f"perplexity {metrics.validation_perplexity:.2f} · "
-        f"{format_count(metrics.validation_tokens)} tokens in {metrics.validation_seconds:.1f} s"
-    )
+    figures = [
+        f"validation at step {metrics.step}: loss {metrics.validation_loss:.4f}",
+        f"perplexity {metrics.validation_perplexity:.2f}",
+        *_further_means(metrics),
+        f"{format_count(metrics.validation_tokens)} tokens in {metrics.validation_seconds:.1f} s",
+    ]
+    return " · ".join(figures)
+
+
+def _further_means(metrics: StepMetrics | ValidationMetrics) -> list[str]:
+    return [f"{name} {value:.4g}" for name, value in metrics.extra.items()]
 
 
 @contextmanager

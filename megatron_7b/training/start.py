@@ -20,6 +20,7 @@ from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, 
 from megatron_7b.training.metrics import build_throughput, format_count
 from megatron_7b.training.opening import open_folder
 from megatron_7b.training.plot import plot_loss
+from megatron_7b.training.reference import provide_reference
 from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run import Run
 from megatron_7b.training.run_folder import RunFolder, RunState, keep_metrics_until
@@ -67,6 +68,7 @@ def begin_run(run: Run, callers: Sequence[Hook] = ()) -> Iterator[list[Hook]]:
     """
     with _hold_folder(run), _draw_loss_at_end(run), _record_status(run):
         resume(run)
+        provide_reference(run)
         with _build_hooks(run, callers) as hooks:
             _say_what_begins(run)
             yield hooks

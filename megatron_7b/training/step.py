@@ -1,5 +1,6 @@
 """One step: forward and backward over the microbatches of all pipeline stages, then the update."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,17 +22,31 @@ class Losses:
     Attributes:
         loss_sum: Of the losses of all tokens that count [nats].
         num_tokens: How many they are.
-        extra: Further means that the objective reports, by name.
+        further: What else the objective reports, by name: sum and number.
     """
 
     loss_sum: float
     num_tokens: int
-    extra: Mapping[str, float]
+    further: Mapping[str, tuple[float, float]]
 
     @property
     def loss(self) -> float:
         """Mean per token [nats]."""
         return self.loss_sum / max(1, self.num_tokens)
+
+    @property
+    def extra(self) -> dict[str, float]:
+        """Further means by name; NaN where there was nothing to average."""
+        return {name: total / number if number else math.nan for name, (total, number) in self.further.items()}
+
+    def plus(self, other: "Losses | None") -> "Losses":
+        """Return those of both global batches."""
+        if other is None:
+            return self
+        further = {}
+        for name, (total, number) in self.further.items():
+            further[name] = total + other.further[name][0], number + other.further[name][1]
+        return Losses(self.loss_sum + other.loss_sum, self.num_tokens + other.num_tokens, further)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +79,9 @@ def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_onl
         device=learner.device,
         forward_only=forward_only,
     )
-    (loss_sum, num_tokens), *further = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
-    extra = {
-        name: total / max(1.0, number)
-        for name, (total, number) in zip(learner.objective.reported, further, strict=True)
-    }
-    return Losses(loss_sum, int(num_tokens), extra)
+    (loss_sum, num_tokens), *rows = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
+    further = {name: (total, number) for name, (total, number) in zip(learner.objective.reported, rows, strict=True)}
+    return Losses(loss_sum, int(num_tokens), further)
 
 
 def train_step(learner: "Learner", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:

@@ -33,6 +33,7 @@ def test_the_promised_presets_are_there():
         "sft_tiny_cpu",
         "lora_tiny_cpu",
         "lora_7b_1xh100",
+        "dpo_tiny_cpu",
         *PUBLISHED,
         *SIZES,
         *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS),

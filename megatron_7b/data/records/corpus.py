@@ -162,7 +162,8 @@ class RecordCorpus:
                 hint="give the JSONL file of the records",
             )
         self._token_values = self._mapped(mask, MASK_DTYPE, self.dataset.num_tokens) if mask.exists() else None
-        self._values = None
+        self._values: NDArray[np.floating] | None = None
+        self._further: NDArray[np.floating] | None = None
         if values.exists():
             per_record = values.stat().st_size // VALUES_DTYPE.itemsize // max(1, self.num_records)
             flat = self._mapped(values, VALUES_DTYPE, per_record * self.num_records)
@@ -176,7 +177,16 @@ class RecordCorpus:
     @property
     def num_values(self) -> int:
         """Numbers that each record has as a whole."""
-        return 0 if self._values is None else int(self._values.shape[1])
+        return sum(numbers.shape[1] for numbers in (self._values, self._further) if numbers is not None)
+
+    def join(self, numbers: NDArray[np.floating]) -> None:
+        """Give each record further numbers after those that it has, [records, m]; they replace earlier ones."""
+        if len(numbers) != self.num_records:
+            raise DataFormatError(
+                f"there are further values of {len(numbers):,} records, but {self.dataset.prefix} has "
+                f"{self.num_records:,}"
+            )
+        self._further = numbers
 
     def parts(self, number: int) -> NDArray[np.int32]:
         """Return the lengths of the parts of a record, [parts]."""
@@ -197,7 +207,8 @@ class RecordCorpus:
 
     def values(self, number: int) -> NDArray[np.float32]:
         """Return the numbers of a record as a whole, [num_values]."""
-        return np.empty(0, np.float32) if self._values is None else self._values[number].astype(np.float32)
+        known = [numbers[number] for numbers in (self._values, self._further) if numbers is not None]
+        return np.concatenate(known).astype(np.float32) if known else np.empty(0, np.float32)
 
     def _mapped(self, file: Path, dtype: np.dtype[Any], count: int) -> NDArray[np.floating]:
         size, expected = file.stat().st_size, count * dtype.itemsize

@@ -81,6 +81,7 @@ class _BatchBuilder:
         self._segments: list[int] = []
         self._sequences: list[tuple[int, int, int]] = []
         self._values: list[NDArray[np.float32]] = []
+        self._numbers: list[int] = []
 
     def add_row(self, row: int, rows: _RowsOfSet, number: int) -> None:
         """Write a row of a set."""
@@ -109,6 +110,7 @@ class _BatchBuilder:
             self._positions[row, first:end] = np.arange(part)
             begin += part
         self._values.append(corpus.values(record))
+        self._numbers.append(record)
         return place + length
 
     def batch(self) -> Batch:
@@ -118,6 +120,7 @@ class _BatchBuilder:
             begins=begins,
             lengths=lengths,
             record=of_record,
+            numbers=np.array(self._numbers, np.int64),
             values=np.stack(self._values) if self._values else np.empty((0, self._num_values), np.float32),
             token_values=self._token_values,
         )
@@ -156,6 +159,12 @@ class RecordDataset(NumberedSamples):
         opened = [_RowsOfSet(one, seq_length, packed=layout.packed) for one in source.sets]
         kept = [rows for rows in opened if rows.num_rows]
         for rows in opened if not source.may_leave_out or not kept else ():
+            if rows.num_left_out and not rows.num_rows:
+                raise DataFormatError(
+                    f"all {rows.num_left_out:,} {name} of {rows.opened.dataset.prefix} are longer than {seq_length:,} "
+                    "tokens",
+                    hint="set data.seq_length to what the longest need",
+                )
             if not rows.num_rows:
                 raise DataFormatError(
                     f"{rows.opened.dataset.prefix} has no {name} for {source.split}",
@@ -185,6 +194,18 @@ class RecordDataset(NumberedSamples):
     def num_values(self) -> int:
         """Numbers that each record has as a whole."""
         return self._sets[0].corpus.num_values
+
+    @property
+    def corpora(self) -> list[RecordCorpus]:
+        """The sets, in the order of `parts`."""
+        return [rows.corpus for rows in self._sets]
+
+    def records_of(self, index: int) -> NDArray[np.int64]:
+        """Return which records of its corpus a sample holds, [records]."""
+        ((which,), (sample,)) = self.locate_in_sets([index])
+        rows, number = self._row(int(which), int(sample))
+        pieces = slice(*rows.packing.row_begin[number : number + 2])
+        return rows.opened.documents[0] + rows.packing.document[pieces].astype(np.int64)
 
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
         """Return the samples of these numbers; `cu_seqlens` has a segment for each part, and for padding."""

@@ -23,6 +23,8 @@ class RecordsOfBatch:
     """Tokens of each part, [parts]."""
     record: NDArray[np.int64]
     """Which record of the microbatch each part is of, ascending, [parts]."""
+    numbers: NDArray[np.int64]
+    """Which record of its corpus each is, [records]."""
     values: NDArray[np.float32]
     """Numbers of each record as a whole, [records, k]."""
     token_values: NDArray[np.float32]

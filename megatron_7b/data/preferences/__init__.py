@@ -1,0 +1,1 @@
+"""Replies that people prefer, or like: the formats that they come in, and how they are encoded."""
