@@ -10,6 +10,7 @@ from megatron_7b.adapter import build_adapter
 from megatron_7b.checkpoint.companions import NO_COMPANIONS, Companions
 from megatron_7b.checkpoint.former_names import current_names
 from megatron_7b.checkpoint.manifest import (
+    Base,
     Counters,
     Manifest,
     read_config,
@@ -25,6 +26,7 @@ from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.model.kinds import parameter_table
+from megatron_7b.model.parameters import Parameter
 from megatron_7b.parallel import build_layout
 
 
@@ -72,15 +74,18 @@ def write_weights(
     *,
     companions: Companions = NO_COMPANIONS,
     step: int = 0,
+    base: Base | None = None,
 ) -> Path:
     """Write whole tensors as a checkpoint without optimizer state, and publish it.
 
     Args:
         checkpoints: Folder that receives `step_…` and `latest`.
-        tensors: Every parameter of the model by canonical name, in any order; the vocabulary unpadded.
+        tensors: Every parameter of the model by canonical name, in any order; the vocabulary unpadded. With a
+            base: those that the adapter trains.
         config: Configuration of the model; `model.vocab_size` is known.
         companions: What is copied into the checkpoint.
         step: Number it is filed under.
+        base: The checkpoint that has the other parameters, for one of an adapter.
 
     Returns:
         The published folder.
@@ -92,7 +97,7 @@ def write_weights(
             published, and nothing is left on the disk.
     """
     assert config.model.vocab_size is not None
-    expected = parameter_table(config.model, config.model.vocab_size)
+    expected = _expected(config, config.model.vocab_size, is_apart=base is not None)
     pieces: dict[str, Piece] = {}
     for name, tensor in tensors:
         if name not in expected or tuple(tensor.shape) != expected[name].shape:
@@ -111,11 +116,21 @@ def write_weights(
         layout=str(build_layout(ParallelConfig(), world_size=1, rank=0)),
         world_size=1,
         has_optimizer=False,
+        base=base,
     )
     staging = new_staging_folder(checkpoints, step)
     with removed_if_it_fails(staging, step, num_bytes):
         shard = write_shard(staging, 0, pieces.values())
         return publish_staged(staging, [{"": shard}], manifest, config, companions)
+
+
+def _expected(config: RunConfig, vocab_size: int, *, is_apart: bool) -> Mapping[str, Parameter]:
+    """Return the parameters that a checkpoint has."""
+    table, adapter = parameter_table(config.model, vocab_size), build_adapter(config)
+    if not is_apart or adapter is None:
+        return table
+    names = adapter.trained_names(table)
+    return {name: row for name, row in adapter.extended(table).items() if name in names}
 
 
 def _whole(shape: tuple[int, ...]) -> Block:

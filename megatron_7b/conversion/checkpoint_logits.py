@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_7b.adapter.low_rank.merging import merge_updates
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.checkpoint.open_model import opened_model
 from megatron_7b.config.schema import ModelConfig
@@ -25,6 +26,7 @@ def checkpoint_logits(
     round_to: torch.dtype | None = None,
     arithmetic: torch.dtype = torch.float32,
     of_pairs: bool = False,
+    merged: bool = False,
 ) -> Tensor:
     """Load a checkpoint of any layout into a model on one rank, and compute the logits of whole sequences.
 
@@ -35,6 +37,7 @@ def checkpoint_logits(
         round_to: Number format that weights are rounded to beforehand; None leaves them as they are.
         arithmetic: Number format to compute in; FP64 takes twice the memory, and shows what rounding hides.
         of_pairs: The logits of the two classes of pairs of sentences instead of those of tokens.
+        merged: Merge an adapter into its model, before anything is rounded.
 
     Returns:
         FP32 `[b, s, v]` on the CPU, vocabulary padding included; of pairs `[b, 1, 2]`; of an encoder-decoder,
@@ -52,6 +55,8 @@ def checkpoint_logits(
     }
     config = inference_config(folder, settings)
     with cpu_backend.installed_if_needed(), opened_model(folder, config, fp32_on_cpu=False) as model:
+        if merged:
+            merge_updates(model.only_chunk)
         if round_to is not None:
             round_parameters(model.only_chunk, round_to)
         model.only_chunk.to(arithmetic)

@@ -31,6 +31,7 @@ class Comparison:
         round_to: Number format that weights are rounded to beforehand; None leaves them as they are.
         unused: Tensors of the folder that the model does not have.
         fresh: Tensors that the folder lacks, by name.
+        adapter: A PEFT folder that belongs to it.
 
     Raises:
         ConversionError: Transformers cannot load the folder, or compute with it.
@@ -46,6 +47,7 @@ class Comparison:
         round_to: torch.dtype | None = None,
         unused: Collection[str] = (),
         fresh: Mapping[str, Tensor] = MappingProxyType({}),
+        adapter: Path | None = None,
     ) -> None:
         self._arithmetic = arithmetic
         length = min(_LENGTH, model.max_position_embeddings)
@@ -60,19 +62,23 @@ class Comparison:
             device=resolve_device("auto"),
             unused=unused,
             fresh=fresh,
+            adapter=adapter,
         )
         self._references = {False: self._compute_reference()}
         """Logits of tokens, and where a head classifies pairs its own, by whether they are of pairs."""
         if model.add_binary_head:
             self._references[True] = self._compute_reference(of_pairs=True)
 
-    def check(self, checkpoint: Path, report: Report, *, round_to: torch.dtype | None = None) -> None:
+    def check(
+        self, checkpoint: Path, report: Report, *, round_to: torch.dtype | None = None, merged: bool = False
+    ) -> None:
         """Report how far the models are apart.
 
         Args:
             checkpoint: A complete checkpoint.
             report: Takes the figures.
             round_to: As for the folder.
+            merged: Merge the checkpoint's adapter into its model, before anything is rounded.
 
         Raises:
             ConversionError: They differ by more than rounding explains.
@@ -85,6 +91,7 @@ class Comparison:
                 round_to=round_to,
                 arithmetic=self._arithmetic,
                 of_pairs=of_pairs,
+                merged=merged,
             )
             try:
                 parity = check_parity(reference, compute(), arithmetic=self._arithmetic)

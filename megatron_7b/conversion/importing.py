@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from megatron_7b.checkpoint.companions import Companions
 from megatron_7b.config import DataConfig, PrecisionConfig, RunConfig, check_config
 from megatron_7b.config.schema import ModelConfig, ObjectiveConfig
+from megatron_7b.conversion.adapters.folder import is_peft_folder
+from megatron_7b.conversion.adapters.importing import AdapterImport, import_adapter
 from megatron_7b.conversion.companions import gather_companions
 from megatron_7b.conversion.current_names import CurrentNames
 from megatron_7b.conversion.families import FAMILIES
@@ -21,6 +23,7 @@ from megatron_7b.conversion.progress import DtypeName, Report, describe_model, d
 from megatron_7b.conversion.replacing import check_replaces_import
 from megatron_7b.conversion.staging import staged_folder, take_checkpoint
 from megatron_7b.conversion.weights import check_hugging_face_shapes, from_hugging_face
+from megatron_7b.errors import ConfigError
 from megatron_7b.model.fitting import check_conversion
 from megatron_7b.model.parameters import Shape
 from megatron_7b.model.starting_head import has_same_head
@@ -46,6 +49,7 @@ class ImportOptions:
         head: Fields of the model section that put a head in the place of the output layer; a fresh one, unless the
             folder has the very same. None: what the folder has.
         seed: Of the run that trains what is fresh; None: the usual one.
+        base: Of an adapter: the checkpoint or the folder of its model; None takes what the adapter names.
     """
 
     dtype: DtypeName = "auto"
@@ -54,6 +58,7 @@ class ImportOptions:
     overwrite: bool = False
     head: Mapping[str, Any] | None = None
     seed: int | None = None
+    base: Path | None = None
 
 
 def import_from_hugging_face(
@@ -61,10 +66,11 @@ def import_from_hugging_face(
 ) -> None:
     """Write a Hugging Face folder as a checkpoint, and publish it if both models compute the same logits.
 
-    What the folder holds beside weights goes along, for the exports of all runs that start from the checkpoint.
+    What the folder holds beside weights goes along, for the exports of all runs that start from the checkpoint. A PEFT
+    folder becomes a checkpoint of an adapter.
 
     Args:
-        source: Folder with config.json and safetensors.
+        source: Folder with config.json and safetensors, or one that PEFT has saved.
         output: Checkpoint to write.
         options: How; None takes the defaults.
         report: Takes what is being done, and warnings.
@@ -75,6 +81,11 @@ def import_from_hugging_face(
             needs no torch is checked before torch is imported.
     """
     started = time.perf_counter()
+    if is_peft_folder(Path(source)):
+        _import_adapter(Path(source), Path(output), options or ImportOptions(), report)
+        return
+    if options is not None and options.base is not None:
+        raise ConfigError(f"{source} is no adapter, so it has no base", hint="leave out --base")
     folder, output, options = HuggingFaceFolder(Path(source)), Path(output), options or ImportOptions()
     check_new_folder(output, overwrite=options.overwrite, inputs=(folder.path,))
     check_replaces_import(output)
@@ -120,6 +131,27 @@ def import_from_hugging_face(
         comparison.check(staging, report)
     num_bytes = sum(file.stat().st_size for file in output.glob("*.distcp"))
     report("wrote", f"{output}: {describe_output(num_bytes, stored, time.perf_counter() - started)}")
+
+
+def _import_adapter(source: Path, output: Path, options: ImportOptions, report: Report) -> None:
+    if options.dtype != "auto" or options.max_position_embeddings is not None:
+        raise ConfigError(
+            f"{source} is an adapter, which is stored as it is",
+            hint="leave out --dtype and --max-position-embeddings, which are for whole models",
+        )
+    task = AdapterImport(
+        folder=source,
+        base=options.base,
+        output=output,
+        parity_dtype=options.parity_dtype,
+        overwrite=options.overwrite,
+    )
+
+    def import_base(folder: Path, checkpoint: Path) -> None:
+        of_base = ImportOptions(parity_dtype=options.parity_dtype, overwrite=options.overwrite)
+        import_from_hugging_face(folder, checkpoint, of_base, report)
+
+    import_adapter(task, import_base, report)
 
 
 def _is_tied(folder: HuggingFaceFolder, output_layer: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_7b.config.schema import ModelConfig
+from megatron_7b.conversion.adapters.applying import with_adapter
 from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.folder_reader import CONFIG_FILE
 from megatron_7b.conversion.json_files import read_json
@@ -124,6 +125,7 @@ def hugging_face_logits(
     unused: Collection[str] = (),
     fresh: Mapping[str, Tensor] = MappingProxyType({}),
     of_pairs: bool = False,
+    adapter: Path | None = None,
 ) -> Tensor:
     """Compute logits with transformers, which is the reference for what a folder means.
 
@@ -137,6 +139,7 @@ def hugging_face_logits(
         unused: Tensors of the folder that the model does not have.
         fresh: Tensors that the folder lacks, by name.
         of_pairs: The logits of the two classes of pairs of sentences instead of those of tokens.
+        adapter: A PEFT folder that belongs to the model.
 
     Returns:
         FP32 `[b, s, v]` on the CPU; of an encoder-decoder, those of `answer_to(tokens)`; of pairs `[b, 1, 2]`; of a
@@ -148,6 +151,8 @@ def hugging_face_logits(
     """
     reference = _load_reference(folder, model, arithmetic, unused, fresh)
     with reported(f"transformers cannot compute with the model in {folder}"), torch.inference_mode():
+        if adapter is not None:
+            reference = with_adapter(reference, adapter)
         reference = reference.to(device).eval()
         if round_to is not None:
             round_parameters(reference, round_to)

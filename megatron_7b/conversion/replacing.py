@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_7b.checkpoint.manifest import MANIFEST, read_manifest
+from megatron_7b.conversion.adapters.folder import CONFIG_FILE as ADAPTER_FILE
 from megatron_7b.conversion.folder_reader import CONFIG_FILE
 from megatron_7b.errors import CheckpointError, PathError
 
@@ -24,6 +25,25 @@ def check_replaces_export(output: Path) -> None:
         return
     if CONFIG_FILE not in content or not any(name.endswith(".safetensors") for name in content):
         raise _refusal(output, f"is no Hugging Face model: it lacks {CONFIG_FILE} or weights in safetensors")
+    for name in content:
+        if (output / name).is_dir() and name not in _FOLDERS_OF_AN_EXPORT:
+            raise _refusal(output, f"holds {name}/, which no export writes")
+
+
+def check_replaces_adapter(output: Path) -> None:
+    """Refuse a folder with content that is not just a PEFT adapter.
+
+    Args:
+        output: The folder that is to be replaced; it need not be there.
+
+    Raises:
+        PathError: It has no adapter_config.json, has weights of a model, or a folder that no export has.
+    """
+    content = _content(output)
+    if not content:
+        return
+    if ADAPTER_FILE not in content or any(name.startswith("model") for name in content):
+        raise _refusal(output, f"is no adapter: it lacks {ADAPTER_FILE}, or has weights of a whole model")
     for name in content:
         if (output / name).is_dir() and name not in _FOLDERS_OF_AN_EXPORT:
             raise _refusal(output, f"holds {name}/, which no export writes")

@@ -59,13 +59,13 @@ OLDER: dict[str, tuple[str, dict[str, Any]]] = {
 """The same for models with learned positions; there is no second forward pass of ours for them."""
 
 
-def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199) -> torch.nn.Module:
+def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199, **others: Any) -> torch.nn.Module:
     """Make a model whose every parameter, norms and biases included, is random; save it and return it in FP32."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining
 
     model_type, changes = {**TINY, **OLDER}[case]
     shape = _SHAPE if case in TINY else _OLDER_SHAPE
-    config = AutoConfig.for_model(model_type, **{**shape, **changes, "vocab_size": vocab_size})
+    config = AutoConfig.for_model(model_type, **{**shape, **changes, **others, "vocab_size": vocab_size})
     auto = AutoModelForMaskedLM if "bert" in model_type else AutoModelForCausalLM
     auto = AutoModelForPreTraining if case.endswith("_pairs") else auto
     model = auto.from_config(config, dtype=torch.float32)

@@ -131,6 +131,15 @@ class LowRankUpdate(Addition):
         return squares.clamp_min_(0.0).sqrt_()
 
     @torch.no_grad()
+    def merged_with(self, weight: Tensor) -> Tensor:
+        """Return the weight with the update in it, computed in FP64, on a single tensor rank: [out, in]."""
+        assert self.place.tp_size == 1
+        merged = weight.double() + self.scale * (self.joined_up().double() @ self.joined_down().double())
+        if self.has_magnitudes:
+            merged *= self._ratios(merged.norm(dim=1)).unsqueeze(1)
+        return merged.float()
+
+    @torch.no_grad()
     def take_norms(self, weight: Tensor) -> None:
         """Set the magnitudes to the norms that the rows have, so that nothing is rescaled. Collective: as there."""
         if not self.has_magnitudes:

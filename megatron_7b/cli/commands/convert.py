@@ -73,14 +73,26 @@ def _add_export_options(parser: Parser) -> None:
         action="store_true",
         help="publish even if transformers gives text other ids than the checkpoint's tokenizer",
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="of an adapter: write the whole model, with the adapter in its weights"
+    )
+    parser.add_argument("--base", type=Path, metavar="B", help="of an adapter: where its model is now, if it was moved")
+    parser.add_argument(
+        "--base-name", metavar="NAME", help="of an adapter: what its folder calls the base, on the hub or as a path"
+    )
     _add_number_formats(parser)
 
 
 def _add_import_options(parser: Parser) -> None:
-    parser.add_argument("--input", type=Path, required=True, metavar="H", help="folder with config.json")
+    parser.add_argument(
+        "--input", type=Path, required=True, metavar="H", help="folder with config.json, or adapter_config.json"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="C", help="checkpoint to write")
     parser.add_argument(
         "--max-position-embeddings", type=int, help="shorten the context, to within a model's sliding window"
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="B", help="of an adapter: its model, a checkpoint or a Hugging Face folder"
     )
     _add_number_formats(parser)
 
@@ -133,6 +145,9 @@ def _export(flags: argparse.Namespace) -> None:
         max_shard_bytes=int(flags.max_shard_gib * 2**30),
         allow_other_token_ids=flags.allow_other_token_ids,
         overwrite=flags.overwrite,
+        merge=flags.merge,
+        base=flags.base,
+        base_name=flags.base_name,
     )
     export_to_hugging_face(flags.checkpoint, flags.output, options, _report)
 
@@ -145,6 +160,7 @@ def _import(flags: argparse.Namespace) -> None:
         parity_dtype=flags.parity_dtype,
         max_position_embeddings=flags.max_position_embeddings,
         overwrite=flags.overwrite,
+        base=flags.base,
     )
     import_from_hugging_face(flags.input, flags.output, options, _report)
 

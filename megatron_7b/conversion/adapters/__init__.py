@@ -1,0 +1,1 @@
+"""Adapters ⇄ PEFT folders, and adapters merged into whole models."""
