@@ -20,7 +20,7 @@ from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation, has_
 
 type Ids = list[int]
 
-_AT_ONCE = 512
+_AT_ONCE = 128
 """Requests between two reports of progress."""
 _DEFAULT_NEW_TOKENS = 256
 

@@ -126,6 +126,7 @@ def load_tasks(options: HarnessOptions) -> LoadedTasks:
     Raises:
         ConfigError: A task is unknown, or its data are not there or damaged.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; progress is reported
     if not options.allow_download:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
     from megatron_7b.evaluation.harness.tasks import check_examples, find_tasks, local_data_sets

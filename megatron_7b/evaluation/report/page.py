@@ -17,7 +17,7 @@ _MOST_ANSWERS = 10
 """Of a confusion matrix."""
 _QUESTION_CHARACTERS = 700
 _PLOT = 260
-_MARGIN = 40
+_MARGIN = 60
 
 
 def write_report(file: Path, content: Mapping[str, Any], *, other: Mapping[str, Any] | None = None) -> None:
@@ -93,11 +93,9 @@ def _comparison(compared: Sequence[ComparedMeasure], content: Mapping[str, Any],
 
 def _task(task: str, items: Sequence[Item]) -> str:
     chosen = [item for item in items if item.loss is not None]
-    pieces = [f"<h2>{escape(task)}</h2>"]
-    if chosen:
-        pieces.append(f'<div class="plots">{_calibration(chosen)}{_confusion(chosen)}</div>')
-    pieces.append(_worst(items))
-    return "".join(pieces)
+    plots = f'<div class="plots">{_calibration(chosen)}{_confusion(chosen)}</div>' if chosen else ""
+    shown = plots + _worst(items)
+    return f"<h2>{escape(task)}</h2>{shown}" if shown else ""
 
 
 def _calibration(items: Sequence[Item]) -> str:
@@ -125,7 +123,10 @@ def _reliability(bins: Sequence[Bin]) -> str:
             f'<rect class="kept" x="{left + 2:.1f}" y="{top:.1f}" width="{right - left - 4:.1f}" '
             f'height="{max(1.0, bottom - top):.1f}">{title}</rect>'
         )
-    box = f"0 0 {_MARGIN + _PLOT + 12} {_PLOT + 34}"
+    middle = _PLOT / 2 + 10
+    pieces.append(f'<text x="{_MARGIN + _PLOT / 2}" y="{_PLOT + 44}" text-anchor="middle">share of the answer</text>')
+    pieces.append(f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">right</text>')
+    box = f"0 0 {_MARGIN + _PLOT + 24} {_PLOT + 50}"
     return f'<svg viewBox="{box}" style="max-width:360px" role="img" aria-label="calibration">{"".join(pieces)}</svg>'
 
 
