@@ -13,6 +13,7 @@ from megatron_7b.model.kinds import parameter_table
 BUILDERS: Mapping[str, Callable[[RunConfig], Adapter]] = {
     "lora": build_low_rank,
     "dora": build_low_rank,
+    "adalora": build_low_rank,
     "bottleneck": build_bottleneck,
 }
 """What builds the adapter of each method."""

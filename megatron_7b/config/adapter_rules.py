@@ -49,6 +49,14 @@ def _ranks_have_time_to_fall(case: Case) -> Iterator[Problem]:
         )
 
 
+@rule("adapter.method", "precision.optimizer_state_dtype")
+def _importance_is_kept_beside_the_state(case: Case) -> Iterator[Problem]:
+    if case.config.adapter.method == "adalora" and case.config.precision.optimizer_state_dtype != "fp32":
+        yield case.problem(
+            "precision.optimizer_state_dtype", "does not go with adapter.method adalora, which measures FP32 state"
+        )
+
+
 @rule("adapter.target_modules")
 def _all_linear_is_all(case: Case) -> Iterator[Problem]:
     names = case.config.adapter.target_modules

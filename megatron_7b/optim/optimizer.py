@@ -20,6 +20,7 @@ from megatron_7b.model.parameters import Parameter
 from megatron_7b.optim.held import held_parameters, take_parameters, without_parameters
 from megatron_7b.optim.matrices import MatrixExchange, MatrixPart
 from megatron_7b.optim.muon import Muon
+from megatron_7b.optim.rank_allocation import RankAllocator
 from megatron_7b.parallel.groups import process_groups
 
 
@@ -125,6 +126,7 @@ class Optimizer:
             adam = inner.adamw if isinstance(inner, Muon) else inner
             if isinstance(adam, torch.optim.Adam):
                 _use_fused_kernel(adam)
+        self._ranks = RankAllocator(self.parts, chunks, config) if config.adapter.method == "adalora" else None
 
     @property
     def parts(self) -> list[MegatronOptimizer]:
@@ -144,11 +146,13 @@ class Optimizer:
         Args:
             learning_rate: For this update; groups with a peak of their own follow in proportion.
 
-        Collective: the model-parallel group, and the data-parallel one with the distributed optimizer or Muon.
+        Collective: the model-parallel group, and the data-parallel one with the distributed optimizer, Muon or AdaLoRA.
         """
         for group in self.core.param_groups:
             group["lr"] = learning_rate * (group["max_lr"] / self._lr if self._lr else 1.0)
             group["weight_decay"] = self._weight_decay * group["wd_mult"]
+        if self._ranks is not None:
+            self._ranks.add_gradients()
         found_inf = self.core.prepare_grads()
         grad_norm = float(self.core.get_grad_norm())
         if found_inf or not _is_finite(grad_norm):
@@ -160,6 +164,8 @@ class Optimizer:
             )
         self.core.step_with_ready_grads()
         self.num_updates += 1
+        if self._ranks is not None:
+            self._ranks.after_update(self.num_updates)
         return StepOutcome(grad_norm, skipped=False)
 
     def zero_grad(self) -> None:

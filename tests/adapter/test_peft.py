@@ -18,7 +18,7 @@ from megatron_7b.checkpoint.weights import CheckpointWeights
 from megatron_7b.cli.main import main
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.conversion.adapters import applying
-from megatron_7b.conversion.adapters.plan import plan_adapter, to_peft
+from megatron_7b.conversion.adapters.plan import plan_adapter, pruned, to_peft
 from tests.adapter.peft_oracle import Training, load_base, save_adapter, saved_adapter, train_with_peft
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_t5, save_tiny_tokenizer
 from tests.support.ranks import run_ranks
@@ -40,6 +40,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-2": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
     "BERT": ("bert", {"target_modules": ["query", "key", "output.dense"], "use_dora": True}),
     "T5": ("t5", {"target_modules": "all-linear"}),
+    "AdaLoRA": (
+        "llama",
+        {
+            "target_modules": ["q_proj", "v_proj", "down_proj", "up_proj"],
+            "init_r": 6,
+            "target_r": 3,
+            "tinit": 1,
+            "tfinal": 2,
+            "total_step": 6,
+            "orth_reg_weight": 0.1,
+        },
+    ),
     "one layer": ("qwen2", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
 }
 
@@ -67,7 +79,7 @@ class Case:
                 hidden_dropout=0.0,
                 attention_dropout=0.0,
             ),
-            training=tiny.training,
+            training=dataclasses.replace(tiny.training, train_steps=NUM_STEPS),
             data=tiny.data,
             optimizer=dataclasses.replace(tiny.optimizer, lr=3e-3, adam_eps=epsilon),
         )
@@ -85,7 +97,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
 
     @functools.cache
     def make(name: str) -> Case:
-        from peft import LoraConfig
+        from peft import AdaLoraConfig, LoraConfig
 
         model, options = CASES[name]
         base, folder = root / model, root / name
@@ -93,7 +105,10 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
             save_tiny_t5(base, vocab_size=VOCAB_SIZE)
         elif not base.is_dir():
             save_tiny_model(model, base, vocab_size=VOCAB_SIZE, num_hidden_layers=2)
-        save_adapter(base, folder / "peft", LoraConfig(r=4, lora_alpha=8, **options))
+        config = (
+            AdaLoraConfig(lora_alpha=8, **options) if name == "AdaLoRA" else LoraConfig(r=4, lora_alpha=8, **options)
+        )
+        save_adapter(base, folder / "peft", config)
         assert convert("from-hf", "--input", folder / "peft", "--base", base, "--output", folder / "checkpoint") == 0
         return Case(base, folder / "peft", folder / "checkpoint")
 
@@ -135,7 +150,7 @@ def train_further(config: RunConfig, checkpoint: Path, output: Path) -> list[tup
 def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint under PEFT's names."""
     tensors = to_peft(plan_adapter(read_config(checkpoint)), CheckpointWeights(checkpoint))
-    return {PREFIX + name: tensor for name, tensor in tensors}
+    return {PREFIX + name: tensor for name, tensor in pruned(dict(tensors))[0].items()}
 
 
 def check_training(case: Case, layout: str, folder: Path, *, tolerance: float = 1e-5) -> Path:
@@ -155,10 +170,10 @@ def check_training(case: Case, layout: str, folder: Path, *, tolerance: float = 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["LoRA", "rsLoRA", "DoRA"])
+@pytest.mark.parametrize("name", ["LoRA", "rsLoRA", "DoRA", "AdaLoRA"])
 def test_training_equals_that_of_peft(name: str, layout: str, case: Callable[[str], Case], tmp_path: Path):
     saved = check_training(case(name), layout, tmp_path / "run")
-    if name == "DoRA" and layout in ("TP2 SP", "PP2"):
+    if (name, layout) in (("DoRA", "TP2 SP"), ("DoRA", "PP2"), ("AdaLoRA", "TP2")):
         assert convert("to-hf", "--checkpoint", saved, "--output", tmp_path / "out") == 0
         exported = saved_adapter(tmp_path / "out")
         assert exported.keys() == case(name).training.tensors.keys()

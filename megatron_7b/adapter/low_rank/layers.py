@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter, functional
 
 from megatron_7b.adapter.adapted_linear import AdaptedLinear, Addition, Place, adapted_layers, dropped, local_parameter
-from megatron_7b.adapter.low_rank.rows import MAGNITUDE, low_rank_rows, scale_of
+from megatron_7b.adapter.low_rank.rows import MAGNITUDE, VALUES, low_rank_rows, scale_of
 from megatron_7b.adapter.targets import Projection, projections
 from megatron_7b.config.adapters import AdapterConfig
 from megatron_7b.config.schema import ModelConfig
@@ -30,6 +30,7 @@ class Factors(Module):
         lora_A: [r, in], or [r, in/tp] where the weight is sharded along its inputs.
         lora_B: [out/tp, r], or [out, r] there.
         lora_magnitude_vector: Norms of the rows of the updated weight, as B; DoRA only.
+        lora_E: What lies between A and B as a diagonal matrix, [r, 1]; AdaLoRA only.
     """
 
     lora_A: Parameter  # noqa: N815 - PEFT's name, which is that of the tensor in files
@@ -37,7 +38,7 @@ class Factors(Module):
 
     def __init__(self, projection: Projection, adapter: AdapterConfig, place: Place) -> None:
         super().__init__()
-        for row in low_rank_rows(projection, adapter.rank, with_magnitude=adapter.method == "dora"):
+        for row in low_rank_rows(projection, adapter):
             self.register_parameter(row.name.rpartition(".")[2], local_parameter(row, place))
 
     def forward(self) -> None:
@@ -66,6 +67,7 @@ class LowRankUpdate(Addition):
         self.dropout = adapter.dropout
         self.place = place
         self.has_magnitudes = adapter.method == "dora"
+        self.has_values = adapter.method == "adalora"
         self._names = [one.name if one in chosen else None for one in slots]
         for projection in chosen:
             self.add_module(projection.name, Factors(projection, adapter, place))
@@ -99,6 +101,10 @@ class LowRankUpdate(Addition):
     def joined_down(self) -> Tensor:
         """Return all A, one below the other: [n r, in]."""
         return torch.cat([one.lora_A for one in self.factors if one is not None])
+
+    def joined_values(self) -> Tensor:
+        """Return AdaLoRA's diagonals, one after the other: [n r]."""
+        return torch.cat([one.get_parameter(VALUES) for one in self.factors if one is not None]).flatten()
 
     def joined_up(self) -> Tensor:
         """Return the matrix that takes the narrow values of all projections to the layer's outputs: [out/tp, n r]."""
@@ -134,7 +140,10 @@ class LowRankUpdate(Addition):
     def merged_with(self, weight: Tensor) -> Tensor:
         """Return the weight with the update in it, computed in FP64, on a single tensor rank: [out, in]."""
         assert self.place.tp_size == 1
-        merged = weight.double() + self.scale * (self.joined_up().double() @ self.joined_down().double())
+        down = self.joined_down().double()
+        if self.has_values:
+            down *= self.joined_values().double().unsqueeze(1)
+        merged = weight.double() + self.scale * (self.joined_up().double() @ down)
         if self.has_magnitudes:
             merged *= self._ratios(merged.norm(dim=1)).unsqueeze(1)
         return merged.float()
@@ -158,7 +167,12 @@ class LowRankUpdate(Addition):
         return torch.cat(ratios, dim=1).flatten()
 
     def _communicated(self, narrow: Tensor) -> Tensor:
-        """Return the n r values of A x that B needs: of the whole sequence if B is sharded; summed if A is."""
+        """Return the n r values of A x that B needs: of the whole sequence if B is sharded; summed if A is.
+
+        AdaLoRA's diagonal is applied where every rank has the whole gradient of its part of the sequence.
+        """
+        if self.has_values and self.place.is_column:
+            narrow = narrow * self.joined_values()
         group = self.place.group
         if self.place.is_column:
             gather, copy = gather_from_sequence_parallel_region, copy_to_tensor_model_parallel_region
@@ -167,7 +181,7 @@ class LowRankUpdate(Addition):
             scatter, reduce = reduce_scatter_to_sequence_parallel_region, reduce_from_tensor_model_parallel_region
             communicated = scatter(narrow, group=group) if self.place.sequence_parallel else reduce(narrow, group=group)
         values: Tensor = communicated
-        return values
+        return values * self.joined_values() if self.has_values and not self.place.is_column else values
 
     def _local_rows(self) -> list[tuple[int, int]]:
         """Return for every slot the number of groups on this rank, and its rows in each."""

@@ -5,6 +5,7 @@ Source: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoR
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from megatron_7b.adapter.rows import own_row, with_uniform_start
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from megatron_7b.model.kernels import Kernels
     from megatron_7b.model.kinds.chunk import ModelChunk
 
-DOWN, UP, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"
+DOWN, UP, MAGNITUDE, VALUES = "lora_A", "lora_B", "lora_magnitude_vector", "lora_E"
 
 
 def build_low_rank(config: RunConfig) -> Adapter:
-    """Return the adapter of `adapter.method` lora or dora."""
+    """Return the adapter of `adapter.method` lora, dora or adalora."""
     model, adapter = config.model, config.adapter
 
     def rows(table: ParameterTable) -> Iterator[Parameter]:
         for projection in targeted(table, model, adapter.target_modules):
-            yield from low_rank_rows(projection, adapter.rank, with_magnitude=adapter.method == "dora")
+            yield from low_rank_rows(projection, adapter)
 
     def kernels(base: "Kernels") -> "Kernels":
         from megatron_7b.adapter.adapted_linear import adapted
@@ -55,20 +56,34 @@ def build_low_rank(config: RunConfig) -> Adapter:
 
 
 def scale_of(adapter: AdapterConfig) -> float:
-    """Return what updates are multiplied by."""
+    """Return what updates are multiplied by.
+
+    AdaLoRA's is that of the initial rank, however many are left, and PEFT adds 1e-5 to it.
+    """
+    if adapter.method == "adalora":
+        return adapter.alpha / (adapter.initial_rank + 1e-5)
     return adapter.alpha / (math.sqrt(adapter.rank) if adapter.use_rslora else adapter.rank)
 
 
-def low_rank_rows(projection: Projection, rank: int, *, with_magnitude: bool) -> Iterator[Parameter]:
+def low_rank_rows(projection: Projection, adapter: AdapterConfig) -> Iterator[Parameter]:
     """Yield the rows of the update of one projection.
 
     A is [r, in] and B is [out, r]. Tensor parallelism shards what it shards of the weight: A where that is sharded
-    along its inputs, B and the magnitudes along its outputs.
+    along its inputs, B and the magnitudes along its outputs. AdaLoRA's values between them are [r, 1].
     """
     weight = projection.weight
     outputs, inputs = projection.num_rows, weight.shape[1]
     is_column = weight.tp_dim == 0
+    if adapter.method == "adalora":
+        rank = adapter.initial_rank
+        down = own_row(projection, DOWN, (rank, inputs), None if is_column else weight.tp_dim, suffix="")
+        yield replace(down, init="normal", std=0.02)
+        up = own_row(projection, UP, (outputs, rank), 0 if is_column else None, suffix="")
+        yield replace(up, init="normal", std=0.02)
+        yield own_row(projection, VALUES, (rank, 1), None, suffix="")
+        return
+    rank = adapter.rank
     yield with_uniform_start(own_row(projection, DOWN, (rank, inputs), None if is_column else weight.tp_dim), inputs)
     yield own_row(projection, UP, (outputs, rank), 0 if is_column else None)
-    if with_magnitude:
+    if adapter.method == "dora":
         yield own_row(projection, MAGNITUDE, (outputs,), 0 if is_column else None, suffix="")

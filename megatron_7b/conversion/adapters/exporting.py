@@ -12,7 +12,7 @@ from megatron_7b.checkpoint.base import find_base
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.conversion.adapters.config import write_peft_config
 from megatron_7b.conversion.adapters.folder import CONFIG_FILE, PREFIX, WEIGHTS_FILE
-from megatron_7b.conversion.adapters.plan import AdapterPlan, plan_adapter, to_peft
+from megatron_7b.conversion.adapters.plan import AdapterPlan, plan_adapter, pruned, to_peft
 from megatron_7b.conversion.families import FAMILIES
 from megatron_7b.conversion.hf_config import check_exportable
 from megatron_7b.conversion.hf_tokenizer import copy_tokenizer, give_back_tokenizer
@@ -144,6 +144,9 @@ def write_peft_folder(
     from safetensors.torch import save_file
 
     plan, config = source.plan, source.config
+    rank_pattern: dict[str, list[bool]] = {}
+    if config.adapter.method == "adalora":
+        tensors, rank_pattern = pruned(tensors)
     content = write_peft_config(
         config.adapter,
         kind=config.model.traits.kind,
@@ -151,6 +154,8 @@ def write_peft_folder(
         target_modules=plan.target_modules,
         modules_to_save=plan.modules_to_save,
         is_transposed=plan.is_transposed,
+        rank_pattern=rank_pattern,
+        total_step=config.training.train_steps,
     )
     write_json(folder / CONFIG_FILE, content)
     stored = {PREFIX + name: tensor.contiguous().clone() for name, tensor in tensors.items()}

@@ -141,6 +141,9 @@ def _adapter_config(folder: PeftFolder, base: Path) -> RunConfig:
         modules_to_save=tuple(shortest_names(saved, everything)),
     )
     checkpoint = replace(config.checkpoint, initialize_from=str(base))
-    made = replace(config, adapter=adapter, checkpoint=checkpoint)
+    total, training = folder.config.total_step, config.training
+    if total is not None:  # AdaLoRA's schedule was made for so many steps
+        training = replace(training, train_steps=total)
+    made = replace(config, adapter=adapter, checkpoint=checkpoint, training=training)
     check_config(made)
     return made

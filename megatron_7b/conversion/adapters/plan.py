@@ -123,6 +123,27 @@ def to_peft(plan: AdapterPlan, canonical: "Mapping[str, Tensor]") -> "Iterator[t
             yield name, parts[0]
 
 
+def pruned(tensors: "Mapping[str, Tensor]") -> "tuple[dict[str, Tensor], dict[str, list[bool]]]":
+    """Leave out the ranks of AdaLoRA whose singular value is zero, which change nothing.
+
+    Args:
+        tensors: By name without PEFT's prefix.
+
+    Returns:
+        The tensors, and which ranks are left by the name of each lora_E; nothing is left out of an adapter whose every
+        value is zero because it was never trained.
+    """
+    kept = {name: tensor.flatten() != 0 for name, tensor in tensors.items() if name.endswith(".lora_E")}
+    if not any(bool(left.any()) for left in kept.values()):
+        return dict(tensors), {}
+    found = {}
+    for name, tensor in tensors.items():
+        module, separator, end = name.partition(".lora_")
+        left = kept.get(f"{module}.lora_E") if separator else None
+        found[name] = tensor if left is None else tensor[:, left] if end.startswith("B") else tensor[left]
+    return found, {name: left.tolist() for name, left in kept.items()}
+
+
 def from_peft(plan: AdapterPlan, tensors: "Mapping[str, Tensor]") -> "Iterator[tuple[str, Tensor]]":
     """Rename and rearrange the tensors of a PEFT folder.
 
