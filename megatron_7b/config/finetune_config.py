@@ -14,7 +14,8 @@ class FinetuneConfig:
 
     task: Annotated[str, OneOf(TASKS)] | None = None
     """chat: conversations, of which the assistant's words are trained; sequence_to_sequence: a target text is written
-    from a source; preference: which replies people prefer. None outside of fine-tuning."""
+    from a source; preference: which replies people prefer; text_classification, token_classification and
+    question_answering: a head in the place of the output layer. None outside of fine-tuning."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """chat: which messages are trained where a record gives no weights: the assistant's, its last one, or all text."""
     chat_template: str | None = None
@@ -26,6 +27,17 @@ class FinetuneConfig:
     """sequence_to_sequence: key of the text that the model has to write."""
     max_target_length: int | None = None
     """sequence_to_sequence: most tokens of a target, its end included; None means data.seq_length."""
+    labels: tuple[str, ...] = ()
+    """text_classification, token_classification: names of the classes or tags, in the order of the outputs; empty:
+    those of data.train, sorted."""
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
+    """text_classification: what labels are; None: lists are several, numbers with decimals are regression."""
+    tag_scheme: Literal["bio", "plain"] = "bio"
+    """token_classification: O, B-NAME and I-NAME, or any tags."""
+    doc_stride: int = 128
+    """question_answering: tokens of text that neighbouring windows of a long text share."""
+    may_lack_answer: bool = False
+    """question_answering: a text need not answer its question; fine-tuning sees that in data.train."""
     packing: bool = True
     """Let several samples share a row, kept apart in attention; otherwise rows are filled up with padding."""
     label_smoothing: float = 0.0

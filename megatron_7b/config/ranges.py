@@ -45,6 +45,7 @@ AT_LEAST_ONE = (
     "adapter.delta_t",
 )
 NOT_NEGATIVE = (
+    "finetune.doc_stride",
     "model.init_method_std",
     "model.num_tokentypes",
     "optimizer.min_lr",

@@ -1,6 +1,6 @@
 """The weights that fine-tuning starts from, where they are a Hugging Face folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import xxhash
@@ -21,7 +21,15 @@ def has_tokenizer(folder: Path) -> bool:
     return any(folder.glob("tokenizer*")) or any((folder / name).is_file() for name in ("vocab.json", "vocab.txt"))
 
 
-def import_base(source: Path, run_dir: Path, report: Callable[[str, str], None], *, make: bool) -> Path:
+def import_base(
+    source: Path,
+    run_dir: Path,
+    report: Callable[[str, str], None],
+    *,
+    make: bool,
+    head: Mapping[str, object] | None = None,
+    seed: int | None = None,
+) -> Path:
     """Return the checkpoint that a Hugging Face folder was imported as; import it if that has not been done.
 
     Args:
@@ -29,23 +37,27 @@ def import_base(source: Path, run_dir: Path, report: Callable[[str, str], None],
         run_dir: Where the checkpoint is put, as `base-…`.
         report: Takes what is being done.
         make: Whether to import.
+        head: Fields of the model section of an encoder that gets a head; None: it is imported as it is.
+        seed: The run's, for a head that the folder lacks.
 
     Raises:
         ConversionError: The folder cannot be converted exactly.
         FileNotFoundError: It is missing, and not to be made.
     """
-    output = run_dir / f"base-{_identity(source)}"
+    output = run_dir / f"base-{_identity(source, (head, seed) if head is not None else None)}"
     if not output.is_dir():
         if not make:
             raise FileNotFoundError(output)
         run_dir.mkdir(parents=True, exist_ok=True)
-        import_from_hugging_face(source, output, ImportOptions(), report)
+        import_from_hugging_face(source, output, ImportOptions(head=head, seed=seed), report)
     return output
 
 
-def _identity(folder: Path) -> str:
+def _identity(folder: Path, head: object) -> str:
     """Hash what decides the weights, without reading all of them."""
     digest = xxhash.xxh3_64()
     for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")) + sorted(folder.glob("*.bin")):
         digest.update(f"{file.name}/{file.stat().st_size}/{spot_hash(file)}".encode())
+    if head is not None:
+        digest.update(repr(head).encode())
     return digest.hexdigest()[:8]

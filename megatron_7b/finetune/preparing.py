@@ -7,7 +7,9 @@ command finds it, and nothing that a run has read is ever overwritten.
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from megatron_7b.checkpoint import config_file, resolve_checkpoint, tokenizer_path
 from megatron_7b.checkpoint.base import check_is_whole
@@ -21,6 +23,7 @@ from megatron_7b.errors import ConfigError, MegatronError
 from megatron_7b.finetune.base import has_tokenizer, import_base, is_hugging_face_folder
 from megatron_7b.finetune.preparation import Preparation, Report
 from megatron_7b.finetune.tasks import PREPARERS
+from megatron_7b.model.starting_head import HEAD_FIELDS
 from megatron_7b.objective import build_objective
 from megatron_7b.tokenizer import load_tokenizer
 
@@ -105,7 +108,10 @@ def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) ->
     config = _with_model(config, start)
     wanted = Preparation(config=config, tokenizer=loaded, start=start, run_dir=run_dir, report=report, make=make)
     prepared = PREPARERS[task](wanted)  # its mistakes are found at once
-    base = import_base(start, run_dir, report, make=make) if is_hugging_face_folder(start) else start
+    base = start
+    if is_hugging_face_folder(start):
+        head, seed = _head_of_import(config, prepared.settings), config.training.seed
+        base = import_base(start, run_dir, report, make=make, head=head, seed=seed)
     tokenizer = prepared.tokenizer or tokenizer_path(base)
     config = _with_model(config, base)  # only the weights say for sure which of them are tied
     config = dataclasses.replace(
@@ -115,6 +121,17 @@ def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) ->
         checkpoint=dataclasses.replace(config.checkpoint, initialize_from=str(base)),
     )
     return _with_steps(override_config(config, prepared.settings) if prepared.settings else config)
+
+
+def _head_of_import(config: RunConfig, settings: Mapping[str, object]) -> dict[str, object] | None:
+    """Return the head that the import of an encoder gets, so that the folder's pooler is part of it.
+
+    A decoder's head has nothing from before it, and is fresh when the run starts.
+    """
+    if config.model.traits.kind != "encoder" or "model.head" not in settings:
+        return None
+    head = {name: settings[f"model.{name}"] for name in HEAD_FIELDS}
+    return {**head, "labels": tuple(cast("list[str]", head["labels"]))}
 
 
 def _find_start(start: Path) -> Path:

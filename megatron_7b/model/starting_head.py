@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.model.kinds import parameter_table
 
-_HEAD_FIELDS = ("head", "num_labels", "labels", "problem_type")
+HEAD_FIELDS = ("head", "num_labels", "labels", "problem_type")
 _POOLER = ("pooler.weight", "pooler.bias")
 
 
@@ -34,7 +34,7 @@ def find_head_difference(model: ModelConfig, start: ModelConfig) -> HeadDifferen
     if not model.has_head:
         return HeadDifference()
     own = parameter_table(model, 1)
-    heads = frozenset(name for name, row in own.items() if row.is_task_head)
+    heads = frozenset(name for name, row in own.items() if row.is_task_head).difference(_POOLER)
     without = replace(model, head="none", add_binary_head=model.traits.kind == "encoder")
     others = parameter_table(without, 1).keys() | {"task_head.weight", "task_head.bias"}
     return HeadDifference(
@@ -46,4 +46,4 @@ def find_head_difference(model: ModelConfig, start: ModelConfig) -> HeadDifferen
 
 def has_same_head(model: ModelConfig, other: ModelConfig) -> bool:
     """Return whether two models have heads whose outputs mean the same."""
-    return all(getattr(model, name) == getattr(other, name) for name in _HEAD_FIELDS)
+    return all(getattr(model, name) == getattr(other, name) for name in HEAD_FIELDS)

@@ -108,3 +108,43 @@ def rounds_in_order(
     for first in range(0, num_samples, size):
         samples = np.arange(first, first + size, dtype=np.int64).reshape(shape)
         yield first + size, samples[:, layout.dp_rank]
+
+
+def run_outputs(
+    chunks: Sequence[Any],
+    batches: "Sequence[Batch]",
+    objective: Objective,
+    *,
+    layout: ParallelLayout,
+    device: torch.device,
+) -> list[Tensor]:
+    """Return what the model itself makes of every microbatch, without a loss; the arguments are those above.
+
+    Returns:
+        On the last stage an output per microbatch; on the others nothing.
+
+    Collective: the tensor-, context- and pipeline-parallel groups.
+    """
+    inputs = [objective.model_inputs(batch, device, layout) for batch in batches]
+    rows, share = inputs[0]["input_ids"].shape
+    iterators = [iter(inputs) for _ in chunks]
+
+    def forward_step(microbatches: Iterator[Mapping[str, Any]], model: Any) -> tuple[Tensor, Any]:
+        microbatch = next(microbatches)
+        return model(**{name: value for name, value in microbatch.items() if name != ASIDE}), _unchanged
+
+    outputs: list[Tensor] = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks) if len(chunks) > 1 else chunks[0],
+        num_microbatches=len(inputs),
+        seq_length=share * layout.cp_size,
+        micro_batch_size=rows,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    return outputs
+
+
+def _unchanged(of_last_stage: Tensor, *, non_loss_data: bool) -> Tensor:  # noqa: ARG001 - megatron-core's name
+    return of_last_stage

@@ -31,6 +31,7 @@ def test_the_promised_presets_are_there():
         "bert_tiny_cpu",
         "t5_tiny_cpu",
         "sft_tiny_cpu",
+        "classify_tiny_cpu",
         "lora_tiny_cpu",
         "lora_7b_1xh100",
         "dpo_tiny_cpu",

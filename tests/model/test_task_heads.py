@@ -95,6 +95,7 @@ def microbatch(head: str) -> Batch:
             begins=begins,
             lengths=np.array(LENGTHS),
             record=np.arange(len(LENGTHS)),
+            numbers=np.arange(len(LENGTHS)),
             values=values,
             token_values=np.concatenate(tokens).astype(np.float32).reshape(rows),
         ),

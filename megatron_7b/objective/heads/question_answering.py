@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.data.labelled.questions import WINDOWS
 from megatron_7b.data.samples.dataset import RecordsOfBatch
 from megatron_7b.objective.heads.head_objective import HeadObjective, sums_of
 from megatron_7b.objective.objective import Sums
@@ -21,7 +22,7 @@ class QuestionAnswering(HeadObjective):
     of a window is the mean of the cross entropies of both borders, each over all of its tokens.
     """
 
-    kind = "windows with questions"
+    kind = WINDOWS
     reported: tuple[str, ...] = ("accuracy",)
 
     def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:

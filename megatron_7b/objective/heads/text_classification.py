@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.data.labelled.texts import NAME
 from megatron_7b.data.samples.dataset import RecordsOfBatch
 from megatron_7b.objective.heads.head_objective import HeadObjective, sums_of
 from megatron_7b.objective.objective import Sums
@@ -28,7 +29,7 @@ class TextClassification(HeadObjective):
     squared error. An encoder classifies by a text's first token, a decoder by its last.
     """
 
-    kind = "labelled texts"
+    kind = NAME
 
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)

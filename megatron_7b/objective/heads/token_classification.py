@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.data.labelled.tags import NAME
 from megatron_7b.data.samples.dataset import RecordsOfBatch
 from megatron_7b.objective.heads.head_objective import HeadObjective, sums_of
 from megatron_7b.objective.objective import Sums
@@ -20,7 +21,7 @@ class TokenClassification(HeadObjective):
     Tokens of value 0 only give context. The loss is the mean cross entropy of the words.
     """
 
-    kind = "tagged texts"
+    kind = NAME
     reported: tuple[str, ...] = ("accuracy",)
 
     def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:

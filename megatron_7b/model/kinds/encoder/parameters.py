@@ -40,9 +40,12 @@ def _task_head(model: ModelConfig) -> Iterator[Parameter]:
     """Yield what takes the place of the output layer; texts are classified by their first token, which is pooled."""
     h, theirs = model.hidden_size, "qa_outputs" if model.head == "question_answering" else "classifier"
     if model.head == "sequence_classification":
-        yield from _small_linear("pooler", "bert.pooler.dense", (h, h))
-    for row in _small_linear("task_head", theirs, (model.num_labels, h)):
-        yield replace(row, is_task_head=True)
+        yield from _as_head(_small_linear("pooler", "bert.pooler.dense", (h, h)))
+    yield from _as_head(_small_linear("task_head", theirs, (model.num_labels, h)))
+
+
+def _as_head(rows: Iterator[Parameter]) -> Iterator[Parameter]:
+    return (replace(row, is_task_head=True) for row in rows)
 
 
 def _prediction_heads(model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:

@@ -1,0 +1,156 @@
+"""Classic tasks from files to predictions: training, layouts, prediction that continues, export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conversion.tiny_models import save_tiny_model
+from tests.support.commands import run_command
+
+COMMON: tuple[object, ...] = (
+    *("--config", "classify_tiny_cpu", "--precision.params-dtype", "fp32", "--telemetry.plot", "False"),
+    *("--training.train-steps", 4, "--training.global-batch-size", 4, "--training.micro-batch-size", 2),
+    *("--data.seq-length", 32, "--finetune.doc-stride", 4, "--data.split", "80,20,0", "--optimizer.lr", 1e-3),
+    *("--finetune.epochs", "none"),
+)
+WORDS = ["cat", "mat", "sat", "the", "on", "nap"]
+
+
+def texts(count: int) -> list[dict[str, Any]]:
+    return [
+        {"text": " ".join(WORDS[: 2 + number % 4]), "text_pair": "the cat's nap", "label": ["up", "down"][number % 2]}
+        for number in range(count)
+    ]
+
+
+def tagged(count: int) -> list[dict[str, Any]]:
+    return [
+        {"tokens": WORDS[number % 3 :], "tags": ["B-X", "I-X", *["O"] * (4 - number % 3)]} for number in range(count)
+    ]
+
+
+def asked(count: int) -> list[dict[str, Any]]:
+    contexts = [" ".join([*WORDS[number % 4 :], *WORDS * 4]) for number in range(count)]
+    return [
+        {
+            "question": "the mat 12",
+            "context": context,
+            "answers": [{"text": "on nap", "answer_start": context.index("on nap")}] if number % 3 else [],
+        }
+        for number, context in enumerate(contexts)
+    ]
+
+
+TASKS = {"text_classification": texts, "token_classification": tagged, "question_answering": asked}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT with a tokenizer of its kind, and a file of records for each task."""
+    from megatron_7b.tokenizer.train import BpeOptions, save_hugging_face_folder, train_bpe
+
+    path = tmp_path_factory.mktemp("classic")
+    save_tiny_model("bert", path / "model", vocab_size=300)
+    options = BpeOptions(vocab_size=300, special_tokens=("[PAD]", "[CLS]", "[SEP]", "[MASK]"), split_digits=True)
+    lines = ["the cat sat on the mat, the cat's 12 o'clock 123 nap  "] * 20
+    save_hugging_face_folder(train_bpe(iter([lines]), options), options, path / "model")
+    for task, records in TASKS.items():
+        (path / f"{task}.jsonl").write_text("\n".join(map(json.dumps, records(24))))
+    return path
+
+
+def finetune(folder: Path, task: str, run: Path, *more: object) -> Any:
+    start = ("--checkpoint.initialize-from", folder / "model", "--data.train", folder / f"{task}.jsonl")
+    return run_command("finetune", *COMMON, "--finetune.task", task, "--run-dir", run, *start, *more)
+
+
+def metrics(run: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def predict(run: Path, source: Path, output: Path, *more: object) -> Any:
+    return run_command("predict", "--checkpoint", run, "--input", source, "--output", output, *more)
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_from_files_to_predictions(folder: Path, task: str, tmp_path: Path) -> None:
+    """At TP1 and TP2 with sequence parallelism the same losses; predictions at PP2, continued after a cut, too."""
+    run, source = tmp_path / "run", folder / f"{task}.jsonl"
+    for name, layout in (
+        ("run", ()),
+        ("tp2", ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2, "--parallel.sequence-parallel", "True")),
+    ):
+        done = finetune(folder, task, tmp_path / name, *layout)
+        assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "tp2", "loss") == pytest.approx(metrics(run, "loss"), abs=1e-5)
+    assert 0 <= metrics(run, "validation_accuracy")[-1] <= 1
+    done = predict(run, source, tmp_path / "one.jsonl")
+    assert done.returncode == 0, done.stderr
+    found = lines_of(tmp_path / "one.jsonl")
+    assert [{key: value for key, value in line.items() if key != "prediction"} for line in found] == lines_of(source)
+    # Another layout, where a killed run has left two lines and a half.
+    (tmp_path / "two.jsonl.part").write_text("\n".join(map(json.dumps, found[:2])) + '\n{"text": "the c')
+    refused = predict(run, source, tmp_path / "two.jsonl")
+    assert refused.returncode == 2
+    assert "begun with another checkpoint" in refused.stderr
+    layout = ("--nproc", 2, "--parallel.pipeline-model-parallel-size", 2, "--overwrite")
+    done = predict(run, source, tmp_path / "two.jsonl", *layout)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("two.jsonl.*"))
+    for one, other in zip(found, lines_of(tmp_path / "two.jsonl"), strict=True):
+        assert flat(other["prediction"]) == pytest.approx(flat(one["prediction"]), abs=2e-5)
+    check_export(run, found, tmp_path / "hf")
+
+
+def flat(prediction: dict[str, Any]) -> dict[str, Any]:
+    """A prediction without nesting, as `pytest.approx` takes it; what is no number must be equal."""
+    scores = {f"score of {name}": score for name, score in prediction.get("scores", {}).items()}
+    rest = {key: value for key, value in prediction.items() if key not in ("scores", "score", "no_answer_score")}
+    return {**scores, "score": prediction.get("score", 0.0), json.dumps(rest): 1.0}
+
+
+def check_export(run: Path, found: list[dict[str, Any]], hf: Path) -> None:
+    """Compare with what transformers makes of the exported folder."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
+
+    exported = run_command("convert", "to-hf", "--checkpoint", run, "--output", hf)
+    assert exported.returncode == 0, exported.stderr
+    config = AutoConfig.from_pretrained(hf)
+    if config.architectures != ["BertForSequenceClassification"]:
+        return
+    assert config.id2label == {0: "down", 1: "up"}
+    model, tokenizer = BertForSequenceClassification.from_pretrained(hf).eval(), AutoTokenizer.from_pretrained(hf)
+    cls, sep = (tokenizer.convert_tokens_to_ids(name) for name in ("[CLS]", "[SEP]"))
+    for line in found[:6]:
+        first, second = (tokenizer.encode(line[key], add_special_tokens=False) for key in ("text", "text_pair"))
+        ids = torch.tensor([[cls, *first, sep, *second, sep]])
+        types = torch.tensor([[0] * (len(first) + 2) + [1] * (len(second) + 1)])
+        with torch.no_grad():
+            shares = model(input_ids=ids, token_type_ids=types).logits.softmax(-1)[0].tolist()
+        assert list(line["prediction"]["scores"].values()) == pytest.approx(shares, abs=1e-5)
+    # It can be trained further as it is, and its head stays unless other labels are asked for.
+    again = hf.parent / "again"
+    file = run.parent / "again.jsonl"
+    file.write_text("\n".join(map(json.dumps, [{"text": "the cat", "text_pair": "a", "label": "sideways"}] * 8)))
+    start = ("--checkpoint.initialize-from", hf, "--data.train", file, "--finetune.task", "text_classification")
+    refused = run_command("finetune", *COMMON, "--run-dir", again, *start)
+    assert "classify into down, up; data.train has also sideways" in refused.stderr
+    done = run_command("finetune", *COMMON, "--run-dir", again, *start, "--finetune.labels", "sideways", "up")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_label_that_was_never_trained_is_named(folder: Path, tmp_path: Path) -> None:
+    valid = tmp_path / "valid.jsonl"
+    valid.write_text("\n".join(map(json.dumps, [*texts(1), {**texts(1)[0], "label": "left"}])))
+    done = finetune(folder, "text_classification", tmp_path / "run", "--data.valid", valid)
+    assert done.returncode == 1
+    assert f"{valid}:2: 'label' is 'left', which is none of those learned: down, up" in done.stderr
+    assert not list(tmp_path.glob("run/base*"))
