@@ -1,8 +1,9 @@
-"""`megatron-7b evaluate`: the loss and perplexity of a checkpoint on a corpus, or how it does on tasks.
+"""`megatron-7b evaluate`: the loss and perplexity of a checkpoint on a corpus, how it does on tasks, what it writes.
 
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --data P_text_document --nproc 2 --json
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --text speeches.jsonl
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --tasks hellaswag,arc_easy --task-data DATA --output F.json
+    megatron-7b evaluate --checkpoint RUN --task sequence_to_sequence --data F.jsonl --output predictions.jsonl
 
 Every token of the corpus but the first is predicted exactly once, in windows of `data.seq_length` tokens; the figure is
 the same at every layout, microbatch size and number of ranks, up to FP32 rounding. A model that was trained with
@@ -21,6 +22,7 @@ from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_par
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
+from megatron_7b.cli.text_task import add_written_flags, evaluate_written
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation import CorpusLoss, EvaluationProgress
 from megatron_7b.evaluation.evaluating import check_evaluation, measure_checkpoint
@@ -49,6 +51,8 @@ def main(argv: list[str]) -> int:
         return evaluate_on_tasks(command_line, argv)
     if flags.text:
         return evaluate_on_texts(command_line, argv)
+    if flags.task is not None:
+        return evaluate_written(command_line, argv)
     command = CheckpointCommand.read(command_line)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
@@ -62,6 +66,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
     add_text_flags(parser)
+    add_written_flags(parser)
     add_task_flags(parser)
     return parser
 
