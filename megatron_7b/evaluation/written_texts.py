@@ -143,7 +143,7 @@ def read_text_task(
     template = read_template(options.prompt_template, options.target_key, setup.config.model.traits.kind)
     generation = generation or GenerationOptions(temperature=0.0)
     longest = generation.max_new_tokens or _longest_target(setup)
-    room = setup.config.data.seq_length if setup.context is None else setup.context - longest
+    room = _longest_prompt(setup, longest)
     if room < 1:
         raise ConfigError(f"texts of {longest} tokens leave no room for a prompt in the context of {setup.context}")
     records: list[dict[str, Any]] = []
@@ -223,6 +223,15 @@ def _fitted(template: PromptTemplate, said: SourceTarget, setup: GenerationSetup
     if text is None:
         raise RecordError(f"its prompt has no room in {room} tokens")
     return setup.encode(text)
+
+
+def _longest_prompt(setup: GenerationSetup, longest: int) -> int:
+    """Return how many tokens a prompt may have: as in training, with room for the longest text after it."""
+    trained = setup.config.data.seq_length
+    if setup.context is None:
+        return trained
+    fitting = setup.context - longest
+    return min(trained, fitting) if setup.config.finetune.task == "sequence_to_sequence" else fitting
 
 
 def _longest_target(setup: GenerationSetup) -> int:

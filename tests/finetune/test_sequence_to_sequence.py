@@ -20,6 +20,7 @@ from tests.finetune.test_chat import COMMON, losses
 from tests.support.commands import run_command
 
 TASK, TEMPLATE = "sequence_to_sequence", "the {kind}: {source}"
+ONE_THREAD = ("--runtime.num-threads", 1)
 TP2 = ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2)
 LAYOUTS: dict[str, dict[str, tuple[object, ...]]] = {
     "encoder_decoder": {
@@ -55,10 +56,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def finetune(folder: Path, run: Path, start: Path, *more: object) -> None:
     words = ("--checkpoint.initialize-from", start, "--data.train", folder / "pairs.jsonl", "--finetune.task", TASK)
-    quiet = ("--optimizer.adam-eps", 1e-6)  # less is blown up of gradients that are almost zero
-    done = run_command(
-        "finetune", *COMMON, "--run-dir", run, *words, "--finetune.prompt-template", TEMPLATE, *quiet, *more
-    )
+    # Less is blown up of gradients that are almost zero.
+    how = ("--finetune.prompt-template", TEMPLATE, "--optimizer.adam-eps", 1e-6, *ONE_THREAD)
+    done = run_command("finetune", *COMMON, "--run-dir", run, *words, *how, *more)
     assert done.returncode == 0, done.stderr
 
 
@@ -106,7 +106,7 @@ def reference_loss(folder: Path) -> float:
 def test_the_loss_is_that_of_transformers_on_each_record(folder: Path, run: Path):
     done = run_command(
         "evaluate", "--checkpoint", next(run.glob("base-*")), "--data", next(run.glob("data/*.idx")).with_suffix(""),
-        "--json", "--objective.name", TASK, "--data.seq-length", 64, *TP2,
+        "--json", "--objective.name", TASK, "--data.seq-length", 64, *TP2, *ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["loss"] == pytest.approx(reference_loss(folder), rel=1e-6)
@@ -122,6 +122,29 @@ def test_layouts_and_resumed_runs_agree(folder: Path, run: Path, tmp_path: Path)
     for steps in (2, 4) if "encoder" in folder.name else ():
         finetune(folder, tmp_path / "r", base, "--training.train-steps", steps, "--optimizer.lr-decay-steps", 4)
         assert losses(tmp_path / "r") == losses(run)[:steps]
+
+
+def test_what_was_learned_is_written_and_measured(folder: Path, run: Path, tmp_path: Path):
+    """On two ranks with a copy each; a source that is too long is cut as in training."""
+    is_decoder = folder.name.startswith("decoder")
+    few = [*records(4), *([{"kind": "end", "source": "cat " * 99, "target": "nap"}] if is_decoder else [])]
+    file, output = tmp_path / "few.jsonl", tmp_path / "predictions.jsonl"
+    file.write_text("\n".join(map(json.dumps, few)))
+    learn = (
+        *("--data.train", file, "--data.split", 1, "--training.train-steps", 100, "--training.global-batch-size", 4),
+        *("--optimizer.lr", 5e-3 if is_decoder else 2e-2, "--finetune.packing", "False"),
+        *("--checkpoint.save-interval-steps", 0, "--optimizer.lr-warmup-steps", 5),
+    )
+    finetune(folder, tmp_path / "run", next(run.glob("base-*")), *learn)
+    done = run_command(
+        "evaluate", "--checkpoint", tmp_path / "run", "--task", TASK, "--data", file, "--output", output, "--json",
+        "--nproc", 2, "--measures", "bleu", "exact_match", "--max-new-tokens", 20, *ONE_THREAD,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["exact_match"] == 100, output.read_text()
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert written == [{**record, "prediction": record["target"]} for record in few]
+    assert "tok:13a" in done.stdout
 
 
 def test_what_is_too_long_is_cut_or_left_out_and_said(folder: Path, run: Path, tmp_path: Path):
