@@ -52,33 +52,11 @@ source "$EXAMPLES/slurm/launch.sh"
 # shellcheck source=examples/slurm/lives.sh
 source "$EXAMPLES/slurm/lives.sh"
 
-read -r -a configs <<<"${CONFIG:-llama2_7b_64xh100_bf16}"
-read -r -a overrides <<<"${OVERRIDES:-}"
-RUN_DIR=${RUN_DIR:-}
-DRY_RUN=no
-while (($#)); do
-    case $1 in
-        --config)
-            configs=() && shift
-            while (($#)) && [[ $1 != --* ]]; do configs+=("$1") && shift; done
-            ;;
-        --run-dir)
-            (($# > 1)) || usage_error "--run-dir needs a folder"
-            RUN_DIR=$2 && shift 2
-            ;;
-        --dry-run) DRY_RUN=yes && shift ;;
-        -h | --help) sed -n '/^# Pre-train/,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
-        *) overrides+=("$1") && shift ;;
-    esac
-done
-((${#configs[@]})) || usage_error "--config needs a preset or a YAML file"
-# The same folder in every life of a job: its number stays when it is requeued.
-RUN_DIR=${RUN_DIR:-runs/$(basename "${configs[0]}" .yaml)_${SLURM_JOB_ID:-JOB}}
-
+read_options "^# Pre-train" llama2_7b_64xh100_bf16 "$@"
 read_allocation
 choose_container
 export_environment
-trainer=(-m megatron_7b pretrain --config "${configs[@]}" --run-dir "$RUN_DIR" "${overrides[@]}")
+trainer=(-m megatron_7b pretrain --config "${CONFIGS[@]}" --run-dir "$RUN_DIR" "${OVERRIDE_WORDS[@]}")
 if [[ $DEVICE == cpu ]]; then trainer+=(--runtime.device cpu); fi
 
 if [[ $DRY_RUN == yes ]]; then

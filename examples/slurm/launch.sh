@@ -1,13 +1,14 @@
 # shellcheck shell=bash
 # From a Slurm allocation to the command that each node runs. Sourced by the batch scripts in examples/.
 #
+#   read_options HELP CONFIG …  sets CONFIGS, RUN_DIR, DRY_RUN and, of all other options, OVERRIDE_WORDS
 #   read_allocation             nodes, processes per node, rendezvous; for a dry run simulated by NODES, GPUS_PER_NODE
 #   choose_container            bare, Pyxis or Apptainer
 #   export_environment          what the processes need to know, and why
 #   build_srun_command ARGS…    sets SRUN_COMMAND; ARGS are those of Python: -m module …
 #   print_plan ARGS…            prints what each node would run
 #
-# Before: EXAMPLES, the folder of the batch script; RUN_DIR; DRY_RUN, yes or no.
+# Before: EXAMPLES, the folder of the batch script.
 
 usage_error() { # MESSAGE [HINT]
     echo "error: $1" >&2
@@ -17,6 +18,33 @@ usage_error() { # MESSAGE [HINT]
 
 absolute() { # PATH: without asking the disk, since it may not exist yet
     case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac
+}
+
+read_options() { # HELP CONFIG OPTIONS…: HELP is how the help in the batch script begins, CONFIG the usual preset
+    local help=$1 usual=$2
+    shift 2
+    read -r -a CONFIGS <<<"${CONFIG:-$usual}"
+    read -r -a OVERRIDE_WORDS <<<"${OVERRIDES:-}"
+    RUN_DIR=${RUN_DIR:-}
+    DRY_RUN=no
+    while (($#)); do
+        case $1 in
+            --config)
+                CONFIGS=() && shift
+                while (($#)) && [[ $1 != --* ]]; do CONFIGS+=("$1") && shift; done
+                ;;
+            --run-dir)
+                (($# > 1)) || usage_error "--run-dir needs a folder"
+                RUN_DIR=$2 && shift 2
+                ;;
+            --dry-run) DRY_RUN=yes && shift ;;
+            -h | --help) sed -n "/$help/,/^\$/s/^# \{0,1\}//p" "${BASH_SOURCE[1]}" && exit ;;
+            *) OVERRIDE_WORDS+=("$1") && shift ;;
+        esac
+    done
+    ((${#CONFIGS[@]})) || usage_error "--config needs a preset or a YAML file"
+    # The same folder in every life of a job: its number stays when it is requeued.
+    RUN_DIR=${RUN_DIR:-runs/$(basename "${CONFIGS[0]}" .yaml)_${SLURM_JOB_ID:-JOB}}
 }
 
 read_allocation() {

@@ -14,11 +14,11 @@ SCRIPT = REPOSITORY / "examples" / "pretrain_7b.sh"
 
 
 def run_script(
-    *arguments: str, environment: Mapping[str, str], folder: Path = REPOSITORY
+    *arguments: str, environment: Mapping[str, str], folder: Path = REPOSITORY, script: Path = SCRIPT
 ) -> subprocess.CompletedProcess[str]:
     """Run the batch script by hand, with nothing in the environment that could steer it but `environment`."""
     return subprocess.run(
-        [str(SCRIPT), *arguments],
+        [str(script), *arguments],
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
         cwd=folder,
         capture_output=True,
