@@ -34,8 +34,8 @@ class FinetuneConfig:
     """text_classification: what labels are; None: lists are several, numbers with decimals are regression."""
     tag_scheme: Literal["bio", "plain"] = "bio"
     """token_classification: O, B-NAME and I-NAME, or any tags."""
-    doc_stride: int = 128
-    """question_answering: tokens of text that neighbouring windows of a long text share."""
+    doc_stride: int | None = None
+    """question_answering: tokens that neighbouring windows of a long text share; None: a quarter of data.seq_length."""
     may_lack_answer: bool = False
     """question_answering: a text need not answer its question; fine-tuning sees that in data.train."""
     packing: bool = True

@@ -12,7 +12,7 @@ from tests.support.commands import run_command
 COMMON: tuple[object, ...] = (
     *("--config", "classify_tiny_cpu", "--precision.params-dtype", "fp32", "--telemetry.plot", "False"),
     *("--training.train-steps", 4, "--training.global-batch-size", 4, "--training.micro-batch-size", 2),
-    *("--data.seq-length", 32, "--finetune.doc-stride", 4, "--data.split", "80,20,0", "--optimizer.lr", 1e-3),
+    *("--data.seq-length", 32, "--data.split", "80,20,0", "--optimizer.lr", 1e-3),
     *("--finetune.epochs", "none"),
 )
 WORDS = ["cat", "mat", "sat", "the", "on", "nap"]

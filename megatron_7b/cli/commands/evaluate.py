@@ -2,6 +2,7 @@
 
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --data P_text_document --nproc 2 --json
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --text speeches.jsonl
+    megatron-7b evaluate --checkpoint CLASSIFIER --data labelled.jsonl
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --tasks hellaswag,arc_easy --task-data DATA --output F.json
     megatron-7b evaluate --checkpoint RUN --task sequence_to_sequence --data F.jsonl --output predictions.jsonl
 
@@ -19,6 +20,7 @@ import sys
 import time
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
+from megatron_7b.cli.evaluated_labels import evaluate_on_labels, names_labels
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
@@ -54,13 +56,17 @@ def main(argv: list[str]) -> int:
     if flags.task is not None:
         return evaluate_written(command_line, argv)
     command = CheckpointCommand.read(command_line)
+    if names_labels(command):
+        return evaluate_on_labels(command, argv)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
 
 
 def _parser() -> Parser:
     parser = checkpoint_parser("evaluate", SUMMARY)
-    parser.add_argument("--data", metavar="PREFIX", help="corpus: path of the .bin and .idx files")
+    parser.add_argument(
+        "--data", metavar="PREFIX", help="corpus: path of the .bin and .idx files; for a head also a file of records"
+    )
     parser.add_argument(
         "--max-samples", type=int, metavar="K", help="only the first K windows of data.seq_length tokens; default: all"
     )

@@ -96,14 +96,14 @@ class QuestionEncoder:
         tokenizer: The model's.
         frame: Its frame.
         seq_length: Longest window, with its question.
-        doc_stride: Tokens of text that neighbouring windows share.
+        doc_stride: Tokens of text that neighbouring windows share; None: a quarter of `seq_length`.
         num_divided: How many texts took several windows.
     """
 
     tokenizer: Tokenizer
     frame: Frame
     seq_length: int
-    doc_stride: int
+    doc_stride: int | None = None
     num_divided: int = field(default=0, init=False)
 
     def windows(self, question: str, context: str) -> list[Window]:
@@ -115,11 +115,12 @@ class QuestionEncoder:
         asked = self.tokenizer.encode(question)
         ids, spans = self.tokenizer.encode_with_offsets(context)
         room = self.frame.room(self.seq_length, is_pair=True) - len(asked)
-        step = room - self.doc_stride
+        shared = self.seq_length // 4 if self.doc_stride is None else self.doc_stride
+        step = room - shared
         if room < _FEWEST_TOKENS or step < 1:
             raise RecordError(
                 f"its question has {len(asked)} tokens, which leaves {max(0, room)} of the {self.seq_length} of a "
-                f"window for text, with finetune.doc_stride {self.doc_stride} shared"
+                f"window for text, with {shared} (finetune.doc_stride) shared"
             )
         if not ids:
             raise RecordError("'context' has no token in this vocabulary")
