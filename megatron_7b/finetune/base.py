@@ -7,6 +7,7 @@ import xxhash
 
 from megatron_7b.conversion import ImportOptions, import_from_hugging_face
 from megatron_7b.data.corpus.fingerprint import spot_hash
+from megatron_7b.runtime.process.launch import without_launcher
 
 _CONFIG_FILE = "config.json"
 
@@ -49,7 +50,8 @@ def import_base(
         if not make:
             raise FileNotFoundError(output)
         run_dir.mkdir(parents=True, exist_ok=True)
-        import_from_hugging_face(source, output, ImportOptions(head=head, seed=seed), report)
+        with without_launcher():
+            import_from_hugging_face(source, output, ImportOptions(head=head, seed=seed), report)
     return output
 
 

@@ -10,7 +10,7 @@ import torch
 from megatron_7b.data.records.corpus import RecordCorpus
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.checkpoint_runs import saved_tensors
-from tests.support.commands import run_command
+from tests.support.commands import run_command, run_on_ranks
 
 COMMON: tuple[object, ...] = (
     *("--config", "sft_tiny_cpu", "--precision.params-dtype", "fp32", "--telemetry.plot", "False"),
@@ -121,6 +121,15 @@ def test_it_learns(run: Path):
 def test_losses_are_the_same_at_every_layout(folder: Path, run: Path, layout: tuple[object, ...], tmp_path: Path):
     done = finetune(folder, tmp_path / "run", *layout)
     assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(run), abs=1e-5)
+
+
+def test_under_another_launcher_the_first_rank_prepares_while_the_other_waits(folder: Path, run: Path, tmp_path: Path):
+    """As torchrun starts them: the import must not wait for the rank that waits for it."""
+    start = ("--checkpoint.initialize-from", folder / "model", "--data.train", folder / "chats.jsonl")
+    words = (*start, "--parallel.tensor-model-parallel-size", 2, "--runtime.num-threads", 1)
+    for done in run_on_ranks(2, "finetune", *COMMON, "--run-dir", tmp_path / "run", *words):
+        assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(run), abs=1e-5)
 
 

@@ -97,6 +97,20 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+@contextlib.contextmanager
+def without_launcher() -> Iterator[None]:
+    """Let this process be a world of its own for the duration of a with block, whatever has launched it.
+
+    For what the main rank does while the others wait for its files: a process group would wait for them.
+    """
+    rank = os.environ.pop("RANK", None)
+    try:
+        yield
+    finally:
+        if rank is not None:
+            os.environ["RANK"] = rank
+
+
 def megatron_command(arguments: Sequence[str]) -> list[str]:
     """Return the process that runs `megatron-7b ARGUMENTS` with this interpreter."""
     return [sys.executable, "-m", "megatron_7b", *arguments]
