@@ -7,6 +7,8 @@ from megatron_7b.config.one_of import OneOf
 from megatron_7b.config.preferences import PREFERENCE_LOSSES
 from megatron_7b.config.tasks import TASKS
 
+type PoolingMode = Literal["mean", "cls", "last"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -14,8 +16,9 @@ class FinetuneConfig:
 
     task: Annotated[str, OneOf(TASKS)] | None = None
     """chat: conversations, of which the assistant's words are trained; sequence_to_sequence: a target text is written
-    from a source; preference: which replies people prefer; text_classification, token_classification and
-    question_answering: a head in the place of the output layer. None outside of fine-tuning."""
+    from a source; preference: which replies people prefer; embedding: vectors of texts; text_classification,
+    token_classification and question_answering: a head in the place of the output layer. None outside of
+    fine-tuning."""
     train_on: Literal["assistant", "last", "all"] = "assistant"
     """chat: which messages are trained where a record gives no weights: the assistant's, its last one, or all text."""
     chat_template: str | None = None
@@ -53,3 +56,9 @@ class FinetuneConfig:
     """preference, kto: weight of the losses of replies that are wanted."""
     undesirable_weight: float = 1.0
     """preference, kto: weight of the losses of replies that are not."""
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    """embedding: what the vector of a text is: the mean of its tokens, its first or its last one."""
+    temperature: float = 0.05
+    """embedding: what cosines are divided by."""
+    matryoshka_dims: tuple[int, ...] = ()
+    """embedding: widths at which the beginning of a vector shall be one by itself; nothing: the whole vector only."""

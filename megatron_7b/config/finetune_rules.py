@@ -26,6 +26,9 @@ _OPTIONS_OF_TASKS: dict[str, tuple[str, ...]] = {
     "finetune.beta": ("preference",),
     "finetune.desirable_weight": ("preference",),
     "finetune.undesirable_weight": ("preference",),
+    "finetune.pooling": ("embedding",),
+    "finetune.temperature": ("embedding",),
+    "finetune.matryoshka_dims": ("embedding",),
 }
 """Options that only some tasks know."""
 

@@ -9,6 +9,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "text_classification": ("decoder", "encoder"),
     "token_classification": ("decoder", "encoder"),
     "question_answering": ("decoder", "encoder"),
+    "embedding": ("decoder", "encoder"),
     "sequence_to_sequence": ("decoder", "encoder_decoder"),
 }
 """Objectives by name, each with the kinds of models that it trains; a kind's first one is its default. Add to it before

@@ -79,6 +79,7 @@ POSITIVE = (
     "runtime.distributed_timeout_minutes",
     "adapter.alpha",
     "finetune.beta",
+    "finetune.temperature",
 )
 FRACTIONS = (
     "model.hidden_dropout",

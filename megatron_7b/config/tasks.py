@@ -7,6 +7,7 @@ TASKS: dict[str, str] = {
     "text_classification": "text_classification",
     "token_classification": "token_classification",
     "question_answering": "question_answering",
+    "embedding": "embedding",
 }
 """Tasks by name, each with the objective that trains it. Add to it before a configuration that names the addition is
 read; what prepares its data is an entry of `finetune.tasks.PREPARERS`."""

@@ -15,6 +15,7 @@ from megatron_7b.conversion.hf_config import check_exportable
 from megatron_7b.conversion.hf_tokenizer import give_back_tokenizer
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_adapter, check_replaces_export
+from megatron_7b.conversion.sentence_transformers import write_sentence_transformers
 from megatron_7b.conversion.staging import staged_folder
 from megatron_7b.conversion.weights import to_hugging_face
 from megatron_7b.errors import ConfigError, ConversionError
@@ -112,6 +113,8 @@ def export_to_hugging_face(
         )
         give_back_companions(companions, staging, model=model, vocab_size=manifest.vocab_size, dtype=_spelled(dtype))
         _give_back_tokenizer(companions, staging, model, options, report)
+        if config.objective_name == "embedding":
+            write_sentence_transformers(staging, config)
         comparison = Comparison(staging, model, manifest.vocab_size, torch_dtype(options.parity_dtype))
         comparison.check(checkpoint, report, round_to=dtype, merged=source is not None)
     stored = "bf16" if _spelled(dtype) == "bfloat16" else "fp32"

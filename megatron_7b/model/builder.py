@@ -24,6 +24,9 @@ from megatron_7b.runtime.machine.device import DeviceType
 
 logger = logging.getLogger(__name__)
 
+_PREDICTING = ("output_layer.", "lm_head.", "lm_norm.", "pooler.", "binary_head.")
+"""Beginnings of the names of parameters that only predictions of tokens or pairs need."""
+
 
 def build_model(
     config: RunConfig,
@@ -84,6 +87,8 @@ def build_model(
         chunks = [chunk.cuda() for chunk in chunks]
     if adapter is not None:
         _freeze(chunks, adapter, table)
+    if config.objective_name == "embedding":
+        _leave_output_layer(chunks)
     if initialize:
         initialize_parameters(chunks, config.model, seed=config.training.seed, layout=layout, vocab_size=vocab_size)
     return chunks
@@ -104,6 +109,13 @@ def _want_gradient(_module: torch.nn.Module, _inputs: object, output: Tensor) ->
     """Let recomputed layers behind a frozen embedding have gradients: they give none if their inputs want none."""
     if torch.is_grad_enabled() and not output.requires_grad:
         output.requires_grad_()
+
+
+def _leave_output_layer(chunks: list[ModelChunk]) -> None:
+    """Keep what predicts tokens as it came with the weights, without decay: nothing is learned from its output."""
+    for description, parameter in itertools.chain.from_iterable(map(described_parameters, chunks)):
+        if description.name.startswith(_PREDICTING):
+            parameter.requires_grad_(False)
 
 
 def described_parameters(chunk: ModelChunk) -> Iterator[tuple[Parameter, torch.nn.Parameter]]:

@@ -30,6 +30,12 @@ def _preference(config: RunConfig) -> Objective:
     return PreferenceTraining(config)
 
 
+def _embedding(config: RunConfig) -> Objective:
+    from megatron_7b.objective.contrastive import EmbeddingTraining
+
+    return EmbeddingTraining(config)
+
+
 def _masked(config: RunConfig) -> Objective:
     from megatron_7b.objective.masked import MaskedLanguageModeling
 
@@ -71,6 +77,7 @@ BUILDERS: dict[str, Callable[[RunConfig], Objective]] = {
     "causal": _causal,
     "chat": _chat,
     "preference": _preference,
+    "embedding": _embedding,
     "masked": _masked,
     "sequence_to_sequence": _sequence_to_sequence,
     "span": _span,

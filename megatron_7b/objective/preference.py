@@ -59,7 +59,8 @@ class PreferenceTraining(RecordObjective):
         import torch
 
         inputs = super().model_inputs(batch, device, layout)
-        assert batch.records is not None
+        if batch.records is None:  # a text by itself
+            return inputs
         records, is_reply = batch.records, inputs["loss_mask"]
         if self._options.preference_loss == "orpo":
             inputs["loss_mask"] = torch.from_numpy(_with_prompts(records, batch.loss_mask)).to(device).reshape(1, -1)

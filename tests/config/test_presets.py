@@ -35,6 +35,7 @@ def test_the_promised_presets_are_there():
         "lora_tiny_cpu",
         "lora_7b_1xh100",
         "dpo_tiny_cpu",
+        "embedding_tiny_cpu",
         *PUBLISHED,
         *SIZES,
         *(f"{name}_{layout}" for name in SIZES for layout in LAYOUTS),

@@ -200,11 +200,15 @@ def test_a_killed_start_and_a_resume_change_nothing(folder: Path, whole: Path, t
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_an_adapter_learns_against_the_model_without_it(folder: Path, whole: Path, tmp_path: Path):
+def test_an_adapter_learns_against_the_model_without_it_and_runs_are_exported(
+    folder: Path, whole: Path, tmp_path: Path
+):
     adapter = ("--adapter.method", "lora", "--adapter.rank", 4)
     done = finetune(folder, tmp_path / "run", "kto", *SEVERAL, *adapter)
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(reference(tmp_path / "run"), reference(whole))
+    exported = run_command("convert", "to-hf", "--checkpoint", whole, "--output", tmp_path / "hf")
+    assert exported.returncode == 0, exported.stderr
     first, *_, last = figures(tmp_path / "run")
     assert first["rewards/chosen"] == 0
     assert last["rewards/chosen"] > 0

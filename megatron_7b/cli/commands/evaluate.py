@@ -3,6 +3,7 @@
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --data P_text_document --nproc 2 --json
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --text speeches.jsonl
     megatron-7b evaluate --checkpoint CLASSIFIER --data labelled.jsonl
+    megatron-7b evaluate --checkpoint EMBEDDER --data queries.jsonl
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --tasks hellaswag,arc_easy --task-data DATA --output F.json
     megatron-7b evaluate --checkpoint RUN --task sequence_to_sequence --data F.jsonl --output predictions.jsonl
 
@@ -21,6 +22,7 @@ import time
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.evaluated_labels import evaluate_on_labels, names_labels
+from megatron_7b.cli.evaluated_retrieval import evaluate_on_queries, names_queries
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
@@ -58,6 +60,8 @@ def main(argv: list[str]) -> int:
     command = CheckpointCommand.read(command_line)
     if names_labels(command):
         return evaluate_on_labels(command, argv)
+    if names_queries(command):
+        return evaluate_on_queries(command, argv)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
 

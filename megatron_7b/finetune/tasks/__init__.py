@@ -13,6 +13,7 @@ from megatron_7b.finetune.tasks.classic import (
     prepare_text_classification,
     prepare_token_classification,
 )
+from megatron_7b.finetune.tasks.embedding import prepare_embedding
 from megatron_7b.finetune.tasks.preference import prepare_preference
 from megatron_7b.finetune.tasks.sequence_to_sequence import prepare_sequence_to_sequence
 
@@ -23,4 +24,5 @@ PREPARERS: dict[str, Callable[[Preparation], PreparedData]] = {
     "text_classification": prepare_text_classification,
     "token_classification": prepare_token_classification,
     "question_answering": prepare_question_answering,
+    "embedding": prepare_embedding,
 }

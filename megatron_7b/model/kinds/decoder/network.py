@@ -17,6 +17,7 @@ from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_laye
 from megatron_7b.model.kinds.decoder.parameters import core_name
 from megatron_7b.model.kinds.kind import ChunkPlan
 from megatron_7b.model.parameters import ParameterTable
+from megatron_7b.model.pooling import Pooling, pooled_states
 from megatron_7b.model.task_head import TaskHead, picked_states
 
 
@@ -52,6 +53,7 @@ class LanguageModel(ModelChunk, HybridModel):
         loss_mask: Tensor | None = None,
         by_token: bool = False,
         head_positions: Tensor | None = None,
+        pooling: Pooling | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Run this chunk.
@@ -64,15 +66,19 @@ class LanguageModel(ModelChunk, HybridModel):
             loss_mask: [b, s]; needed with labels.
             by_token: Return the losses of the tokens one by one instead of their sum.
             head_positions: [n], the tokens, of b = 1, that a model with a head shall classify.
+            pooling: Asks for the vectors of n texts that the tokens, of b = 1, consist of.
             kwargs: As megatron-core's HybridModel takes them.
 
         Returns:
             On a chunk that is not the last: hidden states [s, b, h]. On the last: FP32 sum of the token losses that the
             mask keeps, or `by_token` each times its mask, [b, s]; without labels the logits [b, s, v/tp]. With a head
-            FP32 logits of its outputs, [n, labels].
+            FP32 logits of its outputs, [n, labels]; with pooling FP32 vectors, [n, h].
 
         Collective: the tensor-parallel group.
         """
+        if pooling is not None:
+            hidden = self._hidden_states(input_ids, position_ids, attention_mask, **kwargs)
+            return self._pooled(hidden, pooling) if self.post_process else hidden
         if head_positions is not None:
             hidden = self._hidden_states(input_ids, position_ids, attention_mask, **kwargs)
             return hidden if self.task_head is None else self._classify(hidden, head_positions)
@@ -101,6 +107,11 @@ class LanguageModel(ModelChunk, HybridModel):
             rotation = self.rotary_pos_emb(length)
         hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=rotation, **kwargs)
         return hidden
+
+    def _pooled(self, hidden: Tensor, pooling: Pooling) -> Tensor:
+        return pooled_states(
+            hidden, pooling, sequence_parallel=self.config.sequence_parallel, group=self.pg_collection.tp
+        )
 
     def _classify(self, hidden: Tensor, positions: Tensor) -> Tensor:
         assert self.task_head is not None

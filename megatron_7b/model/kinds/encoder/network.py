@@ -27,6 +27,7 @@ from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.encoder.layers import build_block_spec
 from megatron_7b.model.kinds.kind import ChunkPlan
+from megatron_7b.model.pooling import Pooling, pooled_states
 from megatron_7b.model.task_head import TaskHead, picked_states
 
 _FUSED_NORMS = (
@@ -151,6 +152,7 @@ class EncoderModel(ModelChunk, LanguageModule):
         is_word_before: Tensor | None = None,
         pair_labels: Tensor | None = None,
         head_positions: Tensor | None = None,
+        pooling: Pooling | None = None,
     ) -> Tensor | EncoderOutput | tuple[Tensor, Tensor]:
         """Run this stage over t tokens of several sentences.
 
@@ -165,11 +167,12 @@ class EncoderModel(ModelChunk, LanguageModule):
             pair_labels: [b], one for each of b rows of equal length that the t tokens consist of: asks for the classes
                 of their pairs, which the caller compares with them.
             head_positions: [n], the tokens that a model with a head shall classify: each text's first one, or any.
+            pooling: Asks for the vectors of n texts that the tokens consist of.
 
         Returns:
             On a stage that is not the last: hidden states [t, 1, h]. On the last: the losses of the tokens that the
             mask keeps; or without labels the logits [1, t, v/tp], with `pair_labels` those of pairs beside them;
-            with a head FP32 logits of its outputs, [n, labels].
+            with a head FP32 logits of its outputs, [n, labels]; with pooling FP32 vectors, [n, h].
 
         Collective: the tensor-parallel group.
         """
@@ -181,6 +184,9 @@ class EncoderModel(ModelChunk, LanguageModule):
         hidden: Tensor = self.encoder(embedded, attention_mask=None, packed_seq_params=packed_seq_params)
         if not self.post_process:
             return hidden
+        if pooling is not None:
+            is_divided, group = self.config.sequence_parallel, self.pg_collection.tp
+            return pooled_states(hidden, pooling, sequence_parallel=is_divided, group=group)
         if self.task_head is not None:
             assert head_positions is not None
             return self._head_logits(hidden, head_positions)

@@ -1,0 +1,1 @@
+"""Queries and the texts that answer them: what embeddings are learned from."""
