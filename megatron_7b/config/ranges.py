@@ -55,6 +55,7 @@ NOT_NEGATIVE = (
     "data.num_workers",
     "training.seed",
     "training.eval_interval_steps",
+    "training.early_stop_validations",
     "checkpoint.save_interval_steps",
     "checkpoint.keep_last",
     "adapter.tinit",

@@ -82,6 +82,14 @@ def _rampup_reaches_the_global_batch(case: Case) -> Iterator[Problem]:
 # Data --------------------------------------------------------------------------------------------------------------
 
 
+@rule("training.early_stop_validations", "checkpoint.keep_best")
+def _better_has_a_meaning(case: Case) -> Iterator[Problem]:
+    if case.config.training.early_stop_validations and case.config.checkpoint.keep_best is None:
+        yield case.problem(
+            "training.early_stop_validations", "needs checkpoint.keep_best, which says what is better: validation_loss"
+        )
+
+
 @rule("data.split", "data.valid")
 def _split_is_shares(case: Case) -> Iterator[Problem]:
     try:

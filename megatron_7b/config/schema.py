@@ -153,6 +153,8 @@ class TrainingConfig:
     """Steps between validations; 0 validates only at the end (if there is validation data)."""
     eval_steps: int = 10
     """Global batches per validation."""
+    early_stop_validations: int = 0
+    """End after this many validations in a row without a better one, by checkpoint.keep_best; 0 never does."""
     max_consecutive_nonfinite_steps: int = 5
     """Stop after this many consecutive skipped steps (loss or gradient not finite)."""
     exit_after_seconds: float | None = None
@@ -167,6 +169,8 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 saves only at the end and on signals."""
     keep_last: int = 3
     """Number of newest checkpoints to keep; 0 keeps all."""
+    keep_best: str | None = None
+    """Keep the weights of the best validation as RUN/best: by validation_loss, or another figure of metrics.jsonl."""
     asynchronous: bool = False
     """Write the checkpoints of the interval while training continues, from copies in host memory."""
     save_optimizer: bool = True

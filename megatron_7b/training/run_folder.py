@@ -108,6 +108,16 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The weights that did best in validation (`checkpoint.keep_best`), in a folder of their step."""
+        return self.root / "best"
+
+    @property
+    def best_record(self) -> Path:
+        """How well they did."""
+        return self.root / "best.json"
+
+    @property
     def has_history(self) -> bool:
         """Whether an earlier start left something that a new one would build on."""
         return any(self.checkpoints.glob("*")) or (self.metrics.exists() and self.metrics.stat().st_size > 0)

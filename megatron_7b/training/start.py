@@ -15,6 +15,7 @@ from megatron_7b.runtime.process.logs import add_log_file, remove_log_file
 from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_INTERRUPTED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import build_trainer, keep_companions
+from megatron_7b.training.best import KeepingBest
 from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, StatusKeeping, Validation
 from megatron_7b.training.metrics import build_throughput, format_count
@@ -105,8 +106,10 @@ def _build_hooks(run: Run, callers: Sequence[Hook]) -> Iterator[list[Hook]]:
                 sinks = held.enter_context(open_sinks(run.folder, run.config, resumed_step=run.step))
         reporting = Reporting(sinks)
         guard = NonfiniteGuard(run.config.training.max_consecutive_nonfinite_steps)
-        validation = Validation([reporting, *callers])
-        yield [reporting, StatusKeeping(), guard, validation, *callers, Saving()]
+        metric, patience = run.config.checkpoint.keep_best, run.config.training.early_stop_validations
+        best = [] if metric is None else [KeepingBest(metric, patience)]
+        validation = Validation([reporting, *best, *callers])
+        yield [*best, reporting, StatusKeeping(), guard, validation, *callers, Saving()]
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ def test_the_promised_presets_are_there():
         "classify_tiny_cpu",
         "lora_tiny_cpu",
         "lora_7b_1xh100",
+        "sft_7b_8xh100",
         "dpo_tiny_cpu",
         "embedding_tiny_cpu",
         *PUBLISHED,
