@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from megatron_7b.checkpoint import Companions, Manifest, read_config, read_manifest, resolve_checkpoint
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.adapters.exporting import AdapterSource, describe_adapter, export_adapter
+from megatron_7b.conversion.adapters.headed_base import base_with_head
 from megatron_7b.conversion.adapters.merging import merged_weights
 from megatron_7b.conversion.adapters.plan import to_peft
 from megatron_7b.conversion.companions import give_back_companions, imported_config
@@ -149,7 +150,7 @@ def _weights(
 
     if source is None:
         return to_hugging_face(CheckpointWeights(checkpoint), model, manifest.vocab_size), manifest.params_dtype
-    own = to_hugging_face(CheckpointWeights(source.base), model, manifest.vocab_size)
+    own = to_hugging_face(base_with_head(source.base, checkpoint, model), model, manifest.vocab_size)
     adapter = dict(to_peft(source.plan, CheckpointWeights(checkpoint)))
     merged = merged_weights(own, adapter, source.config.adapter, is_transposed=source.plan.is_transposed)
     return merged, read_manifest(source.base).params_dtype

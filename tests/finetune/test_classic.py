@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.conversion.tiny_models import save_tiny_model
+from megatron_7b.checkpoint import resolve_checkpoint
+from megatron_7b.prediction.files import plan_job
+from megatron_7b.prediction.predicting import read_prediction_setup
+from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.commands import run_command
 
 COMMON: tuple[object, ...] = (
@@ -79,34 +82,63 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_from_files_to_predictions(folder: Path, task: str, tmp_path: Path) -> None:
-    """At TP1 and TP2 with sequence parallelism the same losses; predictions at PP2, continued after a cut, too."""
-    run, source = tmp_path / "run", folder / f"{task}.jsonl"
-    for name, layout in (
-        ("run", ()),
-        ("tp2", ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2, "--parallel.sequence-parallel", "True")),
-    ):
-        done = finetune(folder, task, tmp_path / name, *layout)
-        assert done.returncode == 0, done.stderr
-    assert metrics(tmp_path / "tp2", "loss") == pytest.approx(metrics(run, "loss"), abs=1e-5)
-    assert 0 <= metrics(run, "validation_accuracy")[-1] <= 1
-    done = predict(run, source, tmp_path / "one.jsonl")
+def trained(folder: Path, task: str, run: Path, *layout: object) -> list[dict[str, Any]]:
+    """Train, predict on the training file, and return the lines; they are those of the input with more."""
+    done = finetune(folder, task, run, *layout)
     assert done.returncode == 0, done.stderr
-    found = lines_of(tmp_path / "one.jsonl")
-    assert [{key: value for key, value in line.items() if key != "prediction"} for line in found] == lines_of(source)
-    # Another layout, where a killed run has left two lines and a half.
-    (tmp_path / "two.jsonl.part").write_text("\n".join(map(json.dumps, found[:2])) + '\n{"text": "the c')
-    refused = predict(run, source, tmp_path / "two.jsonl")
+    assert 0 <= metrics(run, "validation_accuracy")[-1] <= 1
+    done = predict(run, folder / f"{task}.jsonl", run.with_suffix(".jsonl"))
+    assert done.returncode == 0, done.stderr
+    found = lines_of(run.with_suffix(".jsonl"))
+    inputs = [{key: value for key, value in line.items() if key != "prediction"} for line in found]
+    assert inputs == lines_of(folder / f"{task}.jsonl")
+    return found
+
+
+def test_classes_at_several_layouts_and_in_transformers(folder: Path, tmp_path: Path) -> None:
+    """At TP1 and TP2 with sequence parallelism the same losses; predictions at PP2, begun again, too; exported."""
+    run, task = tmp_path / "run", "text_classification"
+    found = trained(folder, task, run)
+    layout = ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2, "--parallel.sequence-parallel", "True")
+    assert finetune(folder, task, tmp_path / "tp2", *layout).returncode == 0
+    assert metrics(tmp_path / "tp2", "loss") == pytest.approx(metrics(run, "loss"), abs=1e-5)
+    (tmp_path / "two.jsonl.part").write_text(json.dumps(found[0]) + "\n")
+    refused = predict(run, folder / f"{task}.jsonl", tmp_path / "two.jsonl")
     assert refused.returncode == 2
     assert "begun with another checkpoint" in refused.stderr
     layout = ("--nproc", 2, "--parallel.pipeline-model-parallel-size", 2, "--overwrite")
-    done = predict(run, source, tmp_path / "two.jsonl", *layout)
+    done = predict(run, folder / f"{task}.jsonl", tmp_path / "two.jsonl", *layout)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("two.jsonl.*"))
     for one, other in zip(found, lines_of(tmp_path / "two.jsonl"), strict=True):
         assert flat(other["prediction"]) == pytest.approx(flat(one["prediction"]), abs=2e-5)
     check_export(run, found, tmp_path / "hf")
+
+
+def test_tags_of_words(folder: Path, tmp_path: Path) -> None:
+    for line in trained(folder, "token_classification", tmp_path / "run"):
+        assert len(line["prediction"]["tags"]) == len(line["tokens"])
+        assert set(line["prediction"]["tags"]) <= {"O", "B-X", "I-X"}
+        for entity in line["prediction"]["entities"]:
+            assert entity["text"] == " ".join(line["tokens"][entity["start"] : entity["end"]])
+
+
+def test_answers_and_the_rest_of_an_interrupted_prediction(folder: Path, tmp_path: Path) -> None:
+    run, source, output = tmp_path / "run", folder / "question_answering.jsonl", tmp_path / "two.jsonl"
+    found = trained(folder, "question_answering", run)
+    for line in found:
+        answer = line["prediction"]
+        assert answer["answer"] == (line["context"][answer["start"] : answer["end"]] if answer["answer"] else "")
+        assert 0 <= answer["no_answer_score"] <= 1
+    setup = read_prediction_setup(resolve_checkpoint(run))
+    plan_job(setup, str(source), str(output), overwrite=False)  # which notes what the file is begun with
+    Path(f"{output}.part").write_text("\n".join(map(json.dumps, found[:3])) + '\n{"question": "the m')
+    done = predict(run, source, output)
+    assert done.returncode == 0, done.stderr
+    assert "continuing after 3 lines" in done.stderr
+    assert lines_of(output) == found
+    Path(f"{output}.part").write_text("")
+    assert "exists already" in predict(run, source, output).stderr
 
 
 def flat(prediction: dict[str, Any]) -> dict[str, Any]:
@@ -123,10 +155,7 @@ def check_export(run: Path, found: list[dict[str, Any]], hf: Path) -> None:
 
     exported = run_command("convert", "to-hf", "--checkpoint", run, "--output", hf)
     assert exported.returncode == 0, exported.stderr
-    config = AutoConfig.from_pretrained(hf)
-    if config.architectures != ["BertForSequenceClassification"]:
-        return
-    assert config.id2label == {0: "down", 1: "up"}
+    assert AutoConfig.from_pretrained(hf).id2label == {0: "down", 1: "up"}
     model, tokenizer = BertForSequenceClassification.from_pretrained(hf).eval(), AutoTokenizer.from_pretrained(hf)
     cls, sep = (tokenizer.convert_tokens_to_ids(name) for name in ("[CLS]", "[SEP]"))
     for line in found[:6]:
@@ -136,15 +165,12 @@ def check_export(run: Path, found: list[dict[str, Any]], hf: Path) -> None:
         with torch.no_grad():
             shares = model(input_ids=ids, token_type_ids=types).logits.softmax(-1)[0].tolist()
         assert list(line["prediction"]["scores"].values()) == pytest.approx(shares, abs=1e-5)
-    # It can be trained further as it is, and its head stays unless other labels are asked for.
-    again = hf.parent / "again"
+    # It can be trained further, but not into other labels without a word.
     file = run.parent / "again.jsonl"
     file.write_text("\n".join(map(json.dumps, [{"text": "the cat", "text_pair": "a", "label": "sideways"}] * 8)))
     start = ("--checkpoint.initialize-from", hf, "--data.train", file, "--finetune.task", "text_classification")
-    refused = run_command("finetune", *COMMON, "--run-dir", again, *start)
+    refused = run_command("finetune", *COMMON, "--run-dir", hf.parent / "again", *start)
     assert "classify into down, up; data.train has also sideways" in refused.stderr
-    done = run_command("finetune", *COMMON, "--run-dir", again, *start, "--finetune.labels", "sideways", "up")
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_label_that_was_never_trained_is_named(folder: Path, tmp_path: Path) -> None:
@@ -154,3 +180,21 @@ def test_a_label_that_was_never_trained_is_named(folder: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert f"{valid}:2: 'label' is 'left', which is none of those learned: down, up" in done.stderr
     assert not list(tmp_path.glob("run/base*"))
+
+
+def test_a_head_beside_an_adapter_goes_to_peft_and_into_a_merged_model(tmp_path: Path) -> None:
+    """The base, a decoder, has an output layer instead; both exports are compared with what the run computes."""
+    save_tiny_model("llama", tmp_path / "model", vocab_size=300)
+    save_tiny_tokenizer(tmp_path / "model")
+    (tmp_path / "text_classification.jsonl").write_text("\n".join(map(json.dumps, texts(24))))
+    done = finetune(tmp_path, "text_classification", tmp_path / "run", "--adapter.method", "lora", "--adapter.rank", 2)
+    assert done.returncode == 0, done.stderr
+    for name, more in (("peft", ()), ("merged", ("--merge",))):
+        done = run_command("convert", "to-hf", "--checkpoint", tmp_path / "run", "--output", tmp_path / name, *more)
+        assert done.returncode == 0, done.stderr
+        assert "parity" in done.stderr + done.stdout
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"] == [
+        "LlamaForSequenceClassification"
+    ]

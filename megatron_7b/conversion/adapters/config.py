@@ -10,7 +10,14 @@ from megatron_7b.errors import ConversionError
 _METHODS = {"LORA": "lora", "ADALORA": "adalora"}
 _WRITTEN_FOR = "0.21.2"
 """The release of PEFT whose format this is."""
-_TASKS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
+_TASKS = {
+    "decoder": "CAUSAL_LM",
+    "encoder_decoder": "SEQ_2_SEQ_LM",
+    "sequence_classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
+    "question_answering": "QUESTION_ANS",
+}
+"""PEFT's name of what a model does, by its head or else its kind."""
 
 _HARMLESS = frozenset(
     {

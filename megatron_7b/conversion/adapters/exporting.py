@@ -102,7 +102,7 @@ def export_adapter(
         from megatron_7b.conversion.comparison import Comparison
 
     report("reading", f"{source.checkpoint}: {describe_adapter(source.config)}; base: {source.base}")
-    with staged_folder(output) as staging, reference_folder(source.base, staging) as reference:
+    with staged_folder(output) as staging, reference_folder(source.base, source.checkpoint, staging) as reference:
         tensors = dict(to_peft(source.plan, CheckpointWeights(source.checkpoint)))
         num_bytes = write_peft_folder(staging, source, tensors, base_name)
         if companions.tokenizer is not None:
@@ -149,7 +149,7 @@ def write_peft_folder(
         tensors, rank_pattern = pruned(tensors)
     content = write_peft_config(
         config.adapter,
-        kind=config.model.traits.kind,
+        kind=config.model.head if config.model.has_head else config.model.traits.kind,
         base=base_name,
         target_modules=plan.target_modules,
         modules_to_save=plan.modules_to_save,

@@ -86,7 +86,7 @@ def import_adapter(task: AdapterImport, import_base: ImportBase, report: Report)
             staging, from_peft(plan, folder.unpruned()), config, companions=Companions.of_checkpoint(base), base=seen
         )
         take_checkpoint(staging, written)
-        with reference_folder(base, staging) as reference:
+        with reference_folder(base, base, staging) as reference:
             arithmetic = torch_dtype(task.parity_dtype)
             comparison = Comparison(reference, config.model, config.model.vocab_size, arithmetic, adapter=folder.path)
         comparison.check(staging, report)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_7b.checkpoint import Companions, read_config, read_manifest
-from megatron_7b.checkpoint.weights import CheckpointWeights
+from megatron_7b.conversion.adapters.headed_base import base_with_head
 from megatron_7b.conversion.companions import give_back_companions
 from megatron_7b.conversion.folder_writer import DEFAULT_MAX_SHARD_BYTES, write_weights
 from megatron_7b.conversion.progress import torch_dtype
@@ -14,11 +14,12 @@ from megatron_7b.conversion.weights import to_hugging_face
 
 
 @contextlib.contextmanager
-def reference_folder(base: Path, beside: Path) -> Iterator[Path]:
+def reference_folder(base: Path, checkpoint: Path, beside: Path) -> Iterator[Path]:
     """Write a checkpoint as a Hugging Face folder that is there for the duration of a with block.
 
     Args:
         base: A complete checkpoint of a whole model.
+        checkpoint: That of the adapter; if it has a head, so has the folder.
         beside: The folder is made beside this one, where there is room for weights.
 
     Yields:
@@ -33,9 +34,11 @@ def reference_folder(base: Path, beside: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         manifest, model = read_manifest(base), read_config(base).model
+        adapted = read_config(checkpoint).model
+        model = adapted if adapted.has_head else model
         write_weights(
             folder,
-            to_hugging_face(CheckpointWeights(base), model, manifest.vocab_size),
+            to_hugging_face(base_with_head(base, checkpoint, model), model, manifest.vocab_size),
             model=model,
             vocab_size=manifest.vocab_size,
             dtype=torch_dtype(manifest.params_dtype),
