@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megatron_7b.config.schema import RunConfig
@@ -83,3 +84,30 @@ def test_layouts_agree(case: str) -> None:
             assert as_it_should, layout
             for values, others in zip(found, expected, strict=True):
                 assert values == pytest.approx(others, rel=1e-5), layout
+
+
+def logits_around_a_change(config: RunConfig) -> list[Any]:
+    """Entry point of a rank: logits in evaluation mode, twice; then twice after the adapter has learnt."""
+    import torch
+
+    chunk = build(config).on_ranks.only_chunk
+    ids, found = torch.arange(24).view(2, 12), []
+    for change in (0.0, 1.0):
+        chunk.train()
+        for parameter in filter(lambda one: one.requires_grad, chunk.parameters()):
+            parameter.data += change
+        chunk.eval()
+        with torch.no_grad():
+            found += [chunk(ids, torch.arange(12)[None]).numpy() for _ in range(2)]
+    return [*found, chunk(ids, torch.arange(12)[None]).detach().numpy()]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_what_is_kept_between_tokens_is_forgotten_when_the_adapter_learns(method: str) -> None:
+    before, again, after, after_again, computed = run_ranks(
+        1, logits_around_a_change, tiny_config(adapter={"method": method})
+    )[0]
+    assert np.array_equal(again, before)
+    assert not np.allclose(after, before, atol=1e-2)
+    assert np.array_equal(after_again, after)
+    assert np.array_equal(computed, after)

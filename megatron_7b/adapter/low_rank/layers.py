@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -45,6 +46,17 @@ class Factors(Module):
         """Compute nothing: a call is where hooks wait for updated parameters (`parallel.overlap_param_gather`)."""
 
 
+class _Matrices(NamedTuple):
+    """What is applied to the inputs and outputs of a layer."""
+
+    down: Tensor
+    """[n r, in]."""
+    up: Tensor
+    """[out/tp, n r]."""
+    ratios: Tensor | None
+    """What outputs are multiplied by, [out/tp]; DoRA only."""
+
+
 class LowRankUpdate(Addition):
     """Adds s B A x for the projections that one linear layer computes; with magnitudes, rescales each output too.
 
@@ -68,6 +80,7 @@ class LowRankUpdate(Addition):
         self.place = place
         self.has_magnitudes = adapter.method == "dora"
         self.has_values = adapter.method == "adalora"
+        self._kept: _Matrices | None = None
         self._names = [one.name if one in chosen else None for one in slots]
         for projection in chosen:
             self.add_module(projection.name, Factors(projection, adapter, place))
@@ -84,9 +97,7 @@ class LowRankUpdate(Addition):
 
         Collective: the tensor-parallel group.
         """
-        for factors in filter(None, self.factors):
-            factors()
-        a, b = self.joined_down(), self.joined_up()
+        a, b, ratios = self._matrices(linear.weight)
         if self.training:
             x = dropped(x, self.dropout, is_shard=self.place.sequence_parallel or not self.place.is_column)
         narrow = self._communicated(functional.linear(x, a))
@@ -94,9 +105,26 @@ class LowRankUpdate(Addition):
         if within is not None:
             output = output - within
         updated = torch.addmm(output.flatten(0, -2), narrow.flatten(0, -2), b.t(), alpha=self.scale).view_as(output)
-        if self.has_magnitudes:
-            updated = updated * self._ratios(self.row_norms(linear.weight, a, b)).to(updated.dtype)
+        if ratios is not None:
+            updated = updated * ratios.to(updated.dtype)
         return updated if within is None else updated + within, bias
+
+    def _matrices(self, weight: Tensor) -> "_Matrices":
+        """Return what the parameters come to; where nothing is trained, they are put together once."""
+        if self._kept is not None:
+            return self._kept
+        for factors in filter(None, self.factors):
+            factors()
+        a, b = self.joined_down(), self.joined_up()
+        found = _Matrices(a, b, self._ratios(self.row_norms(weight, a, b)) if self.has_magnitudes else None)
+        if not self.training and not torch.is_grad_enabled():
+            self._kept = found
+        return found
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget what was put together: parameters change while training."""
+        self._kept = None
+        return super().train(mode)
 
     def joined_down(self) -> Tensor:
         """Return all A, one below the other: [n r, in]."""
