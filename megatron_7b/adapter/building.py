@@ -1,6 +1,7 @@
 """From the section `adapter` of a configuration to an adapter: the one table of methods."""
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 from megatron_7b.adapter.bottleneck.rows import build_bottleneck
 from megatron_7b.adapter.low_rank.rows import build_low_rank
@@ -14,6 +15,7 @@ BUILDERS: Mapping[str, Callable[[RunConfig], Adapter]] = {
     "lora": build_low_rank,
     "dora": build_low_rank,
     "adalora": build_low_rank,
+    "qlora": build_low_rank,
     "bottleneck": build_bottleneck,
 }
 """What builds the adapter of each method."""
@@ -33,6 +35,11 @@ def build_adapter(config: RunConfig) -> Adapter | None:
     if method not in BUILDERS:
         raise ConfigError(
             f"adapter.method is {method!r}, which this version does not have", hint=f"there are {', '.join(BUILDERS)}"
+        )
+    if method == "qlora" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "adapter.method is 'qlora', whose four-bit weights need bitsandbytes, which is not installed",
+            hint="pip install 'megatron-7b[qlora]'; adapter.method lora needs nothing, and more memory",
         )
     adapter = BUILDERS[method](config)
     table = parameter_table(config.model, config.model.vocab_size or 1)

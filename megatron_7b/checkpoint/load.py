@@ -247,6 +247,7 @@ def _load_model(
     """
     _check_names_and_shapes(opened, model, left=left)
     with _same_error_on_all_ranks(), torch.no_grad():
+        model = _load_each_alone(opened, model)
         tensors = {name: _fillable(entry.data) for name, entry in model.items()}
         of_fp32: list[Piece] = []
         others: list[Piece] = []
@@ -263,6 +264,20 @@ def _load_model(
         absent = [name for name in absent if f"{prefix}{name}" in model]  # others stay as they are, or are no tensors
         if absent or unexpected:
             raise CheckpointError(f"{opened.folder}: parameters not loaded: {absent}; not known: {unexpected}")
+
+
+def _load_each_alone(opened: _Opened, model: dict[str, Sharded]) -> dict[str, Sharded]:
+    """Load parameters that are held in another form, one after the other, and return the others."""
+    others = {}
+    for name, entry in model.items():
+        parameter: Any = entry.data
+        if not hasattr(parameter, "take_values"):
+            others[name] = entry
+            continue
+        values = torch.empty(parameter.shape, dtype=parameter.dtype)
+        opened.weights.read(cut(entry.key, blocks(entry), 0, values.view(-1)))
+        parameter.take_values(values)
+    return others
 
 
 def _fillable(parameter: Tensor) -> Tensor:

@@ -57,6 +57,12 @@ def _importance_is_kept_beside_the_state(case: Case) -> Iterator[Problem]:
         )
 
 
+@rule("adapter.method", "precision.fp8")
+def _four_bits_are_not_eight(case: Case) -> Iterator[Problem]:
+    if case.config.adapter.method == "qlora" and case.config.precision.fp8 != "none":
+        yield case.problem("precision.fp8", "does not go with adapter.method qlora, whose weights have four bits")
+
+
 @rule("adapter.target_modules")
 def _all_linear_is_all(case: Case) -> Iterator[Problem]:
     names = case.config.adapter.target_modules

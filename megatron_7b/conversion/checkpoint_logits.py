@@ -9,6 +9,7 @@ from torch import Tensor
 
 from megatron_7b.adapter.low_rank.merging import merge_updates
 from megatron_7b.checkpoint.inference_config import inference_config
+from megatron_7b.checkpoint.manifest import read_config
 from megatron_7b.checkpoint.open_model import opened_model
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.parity import answer_to, round_parameters
@@ -53,6 +54,8 @@ def checkpoint_logits(
         "data.seq_length": tokens.shape[1],
         "checkpoint.verify_on_load": False,
     }
+    if read_config(folder).adapter.method == "qlora":
+        settings["adapter.method"] = "lora"  # beside the model in full: that is what others have
     config = inference_config(folder, settings)
     with cpu_backend.installed_if_needed(), opened_model(folder, config, fp32_on_cpu=False) as model:
         if merged:

@@ -145,6 +145,9 @@ def initialize_parameters(
                 tp_size=layout.tp_size,
                 vocab_size=vocab_size,
             )
+            if hasattr(parameter, "take_values"):  # it is held in another form
+                parameter.take_values(values)
+                continue
             parameter.copy_(values)
             if hasattr(parameter, "get_high_precision_init_val"):
                 # An FP8 parameter: the optimizer takes its FP32 copy from what Transformer Engine keeps beside it.

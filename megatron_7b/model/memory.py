@@ -75,7 +75,8 @@ def training_need(
     if parallel.sequence_parallel:
         tokens //= layout.tp_size
     need = MemoryNeed(
-        parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter),
+        parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter)
+        - _saved_by_four_bits(config, layout, adapter, bytes_per_parameter),
         gradients=trained * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
         optimizer=(trained * main_parameter + _state_bytes(config, layout, adapter, is_trained)) // replicas,
         activations=tokens * config.model.hidden_size * bytes_per_parameter * kept_layers,
@@ -99,7 +100,22 @@ def inference_need(
     config: RunConfig, layout: ParallelLayout, *, bytes_per_parameter: int, adapter: Adapter | None = None
 ) -> MemoryNeed:
     """Return what one rank holds of a model that is only computed with; the arguments are those of `training_need`."""
-    return MemoryNeed(parameters=count_held_parameters(config.model, layout, adapter=adapter) * bytes_per_parameter)
+    elements = count_held_parameters(config.model, layout, adapter=adapter)
+    saved = _saved_by_four_bits(config, layout, adapter, bytes_per_parameter)
+    return MemoryNeed(parameters=elements * bytes_per_parameter - saved)
+
+
+def _saved_by_four_bits(
+    config: RunConfig, layout: ParallelLayout, adapter: Adapter | None, bytes_per_parameter: int
+) -> int:
+    """Return the bytes that four-bit matrices of layers do not take: of 64 elements, 36 bytes are held."""
+    if config.adapter.method != "qlora" or adapter is None:
+        return 0
+    is_trained = _trained_by(config.model, adapter)
+    held = count_held_parameters(
+        config.model, layout, adapter=adapter, counts=lambda row: row.is_layer_matrix and not is_trained(row)
+    )
+    return held * bytes_per_parameter - held * 36 // 64
 
 
 def _trained_by(model: ModelConfig, adapter: Adapter | None) -> Callable[[Parameter], bool]:
@@ -127,6 +143,8 @@ def _state_bytes(
             )
         case _:
             tensors = 2 * elements
+    if config.adapter.method == "adalora":  # which measures the importance of every element
+        tensors += 2 * elements
     return tensors * width
 
 

@@ -61,7 +61,9 @@ def train_with_peft(base: Path, adapter: Path, config: RunConfig, num_steps: int
     from peft import PeftModel, get_peft_model_state_dict
 
     model = PeftModel.from_pretrained(load_base(base, **options), adapter, is_trainable=True)
-    model.eval()  # no dropout, which GPT-2, BERT and T5 have at Hugging Face
+    # No dropout, which GPT-2, BERT and T5 have at Hugging Face. But in evaluation mode, bitsandbytes 0.50 multiplies in
+    # BF16 on CPUs that can, and losses of a four-bit Llama (without dropout) are off by 5e-4.
+    model.train("quantization_config" in options)
     optimizer = build_optimizer(model, config)
     is_adalora = hasattr(model.base_model, "update_and_allocate")
     results = []

@@ -35,6 +35,7 @@ def test_the_promised_presets_are_there():
         "lora_tiny_cpu",
         "lora_7b_1xh100",
         "sft_7b_8xh100",
+        "qlora_7b_1x24gb",
         "dpo_tiny_cpu",
         "embedding_tiny_cpu",
         *PUBLISHED,

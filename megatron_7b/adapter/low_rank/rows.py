@@ -23,7 +23,7 @@ DOWN, UP, MAGNITUDE, VALUES = "lora_A", "lora_B", "lora_magnitude_vector", "lora
 
 
 def build_low_rank(config: RunConfig) -> Adapter:
-    """Return the adapter of `adapter.method` lora, dora or adalora."""
+    """Return the adapter of `adapter.method` lora, dora, qlora or adalora."""
     model, adapter = config.model, config.adapter
 
     def rows(table: ParameterTable) -> Iterator[Parameter]:
@@ -33,6 +33,10 @@ def build_low_rank(config: RunConfig) -> Adapter:
     def kernels(base: "Kernels") -> "Kernels":
         from megatron_7b.adapter.adapted_linear import adapted
 
+        if adapter.method == "qlora":
+            from megatron_7b.adapter.quantized import quantized
+
+            base = quantized(base)
         return adapted(base)
 
     def attach(chunk: "ModelChunk", base: ParameterTable) -> None:
