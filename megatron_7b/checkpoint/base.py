@@ -100,8 +100,10 @@ def find_base(folder: Path, named: str | Path | None = None) -> Path | None:
 def find_base_to_resume(folder: Path, named: str | Path | None) -> Path | None:
     """Return the same for a run that goes on, and say so if what its configuration names are other weights by now."""
     base = find_base(folder, named)
-    if base is not None and named is not None and resolve_checkpoint(Path(named)) != base:
-        logger.warning("%s leads to other weights now; the run continues beside those of %s", named, base)
+    if base is not None and named is not None and Path(named).exists():
+        asked = resolve_checkpoint(Path(named))
+        if asked != base:
+            logger.warning("%s has other weights; the run continues beside those of %s", asked, base)
     return base
 
 

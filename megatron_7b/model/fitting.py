@@ -185,9 +185,12 @@ def _smaller(config: RunConfig, is_training: bool, world_size: int) -> str:
         return "" if config.precision.params_dtype == "bf16" else ", or compute with --precision.params-dtype bf16"
     parallel = config.parallel
     model_size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    smaller = ""
     if world_size > model_size and not parallel.use_distributed_optimizer:
-        return ", or set --parallel.use-distributed-optimizer True"
-    return ""
+        smaller = ", or set --parallel.use-distributed-optimizer True"
+    if config.checkpoint.initialize_from is not None and not config.adapter.is_used:
+        smaller += ", or train an adapter beside the weights: --adapter.method lora"
+    return smaller
 
 
 def _refusal(who: str, needed: MemoryNeed, there: str, hint: str) -> ConfigError:
