@@ -154,6 +154,7 @@ def test_the_hint_names_what_would_help(memory: dict[str, int]) -> None:
     for config, ranks, word in (
         (tiny_config(), range(2), "--parallel.use-distributed-optimizer True"),
         (tiny_config(), range(1), "take a smaller model"),
+        (tiny_config(checkpoint={"initialize_from": "base"}), range(1), "--adapter.method lora"),
     ):
         with pytest.raises(ConfigError, match=word):
             check(config, ranks, len(ranks))
