@@ -18,6 +18,7 @@ from megatron_7b.generation.setup import REQUIREMENTS, read_setup
 from megatron_7b.runtime.process.logs import configure_logging
 
 _SECONDS_BETWEEN_REPORTS = 5.0
+_CORPUS_FILES = (".bin", ".idx")
 
 
 def add_written_flags(parser: Parser) -> None:
@@ -26,7 +27,8 @@ def add_written_flags(parser: Parser) -> None:
     texts.add_argument(
         "--task",
         choices=("sequence_to_sequence",),
-        help="--data is a JSONL file of sources and targets; --output takes the records with what was written",
+        help="--data is a JSONL file of sources and targets, as it is for a checkpoint that has learned such; --output "
+        "takes the records with what was written",
     )
     texts.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text; default: as in training, or 128")
     texts.add_argument("--num-beams", type=int, metavar="N", help="beam search; default: greedy")
@@ -40,6 +42,14 @@ def add_written_flags(parser: Parser) -> None:
         choices=ROUGE_TOKENIZERS,
         default="auto",
         help="latin: rouge-score's own; unicode: words of any script, characters of Chinese; auto: by script",
+    )
+
+
+def names_sources(command: CheckpointCommand) -> bool:
+    """Whether --data is a file, not a corpus, and the checkpoint has learned to write targets."""
+    data = Path(command.command_line.flags.data)
+    return (
+        command.config.finetune.task == "sequence_to_sequence" and data.is_file() and data.suffix not in _CORPUS_FILES
     )
 
 

@@ -140,6 +140,8 @@ def read_text_task(
         raise ConfigError(f"limit is {limit}, expected at least 1")
     if output is not None:
         check_can_create(output, "the file of predictions")
+        if not output.absolute().parent.is_dir():
+            raise ConfigError(f"the folder of {output} does not exist", hint="make it, or name another --output")
     template = read_template(options.prompt_template, options.target_key, setup.config.model.traits.kind)
     generation = generation or GenerationOptions(temperature=0.0)
     longest = generation.max_new_tokens or _longest_target(setup)

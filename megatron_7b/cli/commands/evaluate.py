@@ -26,7 +26,7 @@ from megatron_7b.cli.evaluated_retrieval import evaluate_on_queries, names_queri
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
-from megatron_7b.cli.text_task import add_written_flags, evaluate_written
+from megatron_7b.cli.text_task import add_written_flags, evaluate_written, names_sources
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation import CorpusLoss, EvaluationProgress
 from megatron_7b.evaluation.evaluating import check_evaluation, measure_checkpoint
@@ -62,6 +62,8 @@ def main(argv: list[str]) -> int:
         return evaluate_on_labels(command, argv)
     if names_queries(command):
         return evaluate_on_queries(command, argv)
+    if names_sources(command):
+        return evaluate_written(command_line, argv)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
 
