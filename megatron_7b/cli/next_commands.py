@@ -32,8 +32,10 @@ def _after_training(run_dir: Path, config: RunConfig) -> list[list[str]]:
     is_chat = config.objective_name == "chat"
     prompt = ["--chat", "--prompt", "Hello"] if is_chat else ["--prompt", "Once upon a time"]
     continuing = ["megatron-7b", "generate", *checkpoint, *prompt]
+    if config.model.has_head:
+        continuing = ["megatron-7b", "predict", *checkpoint, "--input", "F.jsonl", "--output", "G.jsonl"]
     return [
         ["megatron-7b", "evaluate", *checkpoint, "--data", corpus],
-        *([continuing] if config.model.traits.kind == "decoder" else []),
+        *([continuing] if config.model.traits.kind == "decoder" or config.model.has_head else []),
         ["megatron-7b", "convert", "to-hf", *checkpoint, "--output", str(run_dir / "hf")],
     ]

@@ -167,6 +167,11 @@ def check_kind(folder: Path, config: RunConfig) -> None:
         ConfigError: It is one.
     """
     model = config.model
+    if model.has_head:
+        raise ConfigError(
+            f"{folder} holds a model with a head for {model.head}, which writes no text",
+            hint="`megatron-7b predict` labels new data with it",
+        )
     if model.traits.kind not in ("decoder", "encoder_decoder"):
         raise ConfigError(
             f"{folder} holds a model of kind {model.traits.kind} ({model.architecture}), which cannot continue a text",

@@ -121,6 +121,8 @@ def test_tags_of_words(folder: Path, tmp_path: Path) -> None:
         assert set(line["prediction"]["tags"]) <= {"O", "B-X", "I-X"}
         for entity in line["prediction"]["entities"]:
             assert entity["text"] == " ".join(line["tokens"][entity["start"] : entity["end"]])
+    refused = run_command("generate", "--checkpoint", tmp_path / "run", "--prompt", "the cat")
+    assert "a head for token_classification, which writes no text" in refused.stderr
 
 
 def test_answers_and_the_rest_of_an_interrupted_prediction(folder: Path, tmp_path: Path) -> None:
