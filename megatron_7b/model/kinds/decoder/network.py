@@ -8,6 +8,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region, gather_from_sequence_parallel_region
 from torch import Tensor
+from torch.nn import functional
 
 from megatron_7b import upstream
 from megatron_7b.config.schema import RopeScalingConfig
@@ -19,6 +20,10 @@ from megatron_7b.model.kinds.kind import ChunkPlan
 from megatron_7b.model.parameters import ParameterTable
 from megatron_7b.model.pooling import Pooling, pooled_states
 from megatron_7b.model.task_head import TaskHead, picked_states
+
+_KEPT_AT_ONCE = 256
+"""Tokens in whole multiples of which go through the output layer: tensors of a new size in every microbatch would leave
+gaps in the memory of a process on a CPU, which then grows with every step."""
 
 
 class LanguageModel(ModelChunk, HybridModel):
@@ -149,8 +154,13 @@ class LanguageModel(ModelChunk, HybridModel):
             smoothing = self.label_smoothing if self.training else 0.0
             return linear_cross_entropy(states, weight, targets, mask, label_smoothing=smoothing, **place)
         kept = mask.nonzero().squeeze(1)  # only they go through the output layer
-        losses = mask[kept] * linear_token_losses(states[kept], weight, targets[kept], **place)
-        return mask.new_zeros(mask.shape).index_copy(0, kept, losses).view(labels.shape[::-1]).t()
+        if not len(kept):
+            return states.sum() * mask.new_zeros(labels.shape)
+        is_one = torch.ones(len(kept), device=mask.device)
+        missing = -len(kept) % _KEPT_AT_ONCE
+        kept, is_one = functional.pad(kept, (0, missing), value=int(kept[0])), functional.pad(is_one, (0, missing))
+        losses = mask[kept] * is_one * linear_token_losses(states[kept], weight, targets[kept], **place)
+        return mask.new_zeros(mask.shape).index_add(0, kept, losses).view(labels.shape[::-1]).t()
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Return the cross entropy of each token over the true vocabulary.
