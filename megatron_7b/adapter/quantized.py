@@ -7,6 +7,7 @@ whole blocks, every layout holds the same numbers. bitsandbytes computes both di
 Source: Dettmers et al. 2023 (QLoRA), without its second quantisation of the blocks' scales.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,7 @@ class Nf4:
     """
 
     def __init__(self, weight: Tensor) -> None:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel for products, which is not used
         from bitsandbytes.functional import quantize_4bit
 
         self.shape, self.dtype = weight.shape, weight.dtype

@@ -1,5 +1,7 @@
 """A model of transformers with a PEFT folder applied to it, by PEFT itself where that is installed."""
 
+import logging
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,9 +30,12 @@ def with_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
         ConversionError: PEFT cannot load it, or it is of a kind that cannot be converted.
     """
     if has_peft():
-        from peft import PeftModel
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it misses what nobody needs
+        with warnings.catch_warnings(), reported(f"PEFT cannot load the adapter in {folder}"):
+            # It would say that a rank_pattern of AdaLoRA, which has other keys than LoRA's, fits no module.
+            warnings.simplefilter("ignore")
+            from peft import PeftModel
 
-        with reported(f"PEFT cannot load the adapter in {folder}"):
             adapted: torch.nn.Module = PeftModel.from_pretrained(model, folder)
             return adapted
     return with_merged_adapter(model, folder)
