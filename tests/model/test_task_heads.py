@@ -34,11 +34,15 @@ HEADS: dict[str, dict[str, Any]] = {
     "answers": {"head": ANSWER},
 }
 EVERYWHERE = ("llama", "bert")
-"""Architectures that are computed at every layout with every head; others where they differ from these."""
-CASES = [(architecture, head) for architecture in EVERYWHERE for head in HEADS] + [
-    (architecture, head)
-    for architecture in ("mistral", "qwen2", "qwen3", "gpt2", "megatron-bert")
-    for head in ("one label", "tokens", "answers")
+"""Architectures that are computed at every layout with every head; others where their names differ from these."""
+CASES = [
+    *((architecture, head) for architecture in EVERYWHERE for head in HEADS),
+    *(
+        (architecture, head)
+        for architecture in ("gpt2", "megatron-bert")
+        for head in ("one label", "tokens", "answers")
+    ),
+    *((architecture, "answers") for architecture in ("mistral", "qwen2", "qwen3")),
 ]
 
 
