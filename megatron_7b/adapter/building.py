@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
-from megatron_7b.adapter.bottleneck.rows import build_bottleneck
-from megatron_7b.adapter.low_rank.rows import build_low_rank
+from megatron_7b.adapter.bottleneck.method import build_bottleneck
+from megatron_7b.adapter.low_rank.method import build_low_rank
 from megatron_7b.adapter.targets import check_modules_to_save
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError

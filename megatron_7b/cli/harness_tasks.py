@@ -3,20 +3,18 @@
 import argparse
 import json
 import os
-import sys
 import time
 from pathlib import Path
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
 from megatron_7b.cli.options import CommandLine, Parser
+from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
 from megatron_7b.evaluation.harness import HarnessOptions, TaskResults, evaluate_tasks
 from megatron_7b.evaluation.harness.running import check_harness
 from megatron_7b.generation.setup import REQUIREMENTS, read_setup
 from megatron_7b.runtime.output_paths import check_can_create
 from megatron_7b.runtime.process.logs import configure_logging
-
-_SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def add_task_flags(parser: Parser) -> None:
@@ -64,7 +62,12 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
     rank = int(os.environ.get("RANK", "0"))
     configure_logging(rank)
     started = time.perf_counter()
-    results = evaluate_tasks(setup, options, fp32_on_cpu=command.fp32_on_cpu, report=_Report())
+    lines: dict[str, LineProgress] = {}
+
+    def report(what: str, done: int, total: int) -> None:
+        lines.setdefault(what, LineProgress(f"requests {what}")).update(done, total)
+
+    results = evaluate_tasks(setup, options, fp32_on_cpu=command.fp32_on_cpu, report=report)
     if results is not None:
         _tell(results, flags, seconds=time.perf_counter() - started)
     return 0
@@ -84,23 +87,6 @@ def _options(flags: argparse.Namespace) -> HarnessOptions:
         log_samples=flags.log_samples or flags.report is not None,
         batch_size=flags.batch_size,
     )
-
-
-class _Report:
-    """Progress on stderr, a line every few seconds."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if done == 0 or (now - self._last < _SECONDS_BETWEEN_REPORTS and done < total):
-            return
-        self._last = now
-        left = (now - self._start) * (total - done) / done
-        print(f"{what} {done:,} of {total:,}  about {left:,.0f} s left", file=sys.stderr, flush=True)
-        if done == total:
-            self._start = now
 
 
 def _tell(results: TaskResults, flags: argparse.Namespace, *, seconds: float) -> None:

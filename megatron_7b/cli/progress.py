@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from megatron_7b.runtime.process.signals import EXIT_INTERRUPTED
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_SHORT_LINES = 5.0
 
 
 class Progress(Protocol):
@@ -70,6 +71,43 @@ class LiveProgress:
     def warn(self, message: str) -> None:
         """Print the message above the bar."""
         self._bar.console.print(message, markup=False, highlight=False)
+
+
+class LineProgress:
+    """A line on stderr every few seconds: how much is done, and how long the rest will take.
+
+    Args:
+        unit: What is counted, in the plural.
+        begin: How many were done before.
+    """
+
+    def __init__(self, unit: str, *, begin: int = 0) -> None:
+        self._unit, self._begin = unit, begin
+        self._start = self._last = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return max(1e-9, time.perf_counter() - self._start)
+
+    def update(self, done: int, total: int | None, *figures: str) -> None:
+        """Print a line if one is due; the last one is left out, as the result follows.
+
+        Args:
+            done: How many are done, those before included.
+            total: How many there are; None: nobody knows.
+            figures: What else the line says.
+        """
+        now = time.perf_counter()
+        if now - self._last < _SECONDS_BETWEEN_SHORT_LINES or done == total or done <= self._begin:
+            return
+        self._last = now
+        speed = (done - self._begin) / self.seconds
+        words = [f"{done:,}{'' if total is None else f' of {total:,}'} {self._unit}", *figures]
+        words.append(
+            f"{speed:,.1f} {self._unit}/s" if total is None else f"{_format_seconds((total - done) / speed)} left"
+        )
+        print("  ".join(words), file=sys.stderr, flush=True)
 
 
 @contextmanager

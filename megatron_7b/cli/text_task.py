@@ -4,11 +4,11 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
 from megatron_7b.cli.options import CommandLine, Parser
+from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.text_measures import BLEU_TOKENIZERS, MEASURES, ROUGE_TOKENIZERS, MeasureOptions
@@ -17,7 +17,6 @@ from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.setup import REQUIREMENTS, read_setup
 from megatron_7b.runtime.process.logs import configure_logging
 
-_SECONDS_BETWEEN_REPORTS = 5.0
 _CORPUS_FILES = (".bin", ".idx")
 
 
@@ -75,7 +74,7 @@ def evaluate_written(command_line: CommandLine, argv: list[str]) -> int:
         task,
         fp32_on_cpu=command.fp32_on_cpu,
         warn=lambda message: print(f"warning: {message}", file=sys.stderr),
-        on_progress=_Report(),
+        on_progress=LineProgress("texts").update,
     )
     if found is not None:
         _tell(found, flags)
@@ -95,21 +94,6 @@ def _generation(flags: argparse.Namespace) -> GenerationOptions:
         num_beams=flags.num_beams if is_search else None,
         length_penalty=flags.length_penalty,
     )
-
-
-class _Report:
-    """Progress on stderr, a line every few seconds."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if now - self._last < _SECONDS_BETWEEN_REPORTS or done == total:
-            return
-        self._last = now
-        left = (now - self._start) * (total - done) / done
-        print(f"{done:,} of {total:,} texts  about {left:,.0f} s left", file=sys.stderr, flush=True)
 
 
 def _tell(found: WrittenTexts, flags: argparse.Namespace) -> None:

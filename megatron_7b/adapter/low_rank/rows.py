@@ -6,57 +6,13 @@ Source: Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rsLoRA), Liu et al. 2024 (DoR
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from megatron_7b.adapter.rows import own_row, with_uniform_start
-from megatron_7b.adapter.targets import Projection, is_trained_as_a_whole, targeted
+from megatron_7b.adapter.targets import Projection
 from megatron_7b.config.adapters import AdapterConfig
-from megatron_7b.config.schema import RunConfig
-from megatron_7b.model.adapter import Adapter
-from megatron_7b.model.parameters import Parameter, ParameterTable
-
-if TYPE_CHECKING:
-    from megatron_7b.model.kernels import Kernels
-    from megatron_7b.model.kinds.chunk import ModelChunk
+from megatron_7b.model.parameters import Parameter
 
 DOWN, UP, MAGNITUDE, VALUES = "lora_A", "lora_B", "lora_magnitude_vector", "lora_E"
-
-
-def build_low_rank(config: RunConfig) -> Adapter:
-    """Return the adapter of `adapter.method` lora, dora, qlora or adalora."""
-    model, adapter = config.model, config.adapter
-
-    def rows(table: ParameterTable) -> Iterator[Parameter]:
-        for projection in targeted(table, model, adapter.target_modules):
-            yield from low_rank_rows(projection, adapter)
-
-    def kernels(base: "Kernels") -> "Kernels":
-        from megatron_7b.adapter.adapted_linear import adapted
-
-        if adapter.method == "qlora":
-            from megatron_7b.adapter.quantized import quantized
-
-            base = quantized(base)
-        return adapted(base)
-
-    def attach(chunk: "ModelChunk", base: ParameterTable) -> None:
-        from megatron_7b.adapter.low_rank.layers import attach_updates
-
-        attach_updates(chunk, base, targeted(base, model, adapter.target_modules), model, adapter)
-
-    def settle(chunk: "ModelChunk") -> None:
-        from megatron_7b.adapter.low_rank.layers import take_norms
-
-        take_norms(chunk)
-
-    return Adapter(
-        kernels=kernels,
-        rows=rows,
-        trains_too=lambda row: is_trained_as_a_whole(row, adapter),
-        attach=attach,
-        settle=settle,
-        is_apart=True,
-    )
 
 
 def scale_of(adapter: AdapterConfig) -> float:

@@ -17,8 +17,7 @@ measured in the same way. An encoder is measured on the tokens that its training
 import json
 import math
 import os
-import sys
-import time
+from collections.abc import Callable
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.evaluated_labels import evaluate_on_labels, names_labels
@@ -26,6 +25,7 @@ from megatron_7b.cli.evaluated_retrieval import evaluate_on_queries, names_queri
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
+from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.text_task import add_written_flags, evaluate_written, names_sources
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation import CorpusLoss, EvaluationProgress
@@ -34,7 +34,6 @@ from megatron_7b.runtime.process.logs import configure_logging
 
 SUMMARY = "measure a checkpoint: its loss on a corpus, or how it does on tasks"
 
-_SECONDS_BETWEEN_REPORTS = 5.0
 _ROADS = ("data", "text", "tasks")
 """Options that say what is measured; each is a road of its own."""
 
@@ -93,32 +92,23 @@ def _evaluate(command: CheckpointCommand) -> int:
         flags.data,
         fp32_on_cpu=command.fp32_on_cpu,
         max_samples=flags.max_samples,
-        on_progress=_Report(),
+        on_progress=_shown(),
     )
     if rank == 0:
         _print_result(result, flags.data, as_json=flags.json)
     return 0
 
 
-class _Report:
-    """Progress on stderr, a line every few seconds."""
+def _shown() -> Callable[[EvaluationProgress], None]:
+    """Return what shows how far an evaluation is."""
+    line = LineProgress("windows")
 
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
+    def show(progress: EvaluationProgress) -> None:
+        so_far = progress.so_far
+        pace = f"{so_far.tokens / line.seconds:,.0f} tokens/s"
+        line.update(progress.windows, progress.total_windows, f"loss {so_far.loss:.4f}", pace)
 
-    def __call__(self, progress: EvaluationProgress) -> None:
-        now = time.perf_counter()
-        if now - self._last < _SECONDS_BETWEEN_REPORTS:
-            return
-        self._last = now
-        seconds, done = now - self._start, progress.windows
-        left = seconds * (progress.total_windows - done) / done
-        print(
-            f"{done:,} of {progress.total_windows:,} windows  loss {progress.so_far.loss:.4f}  "
-            f"{progress.so_far.tokens / seconds:,.0f} tokens/s  {left:,.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+    return show
 
 
 def _print_result(result: CorpusLoss, prefix: str, *, as_json: bool) -> None:

@@ -7,20 +7,17 @@ Each line of the output is that of the input with "prediction" added. An interru
 """
 
 import os
-import sys
-import time
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.options import Parser, parse_arguments
+from megatron_7b.cli.progress import LineProgress
 from megatron_7b.errors import ConfigError
-from megatron_7b.prediction.files import STREAM, PredictionJob, PredictionProgress, plan_job, run_job
+from megatron_7b.prediction.files import STREAM, PredictionJob, plan_job, run_job
 from megatron_7b.prediction.predicting import prediction_setup
 from megatron_7b.runtime.process.logs import configure_logging
 from megatron_7b.runtime.process.terminal import say
 
 SUMMARY = "label texts and words, or answer questions, with a checkpoint"
-
-_SECONDS_BETWEEN_REPORTS = 5.0
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +40,8 @@ def main(argv: list[str]) -> int:
     configure_logging(rank)  # before libraries are imported that warn while they load
     if job.done:
         say(f"{flags.output}: continuing after {job.done:,} lines")
-    done = run_job(job, setup, fp32_on_cpu=command.fp32_on_cpu, report=_Report())
+    line = LineProgress("lines", begin=job.done)
+    done = run_job(job, setup, fp32_on_cpu=command.fp32_on_cpu, report=lambda now: line.update(now.done, now.total))
     if rank == 0 and flags.output != STREAM:
         say(f"{flags.output}: {done:,} lines with predictions")
     return 0
@@ -62,24 +60,3 @@ def _parser() -> Parser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the output, or begin it again")
     return parser
-
-
-class _Report:
-    """Progress on stderr, a line every few seconds."""
-
-    def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
-        self._last = time.perf_counter()
-
-    def __call__(self, progress: PredictionProgress) -> None:
-        now = time.perf_counter()
-        first = self._start is None
-        if self._start is None:
-            self._start = now, progress.done
-        if first or now - self._last < _SECONDS_BETWEEN_REPORTS:
-            return
-        self._last = now
-        speed = (progress.done - self._start[1]) / max(1e-9, now - self._start[0])
-        of = "" if progress.total is None else f" of {progress.total:,}"
-        left = "" if progress.total is None else f"  {(progress.total - progress.done) / speed:,.0f} s left"
-        print(f"{progress.done:,}{of} lines  {speed:,.1f} lines/s{left}", file=sys.stderr, flush=True)
