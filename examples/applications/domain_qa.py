@@ -34,7 +34,7 @@ class Passage:
 def read_passages(file: Path) -> list[Passage]:
     """Return the paragraphs of all documents of a JSONL file."""
     passages = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = parser.parse_args(argv)
     asked = list(flags.question)
     if flags.questions is not None:
-        asked += [line.strip() for line in flags.questions.read_text(encoding="utf-8").splitlines() if line.strip()]
+        asked += [line.strip() for line in flags.questions.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not asked:
         parser.error("give --question or --questions")
     for one in answer(flags.checkpoint, asked, read_passages(flags.documents), flags.top):

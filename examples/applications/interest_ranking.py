@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, default=10, help="items of a ranking")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON lines; default: standard output")
     flags = parser.parse_args(argv)
-    records = [json.loads(line) for line in flags.input.read_text(encoding="utf-8").splitlines() if line.strip()]
+    records = [json.loads(line) for line in flags.input.read_text(encoding="utf-8").split("\n") if line.strip()]
     groups: dict[Any, list[dict[str, Any]]] = {}
     try:
         for record in records:

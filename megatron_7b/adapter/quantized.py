@@ -89,7 +89,7 @@ class QuantizedWeight(torch.nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.quantized = None
-        self._hold_place(torch.empty((), dtype=self.weight.dtype, device=self.weight.device))
+        self._hold_place(torch.zeros((), dtype=self.weight.dtype, device=self.weight.device))
 
     @torch.no_grad()
     def take(self, weight: Tensor) -> None:

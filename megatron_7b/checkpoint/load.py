@@ -153,7 +153,9 @@ def load_checkpoint(
     if opened.state is None:
         raise CheckpointError(
             f"{folder} holds weights only, so a run cannot be resumed from it",
-            hint="start a new run from its weights with --checkpoint.initialize-from",
+            hint="start a new run from its weights with --checkpoint.initialize-from"
+            if names is None
+            else "merge it with its base, `megatron-7b convert to-hf --merge`, and start a new adapter from there",
         )
     starts_afresh = optimizer_starts_afresh(folder, manifest, optimizer.name, on_optimizer_change)
     model = model_state(chunks, names)

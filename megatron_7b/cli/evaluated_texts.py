@@ -43,6 +43,7 @@ def evaluate_on_texts(command_line: CommandLine, argv: list[str]) -> int:
     if flags.per_document is not None:
         check_can_create(flags.per_document, "--per-document")
     setup = read_setup(command.folder, command.config)
+    setup.check_scores()
     if not command.runs_here:
         return command.launch("evaluate", argv)
     rank = int(os.environ.get("RANK", "0"))

@@ -57,6 +57,7 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
     if flags.report is not None:
         check_can_create(flags.report, "--report")
     setup = read_setup(command.folder, command.config)
+    setup.check_scores()
     if not command.runs_here:
         return command.launch("evaluate", argv)
     rank = int(os.environ.get("RANK", "0"))

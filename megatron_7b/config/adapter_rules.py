@@ -49,6 +49,15 @@ def _ranks_have_time_to_fall(case: Case) -> Iterator[Problem]:
         )
 
 
+@rule("adapter.method", "training.early_stop_validations")
+def _ranks_fall_to_the_end(case: Case) -> Iterator[Problem]:
+    if case.config.adapter.method == "adalora" and case.config.training.early_stop_validations:
+        yield case.problem(
+            "training.early_stop_validations",
+            "must be 0 with adapter.method adalora, whose ranks fall until the last step",
+        )
+
+
 @rule("adapter.method", "precision.optimizer_state_dtype")
 def _importance_is_kept_beside_the_state(case: Case) -> Iterator[Problem]:
     if case.config.adapter.method == "adalora" and case.config.precision.optimizer_state_dtype != "fp32":

@@ -9,6 +9,8 @@ from megatron_7b.config.rule import Case, Rule, adder_to
 RULES: list[Rule] = []
 rule = adder_to(RULES)
 
+_OF_RECORDS = ("chat", "preference", "embedding", "sequence_to_sequence")
+"""Objectives whose rows hold records; those of heads have a rule of their own."""
 _SMOOTHED_LOSSES = ("sigmoid", "robust")
 
 _OPTIONS_OF_TASKS: dict[str, tuple[str, ...]] = {
@@ -39,6 +41,14 @@ def _options_belong_to_the_task(case: Case) -> Iterator[Problem]:
     for path, tasks in _OPTIONS_OF_TASKS.items():
         if task not in tasks and get_value(case.config, path) != options()[path].default:
             yield case.problem(path, f"only applies with finetune.task {' | '.join(tasks)}, not {task or 'none'}")
+
+
+@rule("objective.name", "parallel.context_parallel_size")
+def _records_are_whole_on_a_rank(case: Case) -> Iterator[Problem]:
+    if case.config.objective_name in _OF_RECORDS and case.config.parallel.context_parallel_size > 1:
+        yield case.problem(
+            "parallel.context_parallel_size", "must be 1 in fine-tuning, whose rows hold records that are kept apart"
+        )
 
 
 @rule("finetune.task", "finetune.preference_loss", "finetune.label_smoothing")

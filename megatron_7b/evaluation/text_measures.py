@@ -96,7 +96,7 @@ def measure_texts(
         (warn or _log)(message)
     try:
         return [measure for name in options.names for measure in MEASURES[name](texts, references, options)]
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter from sacrebleu, of a tokenizer with packages of its own
         raise ConfigError(f"a library of text measures cannot be loaded: {error}", hint="make setup") from error
 
 

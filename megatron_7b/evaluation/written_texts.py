@@ -1,7 +1,6 @@
 """What a checkpoint writes for sources of a file, compared with the targets: translations, summaries, answers."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.checkpoint.inference_config import inference_config
-from megatron_7b.data.records.reading import RecordError, read_records
+from megatron_7b.data.records.reading import RecordError, as_line, read_records
 from megatron_7b.data.records.source_target import EXAMPLE, NAME, PromptTemplate, SourceTarget, read_template
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.text_measures import MeasureOptions, TextMeasure, measure_texts
@@ -170,6 +169,7 @@ def read_text_task(
         output=output, batch_size=max(batch_size, generation.num_beams or 1),
     )  # fmt: skip
     setup.requests(prompts, task.generation)  # refuses what does not fit
+    measure_texts(["a"], ["a"], task.measures, warn=lambda _: None)  # a tokenizer may need a package that is not there
     return task
 
 
@@ -247,4 +247,4 @@ def _longest_target(setup: GenerationSetup) -> int:
 def _write(output: Path, records: list[dict[str, Any]], predictions: list[str]) -> None:
     with replacing(output) as beside, beside.open("w", encoding="utf-8") as stream:
         for record, prediction in zip(records, predictions, strict=True):
-            stream.write(json.dumps({**record, "prediction": prediction}, ensure_ascii=False) + "\n")
+            stream.write(as_line({**record, "prediction": prediction}))

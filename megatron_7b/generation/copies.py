@@ -51,6 +51,7 @@ class Copies:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._has_failed = False
         self._does: dict[str, Callable[[Sequence[Any]], list[Any]]] = {
             "score": session.score,
             "generate": self._generate,
@@ -62,7 +63,8 @@ class Copies:
         try:
             yield
         finally:
-            self._announce(None)
+            if not self._has_failed:  # others are then in the midst of the work, or gone
+                self._announce(None)
 
     def follow(self) -> None:
         """Do what the main rank hands out, on all other ranks, until it has no more. Collective: all ranks."""
@@ -106,7 +108,9 @@ class Copies:
         """Have the copies do something with items, each with a stretch of their order."""
         work: Work = (name, [items[number] for number in order])
         self._announce(work)
+        self._has_failed = True
         found = self._do(work)
+        self._has_failed = False
         results: list[Any] = [None] * len(items)
         for number, result in zip(order, found, strict=True):
             results[number] = result

@@ -45,6 +45,19 @@ class GenerationSetup:
         """Whether prompts are read by an encoder, and texts are no continuations of them."""
         return self.config.model.traits.kind == "encoder_decoder"
 
+    def check_scores(self) -> None:
+        """Refuse a model that cannot say how likely a given text is.
+
+        Raises:
+            ConfigError: It is an encoder-decoder.
+        """
+        if self.is_encoder_decoder:
+            raise ConfigError(
+                f"{self.folder} holds an encoder-decoder, which reads and writes apart; given texts are scored by "
+                "decoders",
+                hint="--data CORPUS measures its loss, --task sequence_to_sequence what it writes",
+            )
+
     @property
     def context(self) -> int | None:
         """Tokens of the longest text, prompt included; None: there is no limit."""

@@ -99,6 +99,8 @@ def rounds_in_order(
         The sample with which a round ends, and this rank's samples of it, [microbatches, b]. The last round may reach
         beyond the last sample: all ranks do the same number of equal microbatches, as schedules need it.
     """
+    if not num_samples:
+        return
     num_microbatches = 1 if layout.pp_size == 1 else _MICROBATCHES_PER_STAGE * layout.pp_size
     # Few samples take no more microbatches than they fill; interleaving wants multiples of the number of stages.
     filled = -(-num_samples // (micro_batch_size * layout.dp_size))

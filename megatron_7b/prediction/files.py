@@ -15,7 +15,7 @@ from itertools import batched, islice
 from pathlib import Path
 from typing import IO, Any
 
-from megatron_7b.data.records.reading import RecordError, parse_record, read_records
+from megatron_7b.data.records.reading import RecordError, as_line, parse_record, read_records
 from megatron_7b.errors import ConfigError, DataFormatError
 from megatron_7b.files import flush_to_disk
 from megatron_7b.prediction.predicting import RECORDS_AT_ONCE, PredictionSetup, predict_batch
@@ -127,7 +127,7 @@ def run_job(
             predictions = predict_batch(model, setup.task, batch) if batch else iter(())
             for record, prediction in zip(batch, predictions, strict=True):
                 if output is not None:
-                    output.write(json.dumps({**record, KEY: prediction}, ensure_ascii=False) + "\n")
+                    output.write(as_line({**record, KEY: prediction}))
             if output is not None:
                 output.flush()
             done += len(batch)
@@ -211,13 +211,16 @@ def _done_before(job: PredictionJob, setup: PredictionSetup) -> int:
         ConfigError: They were made from another input, or with another checkpoint.
     """
     digest = hashlib.sha256((setup.folder / "checkpoint.json").read_bytes()).hexdigest()
-    note = {"checkpoint": str(setup.folder.resolve()), "manifest": digest}
+    data, task, dtype = setup.config.data, setup.config.finetune, setup.config.precision.params_dtype
+    decided = [data.seq_length, task.doc_stride, task.may_lack_answer, dtype]
+    note = {"checkpoint": str(setup.folder.resolve()), "manifest": digest, "options": decided}
     if not job.part.exists():
         _note_file(job).write_text(json.dumps(note), encoding="utf-8")
         return 0
     if not _note_file(job).is_file() or json.loads(_note_file(job).read_text(encoding="utf-8")) != note:
         raise ConfigError(
-            f"{job.part} was begun with another checkpoint than {setup.folder}", hint="--overwrite begins it again"
+            f"{job.part} was begun with another checkpoint than {setup.folder}, or with other options",
+            hint="--overwrite begins it again",
         )
     content = job.part.read_bytes()
     complete = content[: content.rfind(b"\n") + 1]

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import override
 
@@ -13,10 +14,12 @@ from megatron_7b.files import replace_text
 from megatron_7b.training.hooks import Hook
 from megatron_7b.training.metrics import ValidationMetrics, named_values
 from megatron_7b.training.run import Run
+from megatron_7b.training.run_folder import read_metrics
 
 logger = logging.getLogger(__name__)
 
-_SMALLER_IS_BETTER = ("loss", "perplexity")
+_SMALLER_IS_BETTER = ("loss", "perplexity", "error", "kl", "/rejected")
+"""Ends of the names of figures."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class KeepingBest(Hook):
     """Saves the weights after each validation that is better than all before it, as `RUN/best`.
 
     Args:
-        metric: Name of a figure of validations, as metrics.jsonl has it. Of losses and perplexities the smallest is the
-            best one, of all others the largest.
+        metric: Name of a figure of validations, as metrics.jsonl has it. Of losses, errors and the like the smallest is
+            the best one, of all others the largest.
         patience: End the run after this many validations without a better one; 0: never.
     """
 
@@ -63,11 +66,13 @@ class KeepingBest(Hook):
                 f"checkpoint.keep_best is {self._metric!r}, a figure of validations, but {problem}",
                 hint="name one of these, and data.valid or a share for validation in data.split",
             )
-        found = None
-        with run.ranks.together("reading which checkpoint is the best"):
+        earlier: list[Best] = []
+        with run.ranks.together("reading the validations of earlier starts"):
             if run.ranks.is_main:
-                found = _read(run, self._metric)
-        self._best = run.ranks.from_main(found)
+                earlier = list(_validations(run, self._metric))
+        for one in run.ranks.from_main(earlier) or []:
+            self._take(one)
+        self._end_if_none_are_better(run)
 
     @override
     def after_validation(self, run: Run, metrics: ValidationMetrics) -> None:
@@ -77,20 +82,23 @@ class KeepingBest(Hook):
             CheckpointError: The checkpoint could not be written.
         """
         value = named_values(metrics)[self._metric]
-        if value is None or not self._is_better(value):
-            self._num_worse += 1
-            if self._num_worse == self._patience:
-                before = "" if self._best is None else f" than {self._best.value:.6g} (step {self._best.step})"
-                run.finish_early(f"{self._metric} has not become better{before} in {self._patience} validations")
-            return
-        self._num_worse, self._best = 0, Best(self._metric, value, metrics.step)
-        self._save(run, self._best)
+        this = Best(self._metric, math.nan if value is None else value, metrics.step)
+        if self._take(this):
+            self._save(run, this)
+        self._end_if_none_are_better(run)
 
-    def _is_better(self, value: float) -> bool:
-        if self._best is None or not math.isfinite(value):
-            return math.isfinite(value)
+    def _take(self, this: Best) -> bool:
+        """Count a validation; returns whether it is the best so far."""
         sign = -1 if self._metric.endswith(_SMALLER_IS_BETTER) else 1
-        return sign * value > sign * self._best.value
+        is_best = math.isfinite(this.value) and (self._best is None or sign * this.value > sign * self._best.value)
+        self._num_worse = 0 if is_best else self._num_worse + 1
+        self._best = this if is_best else self._best
+        return is_best
+
+    def _end_if_none_are_better(self, run: Run) -> None:
+        if self._patience and self._num_worse >= self._patience:
+            before = "" if self._best is None else f" than {self._best.value:.6g} (step {self._best.step})"
+            run.finish_early(f"{self._metric} has not become better{before} in {self._num_worse} validations")
 
     def _save(self, run: Run, best: Best) -> None:
         """Write the weights, and remove those that were the best before. Collective: all ranks."""
@@ -114,13 +122,9 @@ class KeepingBest(Hook):
                 logger.info("best so far: %s %.6g after step %d", best.metric, best.value, best.step)
 
 
-def _read(run: Run, metric: str) -> Best | None:
-    """Return what an earlier start has noted; of another figure it says nothing."""
-    try:
-        best = Best(**json.loads(run.folder.best_record.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (TypeError, ValueError) as error:
-        logger.warning("%s cannot be read, and the search for the best begins anew: %s", run.folder.best_record, error)
-        return None
-    return best if best.metric == metric else None
+def _validations(run: Run, metric: str) -> Iterator[Best]:
+    """Yield the figure of each validation that metrics.jsonl has."""
+    for _, values in read_metrics(run.folder.metrics):
+        step, value = values.get("step"), values.get(metric)
+        if isinstance(step, int) and "validation_loss" in values:
+            yield Best(metric, float(value) if isinstance(value, int | float) else math.nan, step)

@@ -257,8 +257,9 @@ def _has_new_weights(run: Run) -> bool:
 
 
 def _weights_are_finite(run: Run) -> bool:
-    """Look at all parameters of all ranks. Collective: all ranks."""
-    parameters = (parameter for chunk in run.learner.model for parameter in chunk.parameters())
+    """Look at all parameters that are trained, of all ranks. Collective: all ranks."""
+    everything = (parameter for chunk in run.learner.model for parameter in chunk.parameters())
+    parameters = (parameter for parameter in everything if parameter.requires_grad)
     is_broken = not all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
     return run.ranks.maximum(int(is_broken)) == [0]
 

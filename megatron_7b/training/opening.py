@@ -57,6 +57,8 @@ def open_folder(folder: RunFolder, config: RunConfig) -> Iterator[OpenFolder]:
     with contextlib.closing(lock):
         if folder.checkpoints.is_dir():
             recover(folder.checkpoints)
+        if folder.best.is_dir():
+            recover(folder.best)
         newest = find_start(folder)
         if newest is not None:
             warn_of_lost_steps(folder, newest)

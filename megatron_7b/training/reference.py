@@ -20,6 +20,7 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.preferences.reference import PARTS, ReferenceFile
 from megatron_7b.data.records.rows import RecordDataset
 from megatron_7b.errors import TrainingError
+from megatron_7b.files import replace_text
 from megatron_7b.objective.microbatches import rounds_in_order, run_schedule
 from megatron_7b.objective.preference import PreferenceTraining, ReplyProbabilities
 from megatron_7b.training.run import Run
@@ -27,6 +28,8 @@ from megatron_7b.training.run import Run
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 20.0
+_NOTE = "reference.id"
+"""File of the run folder that names the reference which the run has started with."""
 
 
 def provide_reference(run: Run) -> None:
@@ -64,12 +67,22 @@ def reference_identity(config: RunConfig) -> str:
     return digest.hexdigest()[:8]
 
 
+def _identity_of_run(run: Run) -> str:
+    """Return the identity of the reference, which a resumed run keeps wherever what it has started from is by now."""
+    note = run.folder.root / _NOTE
+    if run.step > 0 and note.is_file():
+        return note.read_text(encoding="utf-8").strip()
+    identity = reference_identity(run.config)
+    replace_text(note, identity + "\n")
+    return identity
+
+
 def _values_of(run: Run, prefix: str, num_records: int) -> NDArray[np.float32]:
     """Return the values of a corpus on all ranks, [records, 2]. Collective: all ranks."""
     file = is_there = None
     with run.ranks.together("looking for the reference"):
         if run.ranks.is_main:
-            file = ReferenceFile(prefix, reference_identity(run.config), num_records)
+            file = ReferenceFile(prefix, _identity_of_run(run), num_records)
             is_there = file.path.is_file()
     if not run.ranks.from_main(is_there):
         if run.step > 0:

@@ -32,6 +32,13 @@ PAIRS = {"objective.sentence_pairs": "next_sentence"}
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
 # global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
 CASES = [
+    ({"objective.name": "chat", CP: 2}, 2, CP, "must be 1 in fine-tuning"),
+    (
+        {"adapter.method": "adalora", "training.early_stop_validations": 2, "checkpoint.keep_best": "validation_loss"},
+        1,
+        "training.early_stop_validations",
+        "ranks fall until the last step",
+    ),
     ({"training.early_stop_validations": 2}, 1, "training.early_stop_validations", "needs checkpoint.keep_best"),
     ({"model.num_attention_heads": 7}, 1, "model.num_attention_heads", "must divide model.hidden_size = 256"),
     ({"model.hidden_size": 264}, 1, "model.num_attention_heads", "33 wide"),

@@ -11,6 +11,7 @@ from megatron_7b.config.schema import DataConfig
 from megatron_7b.data.conversations.reading import NAME, read_conversations
 from megatron_7b.data.conversations.trained import ConversationEncoder
 from megatron_7b.data.records.corpus import EncodedRecord, RecordCorpus, write_records
+from megatron_7b.data.records.reading import as_line, parse_record
 from megatron_7b.data.records.rows import RecordDataset, RecordLayout, open_records
 from megatron_7b.data.samples.sample_order import Reached
 from megatron_7b.data.samples.sets import has_split, whole_corpus
@@ -206,3 +207,10 @@ def test_records_of_several_parts_with_values(tmp_path: Path, packed: bool):
         RecordCorpus(prefix)
     with pytest.raises(DataFormatError, match="is a corpus of pairs, expected conversations"):
         RecordDataset(whole_corpus(prefix), layout())
+
+
+def test_a_record_comes_out_as_it_went_in_whatever_its_characters() -> None:
+    for record in ({"text": "naïve 猫\u2028"}, {"id": "\ud83d", "text": "é"}):
+        line = as_line(record)
+        assert line.endswith("\n")
+        assert parse_record(line.encode()) == record

@@ -174,3 +174,15 @@ def test_the_command_wants_a_corpus_or_tasks(folder: Path, flags: tuple[object, 
     done = run_command("evaluate", "--checkpoint", folder / "checkpoint", *flags)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+def test_options_of_another_kind_of_measuring_are_refused(folder: Path) -> None:
+    for flags, words in (
+        (("--tasks", "hellaswag", "--stride", 4), "--stride applies to --text, not to --tasks"),
+        (("--text", folder / "data", "--limit", 3), "--limit applies to --tasks, not to --text"),
+        (("--data", "x", "--output", "y"), "--output applies to --tasks, not to a corpus"),
+        (("--data", "x", "--max-samples", -1), "--max-samples is -1"),
+    ):
+        done = run_command("evaluate", "--checkpoint", folder / "checkpoint", *flags)
+        assert done.returncode != 0
+        assert words in done.stderr

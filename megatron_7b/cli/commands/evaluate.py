@@ -14,6 +14,7 @@ measured in the same way. An encoder is measured on the tokens that its training
 `megatron_7b.evaluation.corpus_loss` says which tokens each window holds.
 """
 
+import argparse
 import json
 import math
 import os
@@ -36,6 +37,21 @@ SUMMARY = "measure a checkpoint: its loss on a corpus, or how it does on tasks"
 
 _ROADS = ("data", "text", "tasks")
 """Options that say what is measured; each is a road of its own."""
+_OF_TASKS = (
+    *("task_data", "include_path", "allow_download", "num_fewshot", "limit", "apply_chat_template"),
+    *("system_instruction", "gen_kwargs", "batch_size", "output", "report", "log_samples"),
+)
+_OF_WRITTEN_TEXTS = (
+    *("task", "max_new_tokens", "num_beams", "length_penalty", "measures", "bleu_tokenizer", "rouge_tokenizer"),
+    *("output", "limit", "batch_size"),
+)
+_OPTIONS = {
+    "a corpus or records with labels": ("max_samples",),
+    "--text": ("json_key", "stride", "per_document", "batch_size"),
+    "--tasks": _OF_TASKS,
+    "texts that a checkpoint writes": _OF_WRITTEN_TEXTS,
+}
+"""What applies to each kind of measuring."""
 
 
 def main(argv: list[str]) -> int:
@@ -44,27 +60,44 @@ def main(argv: list[str]) -> int:
     Raises:
         MegatronError: Before any model is built where possible.
     """
-    command_line = parse_arguments(_parser(), argv)
+    parser = _parser()
+    command_line = parse_arguments(parser, argv)
     flags = command_line.flags
     given = [name for name in _ROADS if getattr(flags, name)]
     if len(given) != 1:
         said = f"--{' and --'.join(given)} do not go together" if given else "there is nothing to measure on"
         raise ConfigError(said, hint="--data PREFIX names a corpus, --text files of text, --tasks tasks")
+    if flags.max_samples is not None and flags.max_samples < 1:
+        raise ConfigError(f"--max-samples is {flags.max_samples}, expected at least 1")
     if flags.tasks:
+        _refuse_others(parser, flags, "--tasks")
         return evaluate_on_tasks(command_line, argv)
     if flags.text:
+        _refuse_others(parser, flags, "--text")
         return evaluate_on_texts(command_line, argv)
-    if flags.task is not None:
+    command = CheckpointCommand.read(command_line) if flags.task is None else None
+    if command is None or names_sources(command):
+        _refuse_others(parser, flags, "texts that a checkpoint writes")
         return evaluate_written(command_line, argv)
-    command = CheckpointCommand.read(command_line)
+    _refuse_others(parser, flags, "a corpus or records with labels")
     if names_labels(command):
         return evaluate_on_labels(command, argv)
     if names_queries(command):
         return evaluate_on_queries(command, argv)
-    if names_sources(command):
-        return evaluate_written(command_line, argv)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
     return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
+
+
+def _refuse_others(parser: Parser, flags: argparse.Namespace, kind: str) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        ConfigError: One is given that belongs to another kind of measuring.
+    """
+    for other, names in _OPTIONS.items():
+        for name in names:
+            if name not in _OPTIONS[kind] and getattr(flags, name) != parser.get_default(name):
+                raise ConfigError(f"--{name.replace('_', '-')} applies to {other}, not to {kind}")
 
 
 def _parser() -> Parser:

@@ -22,7 +22,7 @@ _TASKS = {
 _HARMLESS = frozenset(
     {
         *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config"),
-        *("task_type", "megatron_config", "megatron_core", "qalora_group_size", "ephemeral_gpu_offload"),
+        *("task_type", "megatron_core", "qalora_group_size", "ephemeral_gpu_offload"),
         *(
             "exclude_modules",
             "fan_in_fan_out",
@@ -84,7 +84,7 @@ def read_peft_config(content: Mapping[str, Any]) -> PeftConfig:
         ConversionError: It describes what an adapter of ours cannot be; every difference is listed with its reason.
     """
     peft_type = content.get("peft_type")
-    if peft_type not in _METHODS:
+    if not isinstance(peft_type, str) or peft_type not in _METHODS:
         raise ConversionError(
             f"adapter_config.json has peft_type {peft_type!r}, which is not supported; supported are LORA (rank-"
             "stabilised and DoRA included) and ADALORA"
@@ -93,9 +93,16 @@ def read_peft_config(content: Mapping[str, Any]) -> PeftConfig:
         raise ConversionError(
             "adapter_config.json describes an adapter that cannot be converted exactly:\n  " + "\n  ".join(problems)
         )
-    targets, saved = content.get("target_modules"), content.get("modules_to_save") or ()
+    targets, saved = content.get("target_modules"), content.get("modules_to_save") or []
     is_adalora = peft_type == "ADALORA"
     rank_pattern = content.get("rank_pattern") or {}
+    for key, names in (("target_modules", targets if isinstance(targets, list) else []), ("modules_to_save", saved)):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConversionError(f"adapter_config.json has {key} {names!r}, expected a list of names")
+    if not isinstance(rank_pattern, dict):
+        raise ConversionError(f"adapter_config.json has rank_pattern {rank_pattern!r}, expected an object")
+    if not content.get("r", 1):
+        raise ConversionError("adapter_config.json has r 0, expected at least 1")
     adapter = AdapterConfig(
         method="adalora" if is_adalora else "dora" if content.get("use_dora") else "lora",
         rank=_number(content, "r", 8, int),
@@ -178,7 +185,11 @@ _SCHEDULE = {
 
 def _schedule(content: Mapping[str, Any]) -> dict[str, Any]:
     defaults = AdapterConfig()
-    return {ours: content.get(theirs, getattr(defaults, ours)) for theirs, ours in _SCHEDULE.items()}
+    given = {theirs: getattr(defaults, ours) for theirs, ours in _SCHEDULE.items()}
+    return {
+        _SCHEDULE[theirs]: _number(content, theirs, default, int if isinstance(default, int) else float)
+        for theirs, default in given.items()
+    }
 
 
 def _differences(content: Mapping[str, Any]) -> list[str]:

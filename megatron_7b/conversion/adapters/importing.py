@@ -1,5 +1,6 @@
 """From a PEFT folder and its base to a checkpoint of an adapter, with proof that it makes of the base what it did."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from megatron_7b.conversion.progress import DtypeName, Report, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
 from megatron_7b.conversion.staging import staged_folder, take_checkpoint
 from megatron_7b.errors import ConfigError, ConversionError, PathError
+from megatron_7b.files import remove_any
 from megatron_7b.model.fitting import check_conversion
 from megatron_7b.model.kinds import parameter_table
 from megatron_7b.runtime.output_paths import check_new_folder
@@ -66,7 +68,15 @@ def import_adapter(task: AdapterImport, import_base: ImportBase, report: Report)
     named = task.base or _named_base(folder)
     check_new_folder(task.output, overwrite=task.overwrite, inputs=(folder.path, named))
     check_replaces_import(task.output)
-    base = _checkpoint_of(named, task, import_base, report)
+    with contextlib.ExitStack() as undone:
+        base = _checkpoint_of(named, task, import_base, report, undone)
+        _import_beside(folder, base, task, report)
+        undone.pop_all()
+    report("wrote", f"{task.output}: {time.perf_counter() - started:.1f} s")
+
+
+def _import_beside(folder: PeftFolder, base: Path, task: AdapterImport, report: Report) -> None:
+    """Write an adapter beside a base that is a checkpoint; raises as `import_adapter`."""
     config = _adapter_config(folder, base)
     plan = plan_adapter(config)
     check_peft_shapes(folder.unpruned_shapes, plan, ties_copies=folder.config.ties_copies)
@@ -90,7 +100,6 @@ def import_adapter(task: AdapterImport, import_base: ImportBase, report: Report)
             arithmetic = torch_dtype(task.parity_dtype)
             comparison = Comparison(reference, config.model, config.model.vocab_size, arithmetic, adapter=folder.path)
         comparison.check(staging, report)
-    report("wrote", f"{task.output}: {time.perf_counter() - started:.1f} s")
 
 
 def _named_base(folder: PeftFolder) -> Path:
@@ -105,8 +114,10 @@ def _named_base(folder: PeftFolder) -> Path:
     )
 
 
-def _checkpoint_of(named: Path, task: AdapterImport, import_base: ImportBase, report: Report) -> Path:
-    """Return a base as a checkpoint."""
+def _checkpoint_of(
+    named: Path, task: AdapterImport, import_base: ImportBase, report: Report, undone: contextlib.ExitStack
+) -> Path:
+    """Return a base as a checkpoint; one that had to be made goes again if `undone` is closed."""
     if not named.exists():
         raise PathError(f"--base is {named}, which does not exist")
     if not (named / "config.json").is_file():
@@ -115,6 +126,7 @@ def _checkpoint_of(named: Path, task: AdapterImport, import_base: ImportBase, re
     checkpoint = output.with_name(f"{output.name}.base")
     report("base", f"{named} is imported as {checkpoint}")
     import_base(named, checkpoint)
+    undone.callback(remove_any, checkpoint)
     return checkpoint
 
 

@@ -74,6 +74,16 @@ def parse_record(line: bytes) -> dict[str, Any]:
     return record
 
 
+def as_line(record: dict[str, Any]) -> str:
+    """Return a record as a line of JSONL, whatever characters it has: half of a surrogate pair becomes an escape."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(record)
+    return line + "\n"
+
+
 def text_of(record: dict[str, Any], key: str, *, may_be_empty: bool = False) -> str:
     """Return the text of a record under a key.
 

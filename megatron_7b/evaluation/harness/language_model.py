@@ -156,7 +156,7 @@ class MegatronLM(TemplateLM):
         ids = self.tok_encode(context)[-(self.max_length - max_new_tokens) :]
         options = GenerationOptions(
             max_new_tokens=max_new_tokens,
-            temperature=float(kwargs.get("temperature", 0.0)) if kwargs.get("do_sample") else 0.0,
+            temperature=float(kwargs.get("temperature", 1.0)) if kwargs.get("do_sample") else 0.0,
             top_k=kwargs.get("top_k"),
             top_p=kwargs.get("top_p"),
             stop=tuple(text for text in until if text),

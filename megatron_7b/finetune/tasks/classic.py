@@ -77,7 +77,7 @@ def prepare_question_answering(wanted: Preparation) -> PreparedData:
         FileNotFoundError: Something is missing, and not to be made.
     """
     config = wanted.config
-    may_lack = config.finetune.may_lack_answer or questions.has_unanswered(_training_files(wanted))
+    may_lack = config.finetune.may_lack_answer or questions.has_unanswered(files_of(config.data.train, "data.train"))
     encoder = questions.QuestionEncoder(
         wanted.tokenizer, _frame(wanted), config.data.seq_length, config.finetune.doc_stride
     )
