@@ -19,7 +19,11 @@ if [ -x .venv/bin/python ]; then PATH="$PWD/.venv/bin:$PATH"; fi
 export PYTHONWARNINGS=ignore TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_OFFLINE=1
 # Commands end with this script, even if it is killed: a training that is left running would hold its run folder.
 GUARD=()
-if setpriv --pdeathsig KILL true 2>/dev/null; then GUARD=(setpriv --pdeathsig KILL); fi
+if setpriv --pdeathsig KILL true 2>/dev/null; then
+    # The script may be gone before the signal is asked for: then nothing begins.
+    # shellcheck disable=SC2016 # the inner shell expands these
+    GUARD=(setpriv --pdeathsig KILL sh -c '[ "$PPID" = "$0" ] && exec "$@"' $$)
+fi
 
 FRESH=""
 if [ "${1:-}" = --fresh ]; then
