@@ -169,3 +169,16 @@ def test_frames_are_those_of_transformers(tokenizer: Tokenizer) -> None:
     frame = find_frame(tokenizer, is_encoder=False)
     assert frame.before == frame.after == ()
     assert frame.between == tuple(tokenizer.encode("\n"))
+
+
+def test_mistakes_in_texts_and_labels_are_told_together(tmp_path: Path) -> None:
+    file = tmp_path / "it.jsonl"
+    lines = [{"text": "x", "label": "a"}, {"text": " ", "label": "a"}, {"label": "a"}, {"text": "y", "label": 3}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DataFormatError) as error:
+        texts.find_classes([file], None, ())
+    assert all(f"{file}:{number}" in str(error.value) for number in (2, 3, 4))
+    file.write_text(json.dumps({"context": "the cat", "answers": []}) + '\n{"question": "?", "context": ""}')
+    with pytest.raises(DataFormatError) as error:
+        questions.has_unanswered([file])
+    assert all(f"{file}:{number}" in str(error.value) for number in (1, 2))

@@ -81,6 +81,7 @@ def find_classes(files: Sequence[Path], problem_type: ProblemType | None, names:
     for file in files:
 
         def note(record: dict[str, Any]) -> None:
+            texts_of(record)  # with the labels, so that all mistakes are told together
             label = label_of(record)
             kinds(label)
             found.update(label if isinstance(label, list) else [label])
@@ -96,6 +97,15 @@ def find_classes(files: Sequence[Path], problem_type: ProblemType | None, names:
     if decided == "regression":
         return Classes(decided, ())
     return Classes(decided, tuple(names) or sorted_labels(found))
+
+
+def texts_of(record: dict[str, Any]) -> tuple[str, str | None]:
+    """Return the text of a record and the other one of its pair.
+
+    Raises:
+        RecordError: A text is missing, empty or no text.
+    """
+    return text_of(record, "text"), None if record.get("text_pair") is None else text_of(record, "text_pair")
 
 
 def label_of(record: dict[str, Any]) -> Label:
@@ -140,12 +150,13 @@ class TextEncoder:
         Raises:
             RecordError: A text is missing, empty or no text.
         """
-        text = self.tokenizer.encode(text_of(record, "text"))
-        if record.get("text_pair") is None:
+        first_text, second_text = texts_of(record)
+        text = self.tokenizer.encode(first_text)
+        if second_text is None:
             room = self.frame.room(self.seq_length, is_pair=False)
             self.num_cut += len(text) > room
             return self.frame.around(_some(text[:room], "text"))
-        pair = self.tokenizer.encode(text_of(record, "text_pair"))
+        pair = self.tokenizer.encode(second_text)
         room = self.frame.room(self.seq_length, is_pair=True)
         self.num_cut += len(text) + len(pair) > room
         first, second = shortened(text, pair, room)
