@@ -1,7 +1,7 @@
 """This rank's microbatches through all pipeline stages."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,25 +64,13 @@ def run_schedule(
 
     Collective: as `run_microbatches`.
     """
-    inputs = [objective.model_inputs(batch, device, layout) for batch in batches]
-    rows, share = inputs[0]["input_ids"].shape
-    iterators = [iter(inputs) for _ in chunks]
 
-    def forward_step(microbatches: Iterator[Mapping[str, Any]], model: Any) -> tuple[Tensor, Any]:
-        microbatch = next(microbatches)
-        output = model(**{name: value for name, value in microbatch.items() if name != ASIDE})
-        return output, lambda of_last_stage: objective.sums(of_last_stage, microbatch)
+    def judge(microbatch: Mapping[str, Any]) -> Callable[[Any], Any]:
+        return lambda output: objective.sums(output, microbatch)
 
-    reported: list[Tensor] = get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=list(chunks) if len(chunks) > 1 else chunks[0],
-        num_microbatches=len(inputs),
-        seq_length=share * layout.cp_size,
-        micro_batch_size=rows,
-        forward_only=forward_only,
+    return _through_all_stages(
+        chunks, batches, objective, judge, layout=layout, device=device, forward_only=forward_only
     )
-    return reported
 
 
 def rounds_in_order(
@@ -127,25 +115,60 @@ def run_outputs(
 
     Collective: the tensor-, context- and pipeline-parallel groups.
     """
+    return _through_all_stages(
+        chunks,
+        batches,
+        objective,
+        lambda _: _unchanged,
+        layout=layout,
+        device=device,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+
+
+def _through_all_stages(
+    chunks: Sequence[Any],
+    batches: "Sequence[Batch]",
+    objective: Objective,
+    judge: Callable[[Mapping[str, Any]], Callable[..., Any]],
+    *,
+    layout: ParallelLayout,
+    device: torch.device,
+    **options: bool,
+) -> list[Tensor]:
+    """Run megatron-core's schedule; returns what `judge(inputs)` makes of each microbatch's output, on the last stage.
+
+    Args:
+        chunks: This rank's model chunks.
+        batches: This rank's microbatches.
+        objective: Which inputs the model takes of them.
+        judge: Returns what is made of the output, given the inputs.
+        layout: Position of this rank.
+        device: Where the chunks are.
+        options: Of the schedule.
+
+    Collective: as `run_microbatches`.
+    """
     inputs = [objective.model_inputs(batch, device, layout) for batch in batches]
     rows, share = inputs[0]["input_ids"].shape
     iterators = [iter(inputs) for _ in chunks]
 
     def forward_step(microbatches: Iterator[Mapping[str, Any]], model: Any) -> tuple[Tensor, Any]:
         microbatch = next(microbatches)
-        return model(**{name: value for name, value in microbatch.items() if name != ASIDE}), _unchanged
+        output = model(**{name: value for name, value in microbatch.items() if name != ASIDE})
+        return output, judge(microbatch)
 
-    outputs: list[Tensor] = get_forward_backward_func()(
+    found: list[Tensor] = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=iterators if len(chunks) > 1 else iterators[0],
         model=list(chunks) if len(chunks) > 1 else chunks[0],
         num_microbatches=len(inputs),
         seq_length=share * layout.cp_size,
         micro_batch_size=rows,
-        forward_only=True,
-        collect_non_loss_data=True,
+        **options,
     )
-    return outputs
+    return found
 
 
 def _unchanged(of_last_stage: Tensor, *, non_loss_data: bool) -> Tensor:  # noqa: ARG001 - megatron-core's name
