@@ -1,0 +1,1 @@
+"""Checkpoints behind an HTTP interface: one engine, many clients."""
