@@ -158,23 +158,16 @@ def _virtual_stages_need_a_pipeline(case: Case) -> Iterator[Problem]:
         yield case.problem(path, "needs parallel.pipeline_model_parallel_size above 1")
 
 
-@rule("parallel.context_parallel_size", "model.transformer_impl", "runtime.device")
-def _context_parallel_needs_transformer_engine(case: Case) -> Iterator[Problem]:
-    if case.config.parallel.context_parallel_size > 1 and (obstacle := _obstacle_to_transformer_engine(case)):
-        yield case.problem(
-            "parallel.context_parallel_size", f"above 1 needs Transformer Engine's attention; {obstacle}"
-        )
-
-
-@rule("data.reset_attention_mask", "parallel.context_parallel_size")
-def _documents_are_whole_on_a_rank(case: Case) -> Iterator[Problem]:
+@rule("data.reset_attention_mask", "parallel.context_parallel_size", "model.transformer_impl", "runtime.device")
+def _documents_are_cut_by_local_layers_only(case: Case) -> Iterator[Problem]:
     # Transformer Engine would need each document padded to a multiple of 2 * cp, which moves every later token.
-    cp = case.config.parallel.context_parallel_size
-    if case.config.data.reset_attention_mask and cp > 1:
+    cp, impl = case.config.parallel.context_parallel_size, case.config.model.transformer_impl
+    uses_engine = impl == "transformer_engine" or (impl == "auto" and case.config.runtime.device == "cuda")
+    if case.config.data.reset_attention_mask and cp > 1 and uses_engine:
         yield case.problem(
             "data.reset_attention_mask",
-            f"cannot be honoured with parallel.context_parallel_size = {cp}, which cuts documents apart: "
-            "set that to 1, or this to False",
+            f"with parallel.context_parallel_size = {cp}, documents are cut apart, which Transformer Engine does not "
+            "take: set model.transformer_impl to local, or one of these to False or 1",
         )
 
 

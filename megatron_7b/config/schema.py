@@ -59,7 +59,7 @@ class ParallelConfig:
     virtual_pipeline_model_parallel_size: int | None = None
     """Model chunks per pipeline rank (interleaved 1F1B); None means the plain schedule."""
     context_parallel_size: int = 1
-    """Ranks that every sequence is split over; needs Transformer Engine."""
+    """Ranks that every sequence of a decoder is split over."""
     sequence_parallel: bool = False
     """Shard the activations between tensor-parallel blocks along the sequence."""
     use_distributed_optimizer: bool = False

@@ -104,10 +104,15 @@ def resolve_transformer_impl(config: RunConfig, device_type: DeviceType) -> tupl
     wanted = config.model.transformer_impl
     missing = why_no_transformer_engine(device_type) if wanted != "local" else None
     if wanted != "local" and missing is None:
+        if config.data.reset_attention_mask and config.parallel.context_parallel_size > 1:
+            raise ConfigError(
+                "data.reset_attention_mask is True with parallel.context_parallel_size "
+                f"{config.parallel.context_parallel_size}, but Transformer Engine does not take documents that are cut",
+                hint="set model.transformer_impl to local, which takes them, or one of these to False or 1",
+            )
         return "transformer_engine", "requested" if wanted != "auto" else "installed"
     asking = {
         "model.transformer_impl": (wanted, wanted == "transformer_engine"),
-        "parallel.context_parallel_size": (size := config.parallel.context_parallel_size, size > 1),
         "precision.fp8": (fp8 := config.precision.fp8, fp8 != "none"),
     }
     unmet = [f"{path} is {value!r}" for path, (value, is_unmet) in asking.items() if is_unmet]

@@ -4,6 +4,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as functional
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -13,6 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.context_parallel import gather_sequence, spans
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
 
 
@@ -71,13 +73,14 @@ class ScaledDotProductAttention(MegatronModule):
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,  # noqa: ARG002
-        pg_collection: ProcessGroupCollection | None = None,  # noqa: ARG002
+        pg_collection: ProcessGroupCollection | None = None,
         **_unused: Any,
     ) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.softmax_scale = softmax_scale
+        self.context_group = None if config.context_parallel_size == 1 else _context_group(pg_collection)
         self.attention_dropout = config.attention_dropout if attention_dropout is None else attention_dropout
 
     def forward(
@@ -93,22 +96,31 @@ class ScaledDotProductAttention(MegatronModule):
         """Attend to all earlier positions, or in an encoder to all.
 
         Args:
-            query: [s, b, n/tp, d]; [t, n/tp, d] where documents are packed into t tokens.
+            query: [s, b, n/tp, d]; [t, n/tp, d] where documents are packed into t tokens; [s/cp, b, n/tp, d], like the
+                others, under context parallelism.
             key: [s_k, b, g/tp, d] or [t, g/tp, d]; s_k > s where a key-value cache holds earlier positions.
             value: As the key.
             attention_mask: Unused: the mask follows from the kind of model, and padding is a document of its own.
             attn_mask_type: Unused.
             attention_bias: Must be None.
-            packed_seq_params: Where documents begin, in megatron-core's thd format: none sees another.
+            packed_seq_params: Where documents begin, in megatron-core's thd format: none sees another. Under context
+                parallelism in the format bshd, where they begin among the b × s tokens.
 
         Returns:
             [s, b, n/tp × d], or [t, n/tp, d].
 
         Raises:
-            ConfigError: A bias or a packed format other than thd is asked for, which this kernel cannot honour.
+            ConfigError: A bias or another packed format is asked for, which this kernel cannot honour.
+
+        Collective: the context-parallel group.
         """
-        if attention_bias is not None or (packed_seq_params is not None and packed_seq_params.qkv_format != "thd"):
-            raise ConfigError("the torch-native attention honours neither a bias nor a packed format other than thd")
+        wanted = "thd" if self.context_group is None else "bshd"
+        if attention_bias is not None or (packed_seq_params is not None and packed_seq_params.qkv_format != wanted):
+            raise ConfigError(
+                f"the torch-native attention honours neither a bias nor a packed format other than {wanted}"
+            )
+        if self.context_group is not None:
+            return self._attend_over_ranks(query, key, value, packed_seq_params, self.context_group)
         if packed_seq_params is not None:
             return self._attend_within_documents(query, key, value, packed_seq_params)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, heads, s, d]
@@ -129,6 +141,39 @@ class ScaledDotProductAttention(MegatronModule):
         )
         return context.permute(2, 0, 1, 3).flatten(2)
 
+    def _attend_over_ranks(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packed: PackedSeqParams | None,
+        group: dist.ProcessGroup,
+    ) -> Tensor:
+        """Attend from this rank's queries to the keys of all ranks.
+
+        Keys and values of grouped queries are small beside activations, so all of them are gathered at once.
+        """
+        assert self.is_causal
+        keys, values = gather_sequence(torch.cat((key, value), dim=-1), group).permute(1, 2, 0, 3).chunk(2, dim=-1)
+        queries = query.permute(1, 2, 0, 3)  # [b, n/tp, s/cp, d]
+        context = torch.empty_like(queries)
+        documents = None if packed is None else packed.cu_seqlens_q.tolist()
+        for span in spans(group.rank(), group.size(), keys.shape[2], keys.shape[0], documents):
+            q, k, v = queries[span.rows, :, span.queries], *(x[span.rows, :, span.keys] for x in (keys, values))
+            s, s_k = q.shape[2], k.shape[2]
+            mask = None if s == s_k else torch.ones(s, s_k, dtype=torch.bool, device=q.device).tril(diagonal=s_k - s)
+            context[span.rows, :, span.queries] = functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=self.attention_dropout if self.training else 0.0,
+                is_causal=mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        return context.permute(2, 0, 1, 3).flatten(2)
+
     def _attend_within_documents(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:
         """Attend document by document: the cost is the sum of their squared lengths, and no mask is needed."""
         cumulative = packed.cu_seqlens_q.tolist()
@@ -147,3 +192,9 @@ class ScaledDotProductAttention(MegatronModule):
             for q, k, v in documents  # [heads, length, d]
         ]
         return torch.cat(contexts, dim=2)[0].transpose(0, 1)
+
+
+def _context_group(groups: ProcessGroupCollection | None) -> dist.ProcessGroup:
+    assert groups is not None, "megatron-core hands its groups to core attention"
+    group: dist.ProcessGroup = groups.cp
+    return group

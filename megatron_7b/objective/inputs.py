@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from numpy.typing import NDArray
-from torch import Tensor
 
+from megatron_7b.model.context_parallel import share_of
 from megatron_7b.parallel import ParallelLayout
 
 if TYPE_CHECKING:
@@ -22,14 +22,18 @@ def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -
     """Return what the model's forward takes of one microbatch, on the device.
 
     Where the batch knows its documents, its rows become a single one of b × s tokens, whose documents megatron-core's
-    packed attention keeps apart; positions are counted from each document's beginning.
+    packed attention keeps apart; positions are counted from each document's beginning. Under context parallelism the
+    rows remain, of which each rank has its positions, and our own attention keeps the documents apart.
     """
     names = _INPUTS | {name: name for name in _FURTHER_INPUTS if getattr(batch, name) is not None}
     inputs: dict[str, Any] = {
         name: torch.from_numpy(getattr(batch, array)).to(device, non_blocking=True) for name, array in names.items()
     }
     if batch.cu_seqlens is None:
-        return {name: _context_parallel_share(rows, layout) for name, rows in inputs.items()}
+        return _context_parallel_share(inputs, layout)
+    if layout.cp_size > 1:
+        packed = _packed_documents(batch.cu_seqlens, device, seq_length=batch.tokens.shape[1])
+        return {**_context_parallel_share(inputs, layout), "packed_seq_params": packed}
     inputs = {name: rows.reshape(1, -1) for name, rows in inputs.items()}
     if batch.pair_labels is not None:
         inputs["pair_labels"] = torch.from_numpy(batch.pair_labels).to(device, non_blocking=True)
@@ -63,24 +67,21 @@ def _filled_up(rows: NDArray[Any], multiple: int) -> NDArray[Any]:
     return np.pad(rows, ((0, 0), (0, -rows.shape[1] % multiple)))
 
 
-def _packed_documents(cu_seqlens: NDArray[np.int32], device: torch.device) -> PackedSeqParams:
+def _context_parallel_share(inputs: dict[str, Any], layout: ParallelLayout) -> dict[str, Any]:
+    """Return this context-parallel rank's positions of arrays [b, s]."""
+    return {name: share_of(rows, layout.cp_rank, layout.cp_size, dim=1) for name, rows in inputs.items()}
+
+
+def _packed_documents(
+    cu_seqlens: NDArray[np.int32], device: torch.device, *, seq_length: int | None = None
+) -> PackedSeqParams:
+    """Tell attention where documents begin: in one row of all tokens, or, given their length, in several rows."""
     cumulative = torch.from_numpy(cu_seqlens).to(device, non_blocking=True)
-    longest = int(np.diff(cu_seqlens).max())
+    longest = seq_length or int(np.diff(cu_seqlens).max())
     return PackedSeqParams(
-        qkv_format="thd",
+        qkv_format="bshd" if seq_length else "thd",
         cu_seqlens_q=cumulative,
         cu_seqlens_kv=cumulative,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
     )
-
-
-def _context_parallel_share(rows: Tensor, layout: ParallelLayout) -> Tensor:
-    """Return this context-parallel rank's positions of [b, s]: one early and one late piece, [b, s/cp].
-
-    Source: Transformer Engine's causal load balance: of 2 × cp pieces, rank r holds piece r and piece 2 × cp - 1 - r.
-    """
-    if layout.cp_size == 1:
-        return rows
-    pieces = rows.chunk(2 * layout.cp_size, dim=1)
-    return torch.cat((pieces[layout.cp_rank], pieces[-1 - layout.cp_rank]), dim=1)

@@ -26,6 +26,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2xPP2+SP": (4, {**TP2, **PP2, "sequence_parallel": True}),
     "DP2+distributed optimizer": (2, SHARDED),
     "TP2xPP2xDP2+SP": (8, {**TP2, **PP2, **SHARDED, "sequence_parallel": True}),
+    "CP2": (2, {"context_parallel_size": 2}),
     "full recompute": (1, {"recompute_granularity": "full"}),
     "selective recompute, TP2": (2, {**TP2, "recompute_granularity": "selective"}),
 }  # fmt: skip
@@ -36,8 +37,8 @@ CASES = [
     (architecture, layout)
     for architecture in ("bert", "megatron-bert", "gpt2", PAIRS)
     for layout in LAYOUTS
-    if architecture != PAIRS or layout not in ALONE
-]
+    if layout != "CP2" and (architecture != PAIRS or layout not in ALONE)
+] + [("gpt2", "CP2")]
 
 
 def config(architecture: str, *, is_tied: bool = True, **sections: dict[str, Any]) -> RunConfig:

@@ -37,6 +37,13 @@ LAYOUTS = {
             "use_distributed_optimizer": True,
         },
     ),
+    "CP2": (2, {"context_parallel_size": 2}),
+    "CP2xTP2+SP": (4, {"context_parallel_size": 2, "tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "CP2xPP2xDP2+distributed optimizer": (
+        8,
+        {"context_parallel_size": 2, "pipeline_model_parallel_size": 2, "use_distributed_optimizer": True},
+    ),
+    "CP4, full recompute": (4, {"context_parallel_size": 4, "recompute_granularity": "full"}),
     "full recompute": (1, {"recompute_granularity": "full"}),
     "full recompute, block, TP2+SP": (
         2,

@@ -127,7 +127,16 @@ def one_rank() -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["TP2+SP", "PP2xVPP2", "TP2xPP2", "full recompute, block, TP2+SP", "selective recompute"]
+    "name",
+    [
+        "TP2+SP",
+        "PP2xVPP2",
+        "TP2xPP2",
+        "full recompute, block, TP2+SP",
+        "selective recompute",
+        "CP2xTP2+SP",
+        "CP4, full recompute",
+    ],
 )
 def test_layouts_give_the_same_losses(name: str, one_rank: list[tuple[float, float]]) -> None:
     world_size, parallel = LAYOUTS[name]

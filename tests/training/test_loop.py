@@ -192,7 +192,6 @@ def test_a_failure_on_one_rank_is_heard_on_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"parallel": {"context_parallel_size": 2}},
         {"precision": {"fp8": "hybrid", "params_dtype": "bf16"}},
         {"precision": {"optimizer_state_dtype": "bf16"}, "parallel": {"use_distributed_optimizer": True}},
     ],

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from megatron_7b import upstream
 from megatron_7b.config.schema import RopeScalingConfig
+from megatron_7b.model.context_parallel import share_of
 from megatron_7b.model.fused_loss import linear_cross_entropy, linear_token_losses
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_layer_pattern
@@ -109,7 +110,9 @@ class LanguageModel(ModelChunk, HybridModel):
         if self.position_embedding_type == "rope":
             packed = kwargs.get("packed_seq_params")
             length = self.rotary_pos_emb.get_rotary_seq_len(None, self.decoder, embedded, self.config, packed)
-            rotation = self.rotary_pos_emb(length)
+            # For packed sequences it returns the angles of all positions, which we divide: it would use pinned memory.
+            angles, group = self.rotary_pos_emb(length, packed_seq=True), self.pg_collection.cp
+            rotation = share_of(angles, group.rank(), group.size(), dim=0)
         hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=rotation, **kwargs)
         return hidden
 
