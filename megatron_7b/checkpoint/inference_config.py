@@ -57,6 +57,12 @@ def inference_config(
             "sequences over ranks",
             hint="use tensor or pipeline parallelism; a checkpoint of any layout can be loaded at any other",
         )
+    if config.parallel.expert_model_parallel_size > 1:
+        raise ConfigError(
+            f"parallel.expert_model_parallel_size is {config.parallel.expert_model_parallel_size}, but only training "
+            "shares experts among ranks",
+            hint="use tensor or pipeline parallelism; a checkpoint of any layout can be loaded at any other",
+        )
     if config.model.vocab_size != vocab_size:
         raise ConfigError(f"model.vocab_size is {config.model.vocab_size}, but {folder} has {vocab_size} tokens")
     # The run's global batch is irrelevant here and must not restrict the layout: one microbatch per stage.

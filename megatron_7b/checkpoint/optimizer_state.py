@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from torch.nn import Parameter
 
 from megatron_7b.checkpoint.pieces import Piece, cut
-from megatron_7b.checkpoint.sharding import Sharded, blocks
+from megatron_7b.checkpoint.sharding import Sharded, blocks, replica_of
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer
@@ -29,14 +29,12 @@ class OptimizerShare:
     Args:
         optimizer: Of this rank; its tensors are referred to, not copied.
         model: What `sharding.model_state` gave.
-        replica: This rank's place among the ranks that hold the same part of the model.
-        num_replicas: How many they are.
 
     Attributes:
         pieces: To be written; views of the optimizer's tensors.
     """
 
-    def __init__(self, optimizer: Optimizer, model: dict[str, Any], replica: int, num_replicas: int) -> None:
+    def __init__(self, optimizer: Optimizer, model: dict[str, Any]) -> None:
         entries = _Entries(model)
         self.pieces: list[Piece] = []
         for row in state_rows(optimizer):
@@ -46,7 +44,8 @@ class OptimizerShare:
                 continue
             flat, start = row.tensor.view(-1), row.start
             if not row.is_share:
-                start, stop = (flat.numel() * i // num_replicas for i in (replica, replica + 1))
+                replica = replica_of(entry.key)
+                start, stop = (flat.numel() * i // replica.total for i in (replica.number, replica.number + 1))
                 flat = flat[start:stop]
             self.pieces += cut(f"{_PREFIX}.{row.kind}.{entry.key}", blocks(entry), start, flat)
 

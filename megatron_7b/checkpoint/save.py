@@ -27,13 +27,12 @@ from megatron_7b.checkpoint.publishing import (
     removed_if_it_fails,
 )
 from megatron_7b.checkpoint.records import OPTIMIZER
-from megatron_7b.checkpoint.sharding import Sharded, blocks, model_state, random_state
+from megatron_7b.checkpoint.sharding import Replica, Sharded, blocks, model_state, random_state, replica_of
 from megatron_7b.checkpoint.shards import packed, write_index, write_shard
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.optim.optimizer import Optimizer, gather_parameters
 from megatron_7b.parallel import ParallelLayout
-from megatron_7b.parallel.groups import data_parallel_group
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +147,12 @@ def own_pieces(
 
     Collective: the data-parallel group.
     """
-    replicas = data_parallel_group()
     gather_parameters(chunks)
     model = model_state(chunks, names)
-    pieces: Pieces = {"": _share_of_weights(model, replicas.rank(), replicas.size())}
+    pieces: Pieces = {"": _share_of_weights(model)}
     if optimizer is None:
         return pieces
-    return {**pieces, OPTIMIZER: OptimizerShare(optimizer, model, replicas.rank(), replicas.size()).pieces}
+    return {**pieces, OPTIMIZER: OptimizerShare(optimizer, model).pieces}
 
 
 def publish_staged(
@@ -186,13 +184,21 @@ def publish_staged(
     return publish(staging, manifest.counters.step)
 
 
-def _share_of_weights(model: Mapping[str, Sharded], replica: int, num_replicas: int) -> list[Piece]:
-    """Return an equal part of the parameters that all replicas hold; the parts of all are disjoint and complete."""
-    pieces: list[Piece] = []
+def _share_of_weights(model: Mapping[str, Sharded]) -> list[Piece]:
+    """Return equal parts of the parameters that the same ranks hold; the parts of all are disjoint and complete."""
     # Other tensor-parallel ranks or stages may have the same parameter: one of them has zeros here.
-    entries = [entry for entry in model.values() if not any(entry.replica_id[:-1])]
+    entries: dict[Replica, list[Sharded]] = {}
+    for entry in model.values():
+        if not any(entry.replica_id[:-1]):
+            entries.setdefault(replica_of(entry.key), []).append(entry)
+    return [piece for replica, held in entries.items() for piece in _equal_part(held, replica)]
+
+
+def _equal_part(entries: Sequence[Sharded], replica: Replica) -> list[Piece]:
+    """Return this rank's part of parameters that all replicas hold."""
+    pieces: list[Piece] = []
     total, first = sum(entry.data.numel() for entry in entries), 0
-    begin, end = (total * number // num_replicas for number in (replica, replica + 1))
+    begin, end = (total * number // replica.total for number in (replica.number, replica.number + 1))
     for entry in entries:
         start, stop = max(begin - first, 0), min(end - first, entry.data.numel())
         if start < stop:

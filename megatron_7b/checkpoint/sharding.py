@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,29 @@ from megatron.core.distributed import DistributedDataParallel
 
 from megatron_7b.checkpoint.pieces import Block
 from megatron_7b.errors import CheckpointError
+from megatron_7b.model.parameters import expert_of
+from megatron_7b.parallel.groups import data_parallel_group, expert_replicas_group
 
 type Sharded = ShardedTensor | ShardedTensorFactory
+
+
+@dataclass(frozen=True)
+class Replica:
+    """This rank's place among those that hold the same part of a parameter.
+
+    Attributes:
+        number: From 0.
+        total: How many they are.
+    """
+
+    number: int
+    total: int
+
+
+def replica_of(name: str) -> Replica:
+    """Return this rank's place among those that hold the same part of a parameter; experts are held by fewer."""
+    group = data_parallel_group() if expert_of(name) is None else expert_replicas_group()
+    return Replica(group.rank(), group.size())
 
 
 def model_state(chunks: Sequence[torch.nn.Module], names: Set[str] | None = None) -> dict[str, Any]:

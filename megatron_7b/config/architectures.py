@@ -21,6 +21,7 @@ class Architecture:
         softmax_scale: Factor of attention scores; None: 1 / sqrt(width of a head).
         has_query_groups: Several query heads may share a key and value head, and heads may be of any width.
         has_wide_heads: Heads may be of any width, without query groups.
+        has_experts: Each layer has several MLPs, of which a token uses a few.
         has_tokentypes: The sentences of a pair may have embeddings that tell them apart.
     """
 
@@ -35,11 +36,13 @@ class Architecture:
     softmax_scale: float | None = None
     has_query_groups: bool = True
     has_wide_heads: bool = False
+    has_experts: bool = False
     has_tokentypes: bool = False
 
 
-def _decoder(*, add_qkv_bias: bool = False, qk_layernorm: bool = False) -> Architecture:
-    return Architecture(kind="decoder", fixed={"add_qkv_bias": add_qkv_bias, "qk_layernorm": qk_layernorm})
+def _decoder(*, add_qkv_bias: bool = False, qk_layernorm: bool = False, has_experts: bool = False) -> Architecture:
+    fixed = {"add_qkv_bias": add_qkv_bias, "qk_layernorm": qk_layernorm}
+    return Architecture(kind="decoder", fixed=fixed, has_experts=has_experts)
 
 
 def _encoder(norm_placement: Literal["pre", "post"]) -> Architecture:
@@ -88,6 +91,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": _decoder(),
     "qwen2": _decoder(add_qkv_bias=True),
     "qwen3": _decoder(qk_layernorm=True),
+    "mixtral": _decoder(has_experts=True),
+    "qwen3_moe": _decoder(qk_layernorm=True, has_experts=True),
     "gpt2": _gpt2(),
     "bert": _encoder("post"),
     "megatron-bert": _encoder("pre"),

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from megatron_7b.config import (
     adapter_rules,
     architecture_rules,
+    expert_rules,
     finetune_rules,
     head_rules,
     model_rules,
@@ -23,6 +24,7 @@ from megatron_7b.config.schema import RunConfig
 _MODULES = (
     model_rules,
     architecture_rules,
+    expert_rules,
     head_rules,
     optimizer_rules,
     adapter_rules,

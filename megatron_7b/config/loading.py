@@ -18,7 +18,9 @@ from megatron_7b.files import replace_text
 
 COMMAND_LINE = "command line"
 # What a run may choose for itself when it starts from the weights of another.
-_OWN_MODEL_OPTIONS = frozenset({"model.transformer_impl", "model.hidden_dropout", "model.attention_dropout"})
+_OWN_MODEL_OPTIONS = frozenset(
+    {"model.transformer_impl", "model.hidden_dropout", "model.attention_dropout", "model.moe_aux_loss_coeff"}
+)
 _PAIR_HEAD = "model.add_binary_head"
 
 

@@ -64,6 +64,16 @@ class ModelConfig:
     """Biases on the query, key and value projections (Qwen2)."""
     qk_layernorm: bool = False
     """RMSNorm on queries and keys, per head (Qwen3)."""
+    num_moe_experts: int | None = None
+    """MLPs of a layer of a mixture of experts (Mixtral, Qwen3-MoE), of which each token uses a few."""
+    moe_router_topk: int = 2
+    """Experts that each token uses."""
+    moe_ffn_hidden_size: int | None = None
+    """Inner width of an expert; None means ffn_hidden_size."""
+    moe_router_pre_softmax: bool = False
+    """Weigh experts by their share among all of them; otherwise among those that the token uses, adding up to 1."""
+    moe_aux_loss_coeff: float = 0.0
+    """Weight of the loss by which tokens spread over experts evenly; 0: there is none."""
     num_tokentypes: int = 0
     """Embeddings that tell the sentences of a pair apart (BERT: 2); 0: there are none."""
     add_binary_head: bool = False
@@ -106,6 +116,11 @@ class ModelConfig:
     def query_groups(self) -> int:
         """Key-value heads `g`."""
         return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def expert_width(self) -> int:
+        """Inner width of an expert."""
+        return self.moe_ffn_hidden_size or self.ffn_hidden_size
 
     @property
     def decoder_layers(self) -> int:

@@ -28,6 +28,10 @@ AT_LEAST_ONE = (
     "parallel.pipeline_model_parallel_size",
     "parallel.virtual_pipeline_model_parallel_size",
     "parallel.context_parallel_size",
+    "parallel.expert_model_parallel_size",
+    "model.num_moe_experts",
+    "model.moe_router_topk",
+    "model.moe_ffn_hidden_size",
     "parallel.recompute_num_layers",
     "data.seq_length",
     "finetune.max_target_length",
@@ -47,6 +51,7 @@ AT_LEAST_ONE = (
 NOT_NEGATIVE = (
     "finetune.doc_stride",
     "model.init_method_std",
+    "model.moe_aux_loss_coeff",
     "model.num_tokentypes",
     "optimizer.min_lr",
     "optimizer.weight_decay",

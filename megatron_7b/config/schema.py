@@ -60,6 +60,8 @@ class ParallelConfig:
     """Model chunks per pipeline rank (interleaved 1F1B); None means the plain schedule."""
     context_parallel_size: int = 1
     """Ranks that every sequence of a decoder is split over."""
+    expert_model_parallel_size: int = 1
+    """Data- and context-parallel ranks that share the experts of a layer, each holding some of them."""
     sequence_parallel: bool = False
     """Shard the activations between tensor-parallel blocks along the sequence."""
     use_distributed_optimizer: bool = False

@@ -13,6 +13,7 @@ from megatron_7b.conversion.config_codec import ConfigCodec
 from megatron_7b.conversion.gpt2_config import Gpt2Config
 from megatron_7b.conversion.heads import HEAD_NAMES, class_of_head, head_classes, names_of_head
 from megatron_7b.conversion.llama_config import LlamaConfig
+from megatron_7b.conversion.mixture_config import MixtureConfig
 from megatron_7b.conversion.t5_config import T5Config
 
 
@@ -163,6 +164,54 @@ FAMILIES: Mapping[str, Family] = {
                 changed_defaults={**_QWEN_DEFAULTS, "head_dim": 128},
                 refused_flags=("attention_bias",),
                 sliding_window="some layers",
+            ),
+            other_names=_LLAMA_NAMES,
+        ),
+        Family(
+            model_type="mixtral",
+            class_name="MixtralForCausalLM",
+            prefix="Mixtral",
+            codec=MixtureConfig(
+                changed_defaults={
+                    "intermediate_size": 14336,
+                    "num_key_value_heads": 8,
+                    "max_position_embeddings": 131072,
+                    "rms_norm_eps": 1e-5,
+                    "rope_theta": 1e6,
+                    "num_experts_per_tok": 2,
+                },
+                sliding_window="all layers",
+                number_keys=("num_local_experts",),
+                default_number=8,
+            ),
+            other_names=_LLAMA_NAMES,
+        ),
+        Family(
+            model_type="qwen3_moe",
+            class_name="Qwen3MoeForCausalLM",
+            prefix="Qwen3Moe",
+            codec=MixtureConfig(
+                changed_defaults={
+                    "vocab_size": 151936,
+                    "hidden_size": 2048,
+                    "intermediate_size": 6144,
+                    "num_hidden_layers": 24,
+                    "num_key_value_heads": 4,
+                    "max_position_embeddings": 32768,
+                    "sliding_window": 4096,
+                    "use_sliding_window": False,
+                    "num_experts_per_tok": 8,
+                    "moe_intermediate_size": 768,
+                    "norm_topk_prob": False,
+                    "decoder_sparse_step": 1,
+                },
+                refused_flags=("attention_bias",),
+                sliding_window="some layers",
+                number_keys=("num_experts", "num_local_experts"),
+                default_number=128,
+                width_key="moe_intermediate_size",
+                share_key="norm_topk_prob",
+                dense_keys=("decoder_sparse_step", "mlp_only_layers"),
             ),
             other_names=_LLAMA_NAMES,
         ),

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -75,6 +76,7 @@ def build_transformer_config(
         overlap_p2p_comm=on_gpu and is_interleaved,
         calculate_per_token_loss=True,
         deterministic_mode=on_gpu and config.runtime.deterministic,
+        **_experts(config, on_gpu=on_gpu),
         # Numbers
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -96,6 +98,26 @@ def build_transformer_config(
         recompute_num_layers=parallel.recompute_num_layers * core_layers_per_layer if recompute == "full" else None,
         recompute_modules=["core_attn"] if recompute == "selective" else None,
     )
+
+
+def _experts(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the settings of a mixture of experts; none for other models."""
+    model, parallel = config.model, config.parallel
+    if model.num_moe_experts is None:
+        return {}
+    # Tensor ranks would exchange tokens in numbers that differ, which gloo cannot.
+    is_even = not on_gpu and parallel.tensor_model_parallel_size > 1
+    return {
+        "num_moe_experts": model.num_moe_experts,
+        "moe_ffn_hidden_size": model.expert_width,
+        "moe_router_topk": model.moe_router_topk,
+        "moe_router_pre_softmax": model.moe_router_pre_softmax,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss" if model.moe_aux_loss_coeff else "none",
+        "moe_aux_loss_coeff": model.moe_aux_loss_coeff,
+        "moe_token_dispatcher_type": "allgather" if is_even else "alltoall",
+        "expert_model_parallel_size": parallel.expert_model_parallel_size,
+    }
 
 
 def _has_apex_weight_gradient() -> bool:

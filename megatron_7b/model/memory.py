@@ -185,7 +185,11 @@ def count_held_parameters(
 
 
 def _elements(rows: Iterable[Parameter], layout: ParallelLayout) -> int:
-    return sum(math.prod(row.shape) // (layout.tp_size if row.tp_dim is not None else 1) for row in rows)
+    return sum(
+        math.prod(row.shape) // (layout.tp_size if row.tp_dim is not None else 1)
+        for row in rows
+        if row.expert is None or row.expert % layout.ep_size == 0  # ranks that share experts have equally many
+    )
 
 
 def bytes_per_parameter(precision: PrecisionConfig, *, has_native_bf16: bool) -> int:

@@ -39,6 +39,7 @@ class Parameter:
             each half.
         is_transposed: Hugging Face stores it the other way round, [in, out].
         is_multiplied: Every token's activations are multiplied by it, which is what FLOPs are counted from.
+        share_of_tokens: How many of the tokens are, on average; of an expert's, those that use it.
         is_head: Only those of tokens that are predicted; in an encoder-decoder these are all that the decoder reads.
         is_task_head: It is of the head that `model.head` puts in the place of the output layer: fresh, unless the
             weights that a run starts from have it, and trained even if the rest is frozen.
@@ -56,6 +57,7 @@ class Parameter:
     arrangement: Arrangement = "plain"
     is_transposed: bool = False
     is_multiplied: bool = False
+    share_of_tokens: float = 1.0
     is_head: bool = False
     is_task_head: bool = False
     repeated_as: tuple[str, ...] = ()
@@ -64,6 +66,11 @@ class Parameter:
     def is_padded(self) -> bool:
         """Whether a layout may append rows that are no tokens."""
         return self.arrangement == "vocabulary"
+
+    @property
+    def expert(self) -> int | None:
+        """Which expert of its layer it is of."""
+        return expert_of(self.name)
 
     @property
     def is_layer_matrix(self) -> bool:
@@ -101,6 +108,12 @@ class ParameterTable(Mapping[str, Parameter]):
             return self._by_core_name[core_name]
         except KeyError:
             raise CheckpointError(f"this model has no parameter that megatron-core calls {core_name!r}") from None
+
+
+def expert_of(name: str) -> int | None:
+    """Return which expert of its layer a parameter is of; None: of no expert."""
+    match = re.search(r"\.mlp\.experts\.(\d+)\.", name)
+    return int(match.group(1)) if match else None
 
 
 def expand_braces(pattern: str) -> tuple[str, ...]:

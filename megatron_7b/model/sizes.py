@@ -24,7 +24,7 @@ def count_multiplied_parameters(model: ModelConfig, *, vocab_size: int | None = 
         ConfigError: Neither the argument nor the configuration says how large the vocabulary is.
     """
     table = parameter_table(model, _vocabulary(model, vocab_size))
-    return sum(math.prod(row.shape) for row in table.values() if row.is_multiplied)
+    return round(sum(math.prod(row.shape) * row.share_of_tokens for row in table.values() if row.is_multiplied))
 
 
 def padded_vocab_size(vocab_size: int, divisible_by: int, tensor_model_parallel_size: int) -> int:
@@ -66,7 +66,9 @@ def flops_per_token(
     """
     table = parameter_table(model, _vocabulary(model, vocab_size))
     multiplied = [row for row in table.values() if row.is_multiplied]
-    matrices = sum(math.prod(row.shape) * (predicted_share if row.is_head else 1.0) for row in multiplied)
+    matrices = sum(
+        math.prod(row.shape) * row.share_of_tokens * (predicted_share if row.is_head else 1.0) for row in multiplied
+    )
     # QK^T and PV: 2 * 2 * n * d FLOPs per pair of positions.
     attended = kind_of(model).attended_positions(model, seq_length, predicted_share)
     attention = 4 * attended * model.num_attention_heads * model.head_width

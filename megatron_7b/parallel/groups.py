@@ -36,6 +36,7 @@ def initialize_model_parallel(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
         distributed_timeout_minutes=timeout_minutes,
     )
     # Source: Megatron-LM's `_set_random_seed`: layers of different stages drop different activations.
@@ -104,6 +105,12 @@ def process_groups() -> ProcessGroupCollection:
 def data_parallel_group() -> dist.ProcessGroup:
     """Return the replicas of this rank's part of the model, context-parallel ranks included."""
     group: dist.ProcessGroup = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
+
+
+def expert_replicas_group() -> dist.ProcessGroup:
+    """Return the replicas of this rank's experts; without expert parallelism those of everything else."""
+    group: dist.ProcessGroup = parallel_state.get_expert_data_parallel_group()
     return group
 
 

@@ -18,6 +18,7 @@ class ParallelLayout:
     tp_size: int
     cp_size: int
     pp_size: int
+    ep_size: int = 1
     num_chunks: int
     """Model chunks per pipeline rank: 1, or the virtual pipeline size."""
 
@@ -40,6 +41,11 @@ class ParallelLayout:
     def dp_rank(self) -> int:
         """Index on the data-parallel axis."""
         return self.rank // (self.tp_size * self.cp_size) % self.dp_size
+
+    @property
+    def ep_rank(self) -> int:
+        """Index on the axis of experts, which runs over context- and data-parallel ranks: which experts it holds."""
+        return self.rank // self.tp_size % self.ep_size
 
     @property
     def pp_rank(self) -> int:
@@ -67,6 +73,8 @@ class ParallelLayout:
             parts.append(f"VPP{self.num_chunks}")
         if self.cp_size > 1:
             parts.append(f"CP{self.cp_size}")
+        if self.ep_size > 1:
+            parts.append(f"EP{self.ep_size}")
         return "×".join([*parts, f"DP{self.dp_size}"])
 
 
@@ -74,7 +82,7 @@ def build_layout(parallel: ParallelConfig, *, world_size: int, rank: int) -> Par
     """Return the place of `rank` in the grid.
 
     Raises:
-        ConfigError: The world size is not a multiple of tp × pp × cp.
+        ConfigError: The world size is not a multiple of tp × pp × cp, or experts cannot be shared evenly.
     """
     model_size = parallel.model_parallel_size
     if world_size % model_size:
@@ -84,11 +92,20 @@ def build_layout(parallel: ParallelConfig, *, world_size: int, rank: int) -> Par
             f"{parallel.context_parallel_size} = {model_size} parts of a model",
             hint=f"start a multiple of {model_size} ranks (--nproc)",
         )
+    experts = parallel.expert_model_parallel_size
+    sharing = world_size // model_size * parallel.context_parallel_size
+    if sharing % experts:
+        raise ConfigError(
+            f"parallel.expert_model_parallel_size is {experts}, which does not divide context × data parallel = "
+            f"{sharing} ranks",
+            hint="experts are shared by ranks that have the same part of everything else",
+        )
     return ParallelLayout(
         world_size=world_size,
         rank=rank,
         tp_size=parallel.tensor_model_parallel_size,
         cp_size=parallel.context_parallel_size,
         pp_size=parallel.pipeline_model_parallel_size,
+        ep_size=experts,
         num_chunks=parallel.virtual_pipeline_model_parallel_size or 1,
     )

@@ -73,6 +73,13 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
             f"precision.optimizer_state_dtype is {state_dtype!r}, which needs Transformer Engine, but {missing}",
             hint="set it to fp32, or on a machine with a GPU: pip install 'megatron_7b[gpu]'",
         )
+    parallel = config.parallel
+    if config.model.num_moe_experts and parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
+        raise ConfigError(
+            f"parallel.tensor_model_parallel_size is {parallel.tensor_model_parallel_size} without sequence "
+            "parallelism: every tensor rank would send the same tokens to the experts",
+            hint="add --parallel.sequence-parallel True",
+        )
     if device_type == "cpu":
         keep_freed_memory()
     adapter = adapter or build_adapter(config)

@@ -38,7 +38,14 @@ RunState = Literal["running", "saved", "stopped", "finished", "failed"]
 
 # Options of the model section that may change when a run resumes: no weight's shape or meaning depends on them.
 _CHANGEABLE_MODEL_OPTIONS = frozenset(
-    {"hidden_dropout", "attention_dropout", "init_method_std", "transformer_impl", "make_vocab_size_divisible_by"}
+    {
+        "hidden_dropout",
+        "attention_dropout",
+        "moe_aux_loss_coeff",
+        "init_method_std",
+        "transformer_impl",
+        "make_vocab_size_divisible_by",
+    }
 )
 # The same of the adapter section.
 _CHANGEABLE_ADAPTER_OPTIONS = frozenset({"dropout", "orth_reg_weight"})

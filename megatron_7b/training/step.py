@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from megatron_7b.objective.microbatches import run_microbatches
 from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
+from megatron_7b.training.balance import take_balance
 
 if TYPE_CHECKING:
     from megatron_7b.data import Batch
@@ -99,6 +100,7 @@ def train_step(learner: "Learner", batches: "Sequence[Batch]", learning_rate: fl
         chunk.zero_grad_buffer()
     learner.optimizer.zero_grad()
     losses = _run_schedule(learner, batches, forward_only=False)
+    losses = replace(losses, further={**losses.further, **take_balance(learner.config.model, len(batches))})
     outcome = learner.optimizer.step(learning_rate)
     return StepResult(losses=losses, grad_norm=outcome.grad_norm, skipped=outcome.skipped)
 

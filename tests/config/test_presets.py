@@ -11,6 +11,7 @@ SIZES = {
     "mistral_7b": 7_241_732_096,
     "qwen2_5_7b": 7_615_616_512,
 }
+MIXTURES = {"mixtral_8x7b": 46_702_792_704}
 PUBLISHED = {
     "gpt2": 124_439_808,
     "bert_base": 109_514_298,
@@ -30,6 +31,8 @@ def test_the_promised_presets_are_there():
         "gpt2_tiny_cpu",
         "bert_tiny_cpu",
         "t5_tiny_cpu",
+        "moe_tiny_cpu",
+        *MIXTURES,
         "sft_tiny_cpu",
         "classify_tiny_cpu",
         "lora_tiny_cpu",
@@ -58,9 +61,9 @@ def test_parameter_count_is_exact(name):
     assert count_parameters(load_config(name).model) == SIZES[base]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_older_models_have_their_published_size(name):
-    assert count_parameters(load_config(name).model) == PUBLISHED[name]
+@pytest.mark.parametrize("name", [*PUBLISHED, *MIXTURES])
+def test_other_models_have_their_published_size(name):
+    assert count_parameters(load_config(name).model) == {**PUBLISHED, **MIXTURES}[name]
 
 
 def test_mini_cpu_has_about_fifty_million_parameters():

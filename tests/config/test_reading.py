@@ -165,11 +165,11 @@ def test_overrides_change_a_copy():
 
 def test_saved_configurations_of_other_versions_are_refused_whole():
     tree = config_to_dict(RunConfig())
-    tree["model"]["num_moe_experts"] = 8
+    tree["model"]["mtp_num_layers"] = 8
     tree["runtime"]["device"] = "tpu"
     with pytest.raises(ConfigError, match=r"^2 problems") as caught:
         config_from_dict(tree)
-    assert "model.num_moe_experts" in str(caught.value)
+    assert "model.mtp_num_layers" in str(caught.value)
     assert "runtime.device" in str(caught.value)
 
 

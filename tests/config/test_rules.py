@@ -7,6 +7,7 @@ import pytest
 from megatron_7b.config import check_config, load_config, save_config
 from megatron_7b.config.architecture_rules import RULES as ARCHITECTURE_RULES
 from megatron_7b.config.conflicts import find_conflicts
+from megatron_7b.config.expert_rules import RULES as EXPERT_RULES
 from megatron_7b.config.model_rules import RULES as MODEL_RULES
 from megatron_7b.config.optimizer_config import OptimizerConfig
 from megatron_7b.config.optimizer_rules import RULES as OPTIMIZER_RULES
@@ -20,12 +21,14 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 
 TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context"))
+EP = "parallel.expert_model_parallel_size"
 VP = "parallel.virtual_pipeline_model_parallel_size"
 SHARDED = "parallel.use_distributed_optimizer"
 
-RULES = [*MODEL_RULES, *ARCHITECTURE_RULES, *OPTIMIZER_RULES, *RUN_RULES]
+RULES = [*MODEL_RULES, *ARCHITECTURE_RULES, *EXPERT_RULES, *OPTIMIZER_RULES, *RUN_RULES]
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
+MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
 T5 = {"model.architecture": "t5"}
 PAIRS = {"objective.sentence_pairs": "next_sentence"}
 
@@ -113,6 +116,16 @@ CASES = [
     ),
     ({"objective.noise_density": 0.3}, 1, "objective.noise_density", "only applies with the objective span"),
     ({**T5, "objective.mean_span_length": 0.5}, 1, "objective.mean_span_length", "at least 1"),
+    ({"model.architecture": "mixtral"}, 1, "model.num_moe_experts", "must be given for mixtral"),
+    ({"model.num_moe_experts": 4}, 1, "model.num_moe_experts", "only mixtral, qwen3_moe have experts"),
+    ({EP: 2}, 2, EP, "only applies to mixtures of experts, not to llama"),
+    ({**MOE, "model.moe_router_topk": 5}, 1, "model.moe_router_topk", "at most model.num_moe_experts = 4"),
+    ({**MOE, EP: 3, "training.global_batch_size": 12}, 3, EP, "must divide model.num_moe_experts = 4; nearest: 2 or 4"),
+    ({**MOE, EP: 4}, 2, EP, "must divide the data- and context-parallel ranks, of which there are 2"),
+    ({**MOE, "model.moe_ffn_hidden_size": 99, TP: 2}, 2, TP, "must divide model.moe_ffn_hidden_size = 99"),
+    ({**MOE, "adapter.method": "lora"}, 1, "adapter.method", "must be none for a mixture of experts"),
+    ({**MOE, "optimizer.name": "muon"}, 1, "optimizer.name", "must be adamw, adam or sgd for a mixture"),
+    ({**MOE, "precision.fp8": "hybrid"}, 1, "precision.fp8", "must be none for a mixture of experts"),
     ({TP: 8, "model.ffn_hidden_size": 684}, 8, TP, "must divide model.ffn_hidden_size = 684"),
     ({"parallel.sequence_parallel": True}, 1, "parallel.sequence_parallel", "above 1"),
     ({"parallel.sequence_parallel": True, TP: 2, "data.seq_length": 255}, 2, "data.seq_length", "nearest: 254 or 256"),

@@ -59,12 +59,21 @@ OLDER: dict[str, tuple[str, dict[str, Any]]] = {
 """The same for models with learned positions; there is no second forward pass of ours for them."""
 
 
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
+    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_experts": 6, "moe_intermediate_size": 40, "norm_topk_prob": True}),
+    "qwen3_moe_shares": ("qwen3_moe", {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 40, "head_dim": 16}),
+}
+"""Mixtures of experts, of the common shape."""
+
+
 def save_tiny_model(case: str, folder: Path, *, vocab_size: int = 199, **others: Any) -> torch.nn.Module:
     """Make a model whose every parameter, norms and biases included, is random; save it and return it in FP32."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForPreTraining
 
-    model_type, changes = {**TINY, **OLDER}[case]
-    shape = _SHAPE if case in TINY else _OLDER_SHAPE
+    model_type, changes = {**TINY, **OLDER, **MIXTURES}[case]
+    shape = _OLDER_SHAPE if case in OLDER else _SHAPE
     config = AutoConfig.for_model(model_type, **{**shape, **changes, **others, "vocab_size": vocab_size})
     auto = AutoModelForMaskedLM if "bert" in model_type else AutoModelForCausalLM
     auto = AutoModelForPreTraining if case.endswith("_pairs") else auto

@@ -200,6 +200,10 @@ def _multi_tensor_l2_norm(
     return torch.tensor([l2_norm(tensor for tensors in tensor_lists for tensor in tensors)]), None
 
 
+def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:  # noqa: ARG001
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
 def _seed(seed: int) -> None:
     # torch.manual_seed would also seed the (absent) CUDA generators and go through torch.cuda again.
     torch.default_generator.manual_seed(int(seed))
@@ -247,6 +251,7 @@ def _core_replacements() -> tuple[Replacement, ...]:
     from megatron.core.optimizer import clip_grads
     from megatron.core.tensor_parallel import layers as core_layers
     from megatron.core.tensor_parallel import random as core_random
+    from megatron.core.transformer.moe import token_dispatcher
 
     reason = "reads and writes the CUDA generator through torch._C"
     fused = types.SimpleNamespace(
@@ -261,6 +266,12 @@ def _core_replacements() -> tuple[Replacement, ...]:
             "_apply_rotary_pos_emb_bshd",
             _rotary_embedding(rope_utils._apply_rotary_pos_emb_bshd),
             "six passes over memory and as many temporaries; the kernel needs one",
+        ),
+        Replacement(
+            token_dispatcher,
+            "maybe_move_tensor_to_cpu",
+            _on_host,
+            "tensors on a CPU stay tensors, but gloo wants numbers",
         ),
         Replacement(clip_grads, "l2_norm_impl", _multi_tensor_l2_norm, "loses digits in large tensors; see long_sums"),
         Replacement(core_random, "_get_cuda_rng_state", _get_core_rng_state, reason),

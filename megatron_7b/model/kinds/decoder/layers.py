@@ -8,16 +8,22 @@ from megatron.core.ssm.mlp_layer import MLPLayer
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    MoETransformerLayer,
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
 
 from megatron_7b.config.schema import ModelConfig
+from megatron_7b.model.experts import Experts
 from megatron_7b.model.kernels import Kernels
 from megatron_7b.model.kinds.decoder.parameters import SYMBOLS_PER_LAYER
 
 
 def build_stack_spec(kernels: Kernels, *, qk_layernorm: bool) -> ModuleSpec:
-    """Return the spec of megatron-core's HybridStack for dense decoder layers (`*` attention, `-` MLP)."""
+    """Return the spec of megatron-core's HybridStack for decoder layers: `*` attention, `-` MLP, `E` experts."""
     qk_norm = kernels.norm if qk_layernorm else None
     attention = ModuleSpec(
         module=SelfAttention,
@@ -30,13 +36,18 @@ def build_stack_spec(kernels: Kernels, *, qk_layernorm: bool) -> ModuleSpec:
             k_layernorm=qk_norm,
         ),
     )
+    # The activation is used where TransformerConfig.use_te_activation_func asks for it.
     mlp = functools.partial(
         MLP.as_mlp_submodule,
         submodules=MLPSubmodules(
-            linear_fc1=kernels.norm_linear,
-            linear_fc2=kernels.row_linear,
-            activation_func=kernels.activation,  # used where TransformerConfig.use_te_activation_func asks for it
+            linear_fc1=kernels.norm_linear, linear_fc2=kernels.row_linear, activation_func=kernels.activation
         ),
+    )
+    expert = MLPSubmodules(
+        linear_fc1=kernels.column_linear, linear_fc2=kernels.row_linear, activation_func=kernels.activation
+    )
+    experts = functools.partial(
+        MoELayer, submodules=MoESubmodules(experts=functools.partial(Experts, submodules=expert))
     )
     return ModuleSpec(
         module=HybridStack,
@@ -59,17 +70,26 @@ def build_stack_spec(kernels: Kernels, *, qk_layernorm: bool) -> ModuleSpec:
                     pre_mlp_layernorm=kernels.norm_before_linear,
                 ),
             ),
+            moe_layer=ModuleSpec(
+                module=MoETransformerLayer,
+                submodules=TransformerLayerSubmodules(
+                    mlp=experts,
+                    mlp_bda=get_bias_dropout_add,
+                    pre_mlp_layernorm=kernels.norm,
+                ),
+            ),
         ),
     )
 
 
 def hybrid_layer_pattern(model: ModelConfig, num_segments: int) -> str:
-    """Return megatron-core's pattern: `*-` per transformer layer, `|` between the pipeline segments.
+    """Return megatron-core's pattern: `*-` or `*E` per transformer layer, `|` between the pipeline segments.
 
     Args:
         model: Shape; its layers must divide evenly into the segments.
         num_segments: pipeline ranks × model chunks per rank.
     """
-    assert len("*-") == SYMBOLS_PER_LAYER
-    segment = "*-" * (model.num_layers // num_segments)
+    layer = "*-" if model.num_moe_experts is None else "*E"
+    assert len(layer) == SYMBOLS_PER_LAYER
+    segment = layer * (model.num_layers // num_segments)
     return "|".join([segment] * num_segments)

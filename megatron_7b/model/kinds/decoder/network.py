@@ -197,8 +197,9 @@ class LanguageModel(ModelChunk, HybridModel):
         """
         layers = self.decoder.layers
         offset = layers[0].layer_number - 1 if len(layers) else 0
+        experts = self.pg_collection.ep.rank() * (self.config.num_moe_experts or 0) // self.pg_collection.ep.size()
         for local_name, parameter in self.named_parameters():
-            name = core_name(local_name, layer_offset=offset)
+            name = core_name(local_name, layer_offset=offset, expert_offset=experts)
             if name == "output_layer.weight" and self.share_embeddings_and_output_weights:
                 name = "embedding.word_embeddings.weight"
             yield name, parameter

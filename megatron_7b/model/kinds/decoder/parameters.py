@@ -1,5 +1,6 @@
 """The parameters of a decoder, with the names and shapes that they have at Hugging Face."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -24,6 +25,18 @@ _LLAMA: Mapping[str, str] = {
     "decoder.final_norm": "model.norm",
     "output_layer": "lm_head",
 }
+_QWEN3_MOE: Mapping[str, str] = {
+    **_LLAMA,
+    "mlp.router": "mlp.gate",
+    "mlp.experts.linear_fc1": "mlp.experts.{expert}.{{gate,up}}_proj",
+    "mlp.experts.linear_fc2": "mlp.experts.{expert}.down_proj",
+}
+_MIXTRAL: Mapping[str, str] = {
+    **_LLAMA,
+    "mlp.router": "block_sparse_moe.gate",
+    "mlp.experts.linear_fc1": "block_sparse_moe.experts.{expert}.{{w1,w3}}",
+    "mlp.experts.linear_fc2": "block_sparse_moe.experts.{expert}.w2",
+}
 _GPT2: Mapping[str, str] = {
     "embedding.word_embeddings": "transformer.wte",
     "embedding.position_embeddings": "transformer.wpe",
@@ -37,6 +50,9 @@ _GPT2: Mapping[str, str] = {
     "decoder.final_norm": "transformer.ln_f",
     "output_layer": "lm_head",
 }
+
+_NAMES: Mapping[str, Mapping[str, str]] = {"gpt2": _GPT2, "mixtral": _MIXTRAL, "qwen3_moe": _QWEN3_MOE}
+"""Of all others: those of Llama."""
 
 _HEADS: Mapping[str, str] = {
     "sequence_classification": "score",
@@ -86,7 +102,7 @@ class _Rows:
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
         self._is_gpt2 = model.architecture == "gpt2"
-        names, heads = (_GPT2, _GPT2_HEADS) if self._is_gpt2 else (_LLAMA, _HEADS)
+        names, heads = _NAMES.get(model.architecture, _LLAMA), _GPT2_HEADS if self._is_gpt2 else _HEADS
         self._names = {**names, "task_head": heads[model.head]} if model.has_head else names
         self._is_renamed = model.head == "question_answering" and model.architecture in _RENAMED_FOR_ANSWERS
 
@@ -104,11 +120,25 @@ class _Rows:
             yield from self.norm("self_attention.k_layernorm", d, layer, attention)
         yield from self.linear("self_attention.linear_proj", (h, q), layer, attention)
         yield from self.norm("pre_mlp_layernorm", h, layer, mlp)
+        if model.num_moe_experts is not None:
+            yield from self.experts(layer, mlp)
+            return
         if model.traits.gated_linear_unit:
             yield from self.linear("mlp.linear_fc1", (2 * f, h), layer, mlp, "gate_up")
         else:
             yield from self.linear("mlp.linear_fc1", (f, h), layer, mlp)
         yield from self.linear("mlp.linear_fc2", (h, f), layer, mlp)
+
+    def experts(self, layer: int, symbol: int) -> Iterator[Parameter]:
+        """Yield what chooses the experts of a layer, then the two matrices of each."""
+        model = self._model
+        h, f, num_experts = model.hidden_size, model.expert_width, model.num_moe_experts
+        assert num_experts is not None
+        yield self.row("mlp.router", "weight", (num_experts, h), "normal", layer=layer, symbol=symbol)
+        for expert in range(num_experts):
+            of_expert = functools.partial(self.row, suffix="weight", layer=layer, symbol=symbol, expert=expert)
+            yield of_expert("mlp.experts.linear_fc1", shape=(2 * f, h), init="normal", tp_dim=0, arrangement="gate_up")
+            yield of_expert("mlp.experts.linear_fc2", shape=(h, f), init="scaled_normal", tp_dim=1)
 
     def head(self) -> Iterator[Parameter]:
         """Yield the layer in the place of the output layer; only a classifier of whole texts has no bias."""
@@ -154,12 +184,19 @@ class _Rows:
         *,
         layer: int | None = None,
         symbol: int | None = None,
+        expert: int | None = None,
         is_multiplied: bool | None = None,
         repeated_as: tuple[str, ...] = (),
     ) -> Parameter:
         """Return one row, of a layer if that is given."""
         theirs = f"{self._names[name]}.{suffix}"
-        within = f"{name}.{suffix}"
+        within = core_within = f"{name}.{suffix}"
+        share = 1.0
+        if expert is not None:
+            theirs = theirs.format(expert=expert)
+            within = within.replace(".experts.", f".experts.{expert}.")
+            core_within = core_within.replace(".experts.", f".experts.local_experts.{expert}.")
+            share = self._model.moe_router_topk / (self._model.num_moe_experts or 1)
         if layer is not None:
             theirs = self._names["layer"].format(layer=layer) + theirs
         if self._is_renamed:
@@ -167,7 +204,7 @@ class _Rows:
         is_matrix = len(shape) == 2
         return Parameter(
             name=within if layer is None else f"decoder.layers.{layer}.{within}",
-            core_name=within if layer is None else f"decoder.layers.{symbol}.{within}",
+            core_name=core_within if layer is None else f"decoder.layers.{symbol}.{core_within}",
             hugging_face=expand_braces(theirs),
             shape=shape,
             init=init,
@@ -176,18 +213,23 @@ class _Rows:
             # GPT-2 stores the weights of its layers the other way round, [in, out].
             is_transposed=self._is_gpt2 and is_matrix and layer is not None,
             is_multiplied=is_matrix if is_multiplied is None else is_multiplied,
+            share_of_tokens=share,
             is_head=layer is None,
             repeated_as=repeated_as,
         )
 
 
-def core_name(local_name: str, *, layer_offset: int) -> str:
+def core_name(local_name: str, *, layer_offset: int, expert_offset: int = 0) -> str:
     """Return megatron-core's name in the whole model for a parameter as one model chunk calls it.
 
     Args:
         local_name: Name within the chunk, without wrappers.
         layer_offset: Pattern symbols in all preceding pipeline segments.
+        expert_offset: Experts of a layer that preceding expert-parallel ranks hold.
     """
+    local_name = re.sub(
+        r"(?<=\.local_experts\.)\d+", lambda match: str(int(match.group()) + expert_offset), local_name, count=1
+    )
     for fused, own in _FUSED_NORMS:
         local_name = local_name.replace(fused, own)
     return re.sub(
