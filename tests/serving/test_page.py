@@ -83,7 +83,7 @@ def test_a_reply_is_seen_while_it_is_written_and_kept(page: Page, server: Script
     html = '<p>The <strong>first</strong> part.</p><ul class=""><li><p>and</p></li><li><p>more</p></li></ul>'
     assert page.evaluate("document.querySelector('.reply .markdown').innerHTML") == html
     assert "tokens/s" in page.text(".statistics")
-    assert "s to first token · 4 tokens" in page.text(".statistics")
+    assert "s to first token · 3 tokens" in page.text(".statistics")
     asked = {"model": "tiny", "messages": [{"role": "user", "content": "A question"}], "stream": True}
     assert server.asked == [{**asked, "stream_options": {"include_usage": True}}]
     assert page.evaluate("checks.said").count("The model is replying") == 1  # a live region that is not chatty
