@@ -308,6 +308,17 @@ def test_what_is_too_long_is_shortened(page: Page, server: ScriptedServer):
     assert "Leave out" not in page.text(".problem")
 
 
+def test_models_that_cannot_chat_are_not_offered(browser: Chromium, server: ScriptedServer):
+    server.models = [{"id": "vectors", "endpoints": ["/v1/embeddings"]}]
+    page = browser.open(server.address)
+    page.wait_for("document.getElementById('banner').innerText.includes('no model that can chat')")
+    server.models.append({"id": "chat", "endpoints": ["/v1/completions", "/v1/chat/completions"]})
+    press_button(page, "Try again")
+    page.wait_for("document.getElementById('model').value === 'chat' && document.getElementById('banner').hidden")
+    assert page.evaluate("document.querySelectorAll('#model option').length") == 1
+    page.close()
+
+
 def test_a_server_that_is_away_is_waited_for(page: Page, server: ScriptedServer):
     server.stop()
     ask(page, "Anybody there?")

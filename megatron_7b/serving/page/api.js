@@ -35,7 +35,8 @@ export class Client {
   async models() {
     const { data } = await (await this.request("v1/models")).json();
     if (!Array.isArray(data)) throw new ApiError("failed", "no list of models");
-    const usable = data.filter((model) => typeof model?.id === "string");
+    const chats = (model) => !Array.isArray(model.endpoints) || model.endpoints.includes("/v1/chat/completions");
+    const usable = data.filter((model) => typeof model?.id === "string" && chats(model));
     return usable.map(({ id, parent }) => ({ id, parent: typeof parent === "string" && parent !== id ? parent : null }));
   }
 

@@ -279,6 +279,7 @@ async function connect() {
     models.take(await client.models());
     hideBanner();
     draw();
+    if (models.chosen === null) showBanner(say("cannotChat"), [say("tryAgain"), connect]);
   } catch (error) {
     const kind = error instanceof ApiError ? error.kind : "failed";
     if (kind === "key") await enterKey(null);
