@@ -29,10 +29,10 @@ BATCH = 64
 SHARE_OF_WORDS = 0.75
 """How much shared words weigh beside vectors. Small embedding models know few rare words, and fewer of Chinese."""
 STOP_WORDS = frozenset(
-    (
-        *"a an and are at be by can could do does for from have how i if in into is it its me my of on or should".split(),
-        *"that the there this to use was what when where which who why with would you".split(),
-        *"的了吗么怎样什是在我你用和有",
+    re.findall(
+        r"[a-z]+|[\u3400-\u9fff]",
+        """a an and are at be by can could do does for from have how i if in into is it its me my of on or should that
+        the there this to use was what when where which who why with would you 的了吗么怎样什是在我你用和有""",
     )
 )
 UNKNOWN = {
@@ -130,7 +130,7 @@ def language_of(text: str) -> str:
 
 
 def terms_of(text: str) -> list[str]:
-    """Return the words of a text, shortened to their stems' first letters; of Chinese its characters and their pairs."""
+    """Return the words of a text, cut after five letters; of Chinese the characters and their pairs."""
     terms: list[str] = []
     for word in re.findall(r"[a-z0-9]+|[\u3400-\u9fff]+", text.lower()):
         if language_of(word) == "zh":
