@@ -29,6 +29,7 @@ from megatron_7b.generation.score import Score, ScoreRequest
 from megatron_7b.generation.setup import REQUIREMENTS, GenerationSetup, check_one_copy, read_setup
 
 if TYPE_CHECKING:
+    from megatron_7b.model.on_ranks import ModelOnRanks
     from megatron_7b.tokenizer.chat_template import Conversation, Message
 
 DEFAULT_MAX_BATCH_SIZE = 32
@@ -82,9 +83,11 @@ class Session:
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says.
         max_batch_size: Rows that share a forward pass.
         several_copies: As for `open_session`.
+        beside: A session of the same layout, which stays open for longer: parameters that both have are held once.
 
     Attributes:
         setup: What is known of the checkpoint: configuration, tokenizer, settings.
+        model: This rank's part of the model.
         layout: Position of this rank.
     """
 
@@ -95,14 +98,18 @@ class Session:
         fp32_on_cpu: bool = True,
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
         several_copies: bool = False,
+        beside: "Session | None" = None,
     ) -> None:
-        from megatron_7b.checkpoint.open_model import opened_model
+        from megatron_7b.checkpoint.open_model import open_beside, opened_model
         from megatron_7b.generation.engine import GenerationEngine
 
         self.setup = setup
         self._samples: dict[int, list[Sample]] = {}  # of a number of the engine
         with contextlib.ExitStack() as stack:
-            model = stack.enter_context(opened_model(setup.folder, setup.config, fp32_on_cpu=fp32_on_cpu))
+            if beside is None:
+                model = stack.enter_context(opened_model(setup.folder, setup.config, fp32_on_cpu=fp32_on_cpu))
+            else:
+                model = open_beside(beside.model, setup.folder, setup.config, fp32_on_cpu=fp32_on_cpu)
             if not several_copies:
                 check_one_copy(model.layout, model.layout.world_size)
             self._engine = stack.enter_context(
@@ -114,6 +121,7 @@ class Session:
                     decoder_start_id=setup.decoder_start_id,
                 )
             )
+            self.model: ModelOnRanks = model
             self.layout = model.layout
             self._open = stack.pop_all()
 

@@ -119,3 +119,27 @@ def build_on_ranks(
         adapter=adapter,
     )
     return ModelOnRanks(config, layout, device_type, chunks, adapter)
+
+
+def build_beside(first: ModelOnRanks, config: RunConfig, *, adapter: Adapter | None = None) -> ModelOnRanks:
+    """Build another model on the groups of one that exists; its parameters are undefined until weights are loaded.
+
+    Args:
+        first: The model that is there.
+        config: Of the other one, with the same layout.
+        adapter: Added to the other one.
+
+    Collective: all ranks.
+    """
+    assert config.parallel == first.config.parallel, "the groups are those of another layout"
+    assert config.model.vocab_size is not None
+    chunks = build_model(
+        config,
+        vocab_size=config.model.vocab_size,
+        layout=first.layout,
+        groups=process_groups(),
+        device_type=first.device_type,
+        initialize=False,
+        adapter=adapter,
+    )
+    return ModelOnRanks(config, first.layout, first.device_type, chunks, adapter)

@@ -1,0 +1,76 @@
+"""vLLM in the place of our engine: the way for production on GPUs. Imports nothing heavy, nor vLLM itself."""
+
+import argparse
+import os
+import shutil
+from collections.abc import Mapping
+from typing import NoReturn
+
+from megatron_7b.errors import ConfigError
+from megatron_7b.serving.options import ServerOptions
+
+_PARALLEL = {
+    "parallel.tensor_model_parallel_size": "--tensor-parallel-size",
+    "parallel.pipeline_model_parallel_size": "--pipeline-parallel-size",
+}
+_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def replace_by_vllm(flags: argparse.Namespace, options: ServerOptions, overrides: Mapping[str, object]) -> NoReturn:
+    """Become `vllm serve` with the same options; returns only as an error.
+
+    Raises:
+        ConfigError: vLLM is not installed, or an option has no counterpart there.
+    """
+    command, environment = vllm_command(flags, options, overrides)
+    os.execvpe(command[0], command, {**os.environ, **environment})
+
+
+def vllm_command(
+    flags: argparse.Namespace, options: ServerOptions, overrides: Mapping[str, object]
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command, and the variables that it needs: keys are never words of a command, which everybody sees.
+
+    Raises:
+        ConfigError: vLLM is not installed, or an option has no counterpart there.
+    """
+    if flags.hf is None:
+        raise ConfigError(
+            "--engine vllm serves a Hugging Face folder",
+            hint=f"megatron-7b convert to-hf --checkpoint {flags.checkpoint} --output H, then --engine vllm --hf H",
+        )
+    program = shutil.which("vllm")
+    if program is None:
+        raise ConfigError(
+            "--engine vllm needs vLLM, and there is no program `vllm` in the PATH",
+            hint="pip install vllm, in an environment of its own; or leave out --engine, and ours serves the folder",
+        )
+    if len(options.api_keys) > 1:
+        raise ConfigError(f"--engine vllm takes one key, and --api-key-file has {len(options.api_keys)}")
+    unknown = sorted(set(overrides) - set(_PARALLEL) - {"precision.params_dtype"})
+    if unknown:
+        raise ConfigError(f"--engine vllm has no counterpart of {', '.join(unknown)}")
+    command = [program, "serve", str(flags.hf), "--host", options.host, "--port", str(options.port)]
+    command += ["--served-model-name", flags.name or flags.hf.resolve().name]
+    command += ["--max-num-seqs", str(options.max_batch_size)]
+    for path, option in _PARALLEL.items():
+        if path in overrides:
+            command += [option, str(overrides[path])]
+    if "precision.params_dtype" in overrides:
+        command += ["--dtype", _DTYPES.get(str(overrides["precision.params_dtype"]), "auto")]
+    if flags.tokenizer is not None:
+        command += ["--tokenizer", str(flags.tokenizer)]
+    if flags.adapter:
+        command += ["--enable-lora", "--lora-modules", *map(_lora_module, flags.adapter)]
+    return command, {"VLLM_API_KEY": options.api_keys[0]} if options.api_keys else {}
+
+
+def _lora_module(text: str) -> str:
+    name, has_name, folder = text.rpartition("=")
+    name = name if has_name else os.path.basename(os.path.normpath(folder))  # noqa: PTH119
+    if not os.path.isfile(os.path.join(folder, "adapter_config.json")):  # noqa: PTH113, PTH118
+        raise ConfigError(
+            f"--adapter {text} is no folder that PEFT has saved, which --engine vllm needs",
+            hint="megatron-7b convert to-hf --checkpoint ADAPTER --output A writes one",
+        )
+    return f"{name}={folder}"

@@ -1,0 +1,115 @@
+"""The server's texts: those of `generate`, by OpenAI's client, streamed and whole, alone and on ranks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from megatron_7b.cli.main import main
+from megatron_7b.generation import GenerationOptions, open_session
+from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
+from tests.support.ranks import run_ranks
+from tests.support.serving import Server, running_server
+
+PROMPTS = ["the cat sat", "12 o'clock", "on the mat, the"]
+MESSAGES = [{"role": "user", "content": "the cat"}, {"role": "user", "content": " sat"}]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "hf"
+    folder.mkdir()
+    save_tiny_tokenizer(folder)
+    save_tiny_model("llama", folder, vocab_size=300)
+    output = folder.parent / "tiny"
+    assert main(["convert", "from-hf", "--input", str(folder), "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint: Path) -> Iterator[Server]:
+    with running_server("--checkpoint", checkpoint) as server:
+        yield server
+
+
+def generated(checkpoint: Path) -> list[tuple[str, int, str]]:
+    options = GenerationOptions(temperature=0.0, max_new_tokens=12, num_beams=1)
+    with open_session(checkpoint) as session:
+        prompts = [session.encode(prompt) for prompt in PROMPTS] + [session.encode_chat(MESSAGES)]
+        reasons = {"eod": "stop", "length": "length"}
+        found = session.generate(prompts, options)
+        return [(one.text, len(one.token_ids), reasons[str(one.finish_reason)]) for one in found]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path) -> list[tuple[str, int, str]]:
+    (found,) = run_ranks(1, generated, checkpoint)
+    return found
+
+
+def client_of(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none needed here", max_retries=0, timeout=60)
+
+
+def check_texts(server: Server, expected: list[tuple[str, int, str]]) -> None:
+    client = client_of(server)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    reply = client.completions.create(model="tiny", prompt=PROMPTS, max_tokens=12, temperature=0)
+    assert [(one.text, one.finish_reason) for one in reply.choices] == [(one[0], one[2]) for one in expected[:3]]
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == sum(one[1] for one in expected[:3])
+    chunks = client.completions.create(
+        model="tiny", prompt=PROMPTS, max_tokens=12, temperature=0, stream=True, stream_options={"include_usage": True}
+    )
+    texts = ["", "", ""]
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [one[0] for one in expected[:3]]
+    assert chunk.usage == reply.usage
+    chat = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=12, temperature=0)
+    assert (chat.choices[0].message.content, chat.choices[0].finish_reason) == (expected[3][0], expected[3][2])
+    pieces = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_completion_tokens=12, temperature=0, stream=True
+    )
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected[3][0]
+
+
+def test_texts_are_those_of_generate(server: Server, expected: list[tuple[str, int, str]]):
+    check_texts(server, expected)
+
+
+def test_options_of_sampling(server: Server, expected: list[tuple[str, int, str]]):
+    client = client_of(server)
+
+    def texts(**options: object) -> list[str]:
+        reply = client.completions.create(model="tiny", prompt=PROMPTS[0], max_tokens=12, **options)  # type: ignore[call-overload]
+        return [choice.text for choice in reply.choices]
+
+    drawn = texts(seed=3, n=3, temperature=1.5)
+    assert len(set(drawn)) == 3
+    assert texts(seed=3, n=3, temperature=1.5) == drawn
+    assert texts(temperature=1.5) != texts(temperature=1.5), "without a seed"
+    assert texts(extra_body={"top_k": 1}) == [expected[0][0]]
+    whole = expected[0][0]
+    assert texts(temperature=0, stop=[whole[3:5]]) == [whole[: whole.find(whole[3:5])]]
+    assert texts(temperature=0, echo=True) == [PROMPTS[0] + whole]
+
+
+def test_stopping(checkpoint: Path):
+    with running_server("--checkpoint", checkpoint) as server:
+        client = client_of(server)
+        stream = client.completions.create(
+            model="tiny", prompt="the", max_tokens=200, temperature=0, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(stream)
+        assert server.ask("/health")[0] == 200
+        assert server.stop() == 0
+        assert sum(1 for _ in stream) > 0, "what ran was finished"
+
+
+def test_ranks_write_the_same_texts(checkpoint: Path, expected: list[tuple[str, int, str]]):
+    with running_server("--checkpoint", checkpoint, "--nproc", 2, "--parallel.tensor-model-parallel-size", 2) as server:
+        check_texts(server, expected)
+        assert server.stop() == 0
