@@ -30,7 +30,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        disable_created_metrics()  # a time for each figure, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a time for each figure, which nobody asks for
         self.registry = CollectorRegistry()
         name, registry = "megatron_7b", self.registry
         self.running = Gauge(f"{name}_texts_running", "Texts that are being written", registry=registry)
