@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
 
     results = evaluate_tasks(setup, options, fp32_on_cpu=command.fp32_on_cpu, report=report)
     if results is not None:
+        results = TaskResults({**results.content, "command": shlex.join(["megatron-7b", "evaluate", *argv])})
         _tell(results, flags, seconds=time.perf_counter() - started)
     return 0
 

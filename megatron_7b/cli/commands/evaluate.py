@@ -6,6 +6,7 @@
     megatron-7b evaluate --checkpoint EMBEDDER --data queries.jsonl
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --tasks hellaswag,arc_easy --task-data DATA --output F.json
     megatron-7b evaluate --checkpoint RUN --task sequence_to_sequence --data F.jsonl --output predictions.jsonl
+    megatron-7b evaluate --checkpoint RUN --data humaneval.jsonl --pass-at 1,10 --num-samples 20 --allow-code-execution
 
 Every token of the corpus but the first is predicted exactly once, in windows of `data.seq_length` tokens; the figure is
 the same at every layout, microbatch size and number of ranks, up to FP32 rounding. A model that was trained with
@@ -22,6 +23,7 @@ from collections.abc import Callable
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.evaluated_labels import evaluate_on_labels, names_labels
+from megatron_7b.cli.evaluated_programs import add_program_flags, evaluate_on_programs, names_problems
 from megatron_7b.cli.evaluated_retrieval import evaluate_on_queries, names_queries
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
@@ -45,11 +47,16 @@ _OF_WRITTEN_TEXTS = (
     *("task", "max_new_tokens", "num_beams", "length_penalty", "measures", "bleu_tokenizer", "rouge_tokenizer"),
     *("output", "limit", "batch_size"),
 )
+_OF_PROGRAMS = (
+    *("pass_at", "num_samples", "allow_code_execution", "program_seconds", "temperature", "top_p", "seed"),
+    *("max_new_tokens", "output", "limit", "batch_size"),
+)
 _OPTIONS = {
     "a corpus or records with labels": ("max_samples",),
     "--text": ("json_key", "stride", "per_document", "batch_size"),
     "--tasks": _OF_TASKS,
     "texts that a checkpoint writes": _OF_WRITTEN_TEXTS,
+    "problems that are solved by programs": _OF_PROGRAMS,
 }
 """What applies to each kind of measuring."""
 
@@ -75,6 +82,9 @@ def main(argv: list[str]) -> int:
     if flags.text:
         _refuse_others(parser, flags, "--text")
         return evaluate_on_texts(command_line, argv)
+    if flags.task is None and names_problems(flags):
+        _refuse_others(parser, flags, "problems that are solved by programs")
+        return evaluate_on_programs(command_line, argv)
     command = CheckpointCommand.read(command_line) if flags.task is None else None
     if command is None or names_sources(command):
         _refuse_others(parser, flags, "texts that a checkpoint writes")
@@ -112,6 +122,7 @@ def _parser() -> Parser:
     add_text_flags(parser)
     add_written_flags(parser)
     add_task_flags(parser)
+    add_program_flags(parser)
     return parser
 
 
