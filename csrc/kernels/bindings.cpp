@@ -75,6 +75,26 @@ class Bound {
     kernels_.accumulate(at<T>(x), at<float>(total), count, threads);
   }
 
+  void product(Address x, Address weight, Address bias, Address y, std::int64_t rows, std::int64_t inputs,
+               std::int64_t outputs, int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.product(at<T>(x), at<T>(weight), at<T>(bias), at<T>(y), rows, inputs, outputs, threads);
+  }
+
+  // Address, and strides from row to row and from group to group.
+  using Heads = std::array<std::int64_t, 3>;
+
+  void decode_attention(const std::array<Heads, 3>& inputs, const std::array<Heads, 2>& cache, Address y,
+                        Address cosine, Address sine, Address positions, const std::array<std::int64_t, 5>& shape,
+                        float scale, int threads) const {
+    const py::gil_scoped_release unlocked;
+    const auto input = [](const Heads& h) { return HeadsOf<const T>{at<T>(static_cast<Address>(h[0])), h[1], h[2]}; };
+    const auto held = [](const Heads& h) { return HeadsOf<T>{at<T>(static_cast<Address>(h[0])), h[1], h[2]}; };
+    kernels_.decode_attention(input(inputs[0]), input(inputs[1]), input(inputs[2]), held(cache[0]), held(cache[1]),
+                              at<T>(y), at<float>(cosine), at<float>(sine), at<std::int64_t>(positions),
+                              {shape[0], shape[1], shape[2], shape[3], shape[4]}, scale, threads);
+  }
+
  private:
   const Kernels<T>& kernels_;
 };
@@ -95,7 +115,11 @@ void register_kernels(py::module_& module, const char* name) {
            arg("cosine"), arg("sine"), arg("turned"), arg("sign"), arg("threads"))
       .def("softmax", &Bound<T>::softmax, arg("x"), arg("factor"), arg("log_sum_exp"), arg("rows"), arg("width"),
            arg("num_true"), arg("threads"))
-      .def("accumulate", &Bound<T>::accumulate, arg("x"), arg("total"), arg("count"), arg("threads"));
+      .def("accumulate", &Bound<T>::accumulate, arg("x"), arg("total"), arg("count"), arg("threads"))
+      .def("product", &Bound<T>::product, arg("x"), arg("weight"), arg("bias"), arg("y"), arg("rows"), arg("inputs"),
+           arg("outputs"), arg("threads"))
+      .def("decode_attention", &Bound<T>::decode_attention, arg("inputs"), arg("cache"), arg("y"), arg("cosine"),
+           arg("sine"), arg("positions"), arg("shape"), arg("scale"), arg("threads"));
 }
 
 }  // namespace
@@ -103,7 +127,7 @@ void register_kernels(py::module_& module, const char* name) {
 }  // namespace megatron_7b
 
 PYBIND11_MODULE(_kernels, module) {
-  module.doc() = "Native part of megatron_7b.runtime: element-wise work of a transformer layer on a CPU.";
+  module.doc() = "Native part of megatron_7b.runtime: work of a transformer layer on a CPU.";
   megatron_7b::register_kernels<float>(module, "FloatKernels");
   megatron_7b::register_kernels<megatron_7b::BFloat16>(module, "BFloat16Kernels");
   module.def(

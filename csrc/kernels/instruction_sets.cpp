@@ -13,6 +13,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MEGATRON_7B_X86_VERSIONS
+#include <immintrin.h>
 #endif
 
 #define MEGATRON_7B_INLINE static inline __attribute__((always_inline))
@@ -22,6 +23,7 @@ namespace megatron_7b {
 namespace baseline {
 #define MEGATRON_7B_LANES 4
 #include "rows.h"
+#include "decode.h"
 }  // namespace baseline
 
 #ifdef MEGATRON_7B_X86_VERSIONS
@@ -31,6 +33,7 @@ namespace avx2 {
 #undef MEGATRON_7B_LANES
 #define MEGATRON_7B_LANES 8
 #include "rows.h"
+#include "decode.h"
 }  // namespace avx2
 #pragma GCC pop_options
 
@@ -40,7 +43,18 @@ namespace avx512 {
 #undef MEGATRON_7B_LANES
 #define MEGATRON_7B_LANES 16
 #include "rows.h"
+#include "decode.h"
 }  // namespace avx512
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+namespace avx512_bf16 {
+#define MEGATRON_7B_DOT_BF16
+#include "rows.h"
+#include "decode.h"
+#undef MEGATRON_7B_DOT_BF16
+}  // namespace avx512_bf16
 #pragma GCC pop_options
 #endif
 
@@ -50,6 +64,9 @@ const char* const* instruction_sets() {
 #ifdef MEGATRON_7B_X86_VERSIONS
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
+      if (__builtin_cpu_supports("avx512bf16")) {
+        found.push_back("avx512_bf16");
+      }
       found.push_back("avx512");
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -70,6 +87,10 @@ const Kernels<T>& kernels(const char* name) {
       continue;
     }
 #ifdef MEGATRON_7B_X86_VERSIONS
+    if (std::string(name) == "avx512_bf16") {
+      static constexpr Kernels<T> kTable = avx512_bf16::table<T>();
+      return kTable;
+    }
     if (std::string(name) == "avx512") {
       static constexpr Kernels<T> kTable = avx512::table<T>();
       return kTable;

@@ -264,9 +264,3 @@ void accumulate(const T* x, float* total, std::int64_t count, int threads) {
         [&](std::int64_t i, std::int64_t n) { store_part(out + i, load_part(out + i, n) + load_part(in + i, n), n); });
   });
 }
-
-template <class T>
-constexpr Kernels<T> table() {
-  return {&rms_norm<T>, &rms_norm_backward<T>, &swiglu<T>,    &swiglu_backward<T>,
-          &rotate<T>,   &softmax<T>,           &accumulate<T>};
-}

@@ -10,6 +10,15 @@ typedef std::int32_t IntVector __attribute__((vector_size(4 * MEGATRON_7B_LANES)
 typedef std::uint32_t UintVector __attribute__((vector_size(4 * MEGATRON_7B_LANES)));
 typedef std::uint16_t HalfVector __attribute__((vector_size(2 * MEGATRON_7B_LANES)));
 
+MEGATRON_7B_INLINE float to_float(float value) { return value; }
+
+MEGATRON_7B_INLINE float to_float(BFloat16 value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 MEGATRON_7B_INLINE Vector broadcast(float value) { return value - Vector{}; }
 
 MEGATRON_7B_INLINE Vector load(const float* from) {
@@ -37,6 +46,14 @@ MEGATRON_7B_INLINE void store(BFloat16* to, Vector x) {
   const IntVector ordered = x == x;
   const HalfVector halves = __builtin_convertvector(ordered ? rounded : UintVector{} + 0x7fc0u, HalfVector);
   std::memcpy(to, &halves, sizeof halves);
+}
+
+// Rounds as `store` does.
+template <class T>
+MEGATRON_7B_INLINE T from_float(float value) {
+  T lanes[kLanes];
+  store(lanes, broadcast(value));
+  return lanes[0];
 }
 
 // The first `count` < kLanes elements; the other lanes are zero.
@@ -68,6 +85,32 @@ MEGATRON_7B_INLINE float sum_of(Vector x) {
   }
   return lanes[0];
 }
+
+#if defined(__GNUC__) && !defined(__clang__)
+#define MEGATRON_7B_SUMS_OF
+
+// Halves the lanes of every sum: of two vectors of sums that are 2 × kHalf lanes wide each, one of sums half as wide.
+template <std::int64_t kHalf>
+MEGATRON_7B_INLINE Vector folded(Vector a, Vector b) {
+  IntVector low;
+  for (std::int64_t i = 0; i < kLanes; ++i) {
+    low[i] = static_cast<std::int32_t>(i / kHalf * 2 * kHalf + i % kHalf);
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, low + static_cast<std::int32_t>(kHalf));
+}
+
+// sum_of of kLanes vectors at once, added in the same order; they are overwritten.
+template <std::int64_t kHalf = kLanes / 2>
+MEGATRON_7B_INLINE Vector sums_of(Vector* x) {
+  for (std::int64_t i = 0; i < kHalf; ++i) {
+    x[i] = folded<kHalf>(x[2 * i], x[2 * i + 1]);
+  }
+  if constexpr (kHalf > 1) {
+    return sums_of<kHalf / 2>(x);
+  }
+  return x[0];
+}
+#endif
 
 MEGATRON_7B_INLINE float maximum_of(Vector x) {
   float lanes[kLanes];

@@ -150,6 +150,10 @@ class KeyValueCache:
         """Return the first keys and values of rows [b, g/tp, num_positions, d], views of the cache."""
         return self._keys[layer][rows, :, :num_positions], self._values[layer][rows, :, :num_positions]
 
+    def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return all keys and values of one layer, [rows, g/tp, positions, d]: the cache itself."""
+        return self._keys[layer], self._values[layer]
+
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
         """Copy positions of rows to others, in all layers.
 

@@ -4,13 +4,16 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from torch import Tensor
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.cache import CachedAttention, KeyValueCache, Placement, attention_layers, place
+from megatron_7b.generation.decoding import TokenDecoder, can_decode
 from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.runner import TOKENS_AHEAD, ModelRunner
 from megatron_7b.model.kinds.decoder.network import LanguageModel
+from megatron_7b.runtime.cpu import kernels
 
 
 class DecoderRunner(ModelRunner):
@@ -40,6 +43,7 @@ class DecoderRunner(ModelRunner):
             dtype=self._parameter.dtype,
             device=self.device,
         )
+        self._decoder = TokenDecoder(model, self._cache) if can_decode(model) else None
         for layer, attention in enumerate(self._attentions):
             attention.core_attention = CachedAttention(self._cache, layer, model.config.softmax_scale)
 
@@ -71,6 +75,8 @@ class DecoderRunner(ModelRunner):
     def advance(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
         """Append a token to each row."""
         self._cache.reserve(len(tokens), max(positions) + 1)
+        if self._decoder is not None and len(tokens) <= kernels.MOST_ROWS:
+            return self._decode(self._decoder, tokens, positions)
         return self._logits_after([[token] for token in tokens], 0, positions, [0] * len(tokens))
 
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
@@ -127,9 +133,31 @@ class DecoderRunner(ModelRunner):
         model = self._model
         tied = model.share_embeddings_and_output_weights
         weight = model.shared_embedding_or_output_weight() if tied else None
-        logits: Tensor = model.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
+        if self._decoder is not None and hidden.dim() == 2 and hidden.shape[0] <= kernels.MOST_ROWS:
+            of_rank = kernels.product(hidden.contiguous(), model.output_layer.weight if weight is None else weight)
+            logits: Tensor = gather_from_tensor_model_parallel_region(of_rank, group=self._groups.tp)
+        else:
+            logits = model.output_layer(hidden, weight=weight, runtime_gather_output=True)[0]
         model.mask_vocabulary_padding(logits)
         return logits
+
+    def _decode(self, decoder: TokenDecoder, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
+        """Append a token to each row, the short way; returns logits as `advance` does."""
+        model = self._model
+        if self._is_first:
+            ids, places = torch.tensor([tokens, positions]).unsqueeze(2)
+            hidden = model.embedding(input_ids=ids, position_ids=places)[0]
+        else:
+            hidden = self._parameter.new_empty(len(tokens), model.config.hidden_size)
+            dist.recv(hidden, group=self._groups.pp, group_src=self._groups.pp.rank() - 1)
+        angles = None
+        if self._model.position_embedding_type == "rope":
+            angles = self._angles_up_to(max(positions) + 1)[torch.tensor(positions)]
+        hidden = decoder.run(hidden.clone(), positions, angles)
+        if not self._is_last:
+            dist.send(hidden, group=self._groups.pp, group_dst=self._groups.pp.rank() + 1)
+            return None
+        return self.logits(hidden)
 
     def _hidden_states(self, tokens: Tensor, placement: Placement) -> Tensor:
         """Run the layers of this stage; returns [s, b, h]."""
@@ -153,10 +181,14 @@ class DecoderRunner(ModelRunner):
         """Return the rotary angles of the tokens' own positions, [s, b, 1, d]; None: positions are embedded."""
         if self._model.position_embedding_type != "rope":
             return None
-        if self._angles.shape[0] < placement.num_positions:
-            length = max(placement.num_positions, 2 * self._angles.shape[0])
+        return self._angles_up_to(placement.num_positions)[placement.positions.t()][:, :, None, :]
+
+    def _angles_up_to(self, num_positions: int) -> Tensor:
+        """Return the rotary angles of at least the first positions, [p, d]."""
+        if self._angles.shape[0] < num_positions:
+            length = max(num_positions, 2 * self._angles.shape[0])
             self._angles = self._model.rotary_pos_emb.get_emb(length)[:, 0, 0].to(self._parameter.device)
-        return self._angles[placement.positions.t()][:, :, None, :]
+        return self._angles
 
 
 def _check(model: LanguageModel) -> None:

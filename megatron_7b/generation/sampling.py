@@ -31,6 +31,13 @@ def penalize(logits: Tensor, token_ids: Tensor, penalty: float) -> Tensor:
     return logits.index_put((token_ids,), torch.where(scores < 0, scores * penalty, scores / penalty))
 
 
+def most_probable(logits: Tensor) -> int:
+    """Return the token of the largest logit, [v]; of equal ones the first."""
+    if logits.device.type == "cpu":  # NumPy's is ten times as fast as torch's
+        return int(logits.float().numpy().argmax())
+    return int(logits.argmax())
+
+
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Set all but the `top_k` largest logits to -inf; of equal ones those of lower token ids stay.
 
@@ -132,6 +139,6 @@ class TokenSampler:
 
     def _choose(self, logits: Tensor) -> int:
         if self.options.temperature == 0.0:
-            return int(logits.argmax())
+            return most_probable(logits)
         uniform = torch.rand((), dtype=torch.float64, generator=self._generator).item()
         return draw(token_probabilities(logits, self.options), uniform)

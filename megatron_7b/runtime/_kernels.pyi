@@ -38,6 +38,21 @@ class FloatKernels:
         self, x: int, factor: int, log_sum_exp: int, rows: int, width: int, num_true: int, threads: int
     ) -> None: ...
     def accumulate(self, x: int, total: int, count: int, threads: int) -> None: ...
+    def product(
+        self, x: int, weight: int, bias: int, y: int, rows: int, inputs: int, outputs: int, threads: int
+    ) -> None: ...
+    def decode_attention(
+        self,
+        inputs: Sequence[Sequence[int]],
+        cache: Sequence[Sequence[int]],
+        y: int,
+        cosine: int,
+        sine: int,
+        positions: int,
+        shape: Sequence[int],
+        scale: float,
+        threads: int,
+    ) -> None: ...
 
 class BFloat16Kernels(FloatKernels): ...
 

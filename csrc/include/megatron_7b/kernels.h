@@ -1,4 +1,4 @@
-// Element-wise work of a transformer layer on a CPU, each function one pass over memory.
+// Work of a transformer layer on a CPU: element-wise, each function one pass over memory, and of one token per text.
 //
 // Arrays are dense unless strides are given, rows × width; `T` is float or BFloat16, arithmetic is float. Rows are
 // shared out over `threads` threads. A result depends neither on their number nor on where the arrays are in memory.
@@ -27,6 +27,25 @@ struct HeadShape {
   std::int64_t width;
 };
 
+// Heads of several texts, [rows, groups, …, width]; strides in elements.
+template <class T>
+struct HeadsOf {
+  T* data;
+  std::int64_t row;
+  std::int64_t group;
+};
+
+// One query per head: `queries` heads of `width` channels share the keys of a group; `turned` channels are rotated.
+struct DecodeShape {
+  std::int64_t rows;
+  std::int64_t groups;
+  std::int64_t queries;
+  std::int64_t width;
+  std::int64_t turned;
+};
+
+constexpr std::int64_t kMaxWidth = 512;  // of a head in decode_attention
+
 // One instruction set's versions.
 template <class T>
 struct Kernels {
@@ -49,6 +68,15 @@ struct Kernels {
                   std::int64_t num_true, int threads);
   // total += x, of `count` elements.
   void (*accumulate)(const T* x, float* total, std::int64_t count, int threads);
+  // y = x × weightᵀ + bias, of few rows: [rows, inputs], [outputs, inputs], [outputs] or nullptr, [rows, outputs]. A row
+  // of y depends on its row of x alone.
+  void (*product)(const T* x, const T* weight, const T* bias, T* y, std::int64_t rows, std::int64_t inputs,
+                  std::int64_t outputs, int threads);
+  // Turns queries and keys by the angles of their rows, [rows, turned / 2], puts keys and values into the cache at the
+  // position of each row, and attends to all positions up to it. y is [rows, groups, queries, width], dense.
+  void (*decode_attention)(HeadsOf<const T> query, HeadsOf<const T> key, HeadsOf<const T> value, HeadsOf<T> keys,
+                           HeadsOf<T> values, T* y, const float* cosine, const float* sine,
+                           const std::int64_t* positions, DecodeShape shape, float scale, int threads);
 };
 
 // Names of the versions that this processor can run, best first, ended by nullptr.

@@ -1,7 +1,8 @@
-"""Fused element-wise kernels for the CPU as differentiable functions; see csrc/include/megatron_7b/kernels.h.
+"""Kernels for the CPU: fused element-wise ones as differentiable functions, and those that decode token by token.
 
 Each does in one pass over memory what torch's operators do in up to ten. They take FP32 and BF16 and compute in FP32;
-`is_supported` says for which tensors, and the callers go to torch's operators for all others.
+`is_supported` says for which tensors, and the callers go to torch's operators for all others. See
+csrc/include/megatron_7b/kernels.h.
 """
 
 import functools
@@ -149,6 +150,70 @@ def softmax_(x: Tensor, factor: Tensor, num_true: int) -> Tensor:
         x.data_ptr(), factor.data_ptr(), log_sum_exp.data_ptr(), rows, width, num_true, _threads()
     )
     return log_sum_exp
+
+
+MOST_ROWS = 32
+"""Up to which `product` is faster than torch's, which reads weights at a third of the memory's speed for few rows."""
+WIDEST_HEAD = 512
+"""Of `decode_attention`."""
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x × weightᵀ + bias for few rows; each row of the result depends on its row of x alone. Without gradients.
+
+    Args:
+        x: Dense, [b, in].
+        weight: Dense, [out, in].
+        bias: [out].
+
+    Returns:
+        [b, out].
+    """
+    (rows, inputs), outputs = x.shape, weight.shape[0]
+    y = x.new_empty(rows, outputs)
+    bound_kernels(x.dtype).product(
+        x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), y.data_ptr(), rows, inputs, outputs,
+        _threads(),
+    )  # fmt: skip
+    return y
+
+
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    positions: Tensor,
+    scale: float,
+) -> Tensor:
+    """Put one token of each row into a cache, and attend from it to all that the row has. Without gradients.
+
+    Args:
+        query: [b, g, n/g, d]; the last two dimensions dense.
+        key: [b, g, d], the last dimension dense.
+        value: As the key.
+        keys: Dense cache of at least b rows, [rows, g, positions, d].
+        values: As the keys.
+        cosine: FP32 [b, r / 2], of the angles by which the first r channels of queries and keys are turned.
+        sine: As the cosine.
+        positions: Where the tokens of the rows stand, int64 [b].
+        scale: Factor of the scores.
+
+    Returns:
+        [b, n × d].
+    """
+    b, groups, queries, width = query.shape
+    y = query.new_empty(b, groups * queries * width)
+    bound_kernels(query.dtype).decode_attention(
+        [(x.data_ptr(), x.stride(0), x.stride(1)) for x in (query, key, value)],
+        [(x.data_ptr(), x.stride(0), x.stride(1)) for x in (keys, values)],
+        y.data_ptr(), cosine.data_ptr(), sine.data_ptr(), positions.data_ptr(),
+        (b, groups, queries, width, 2 * cosine.shape[-1]), scale, _threads(),
+    )  # fmt: skip
+    return y
 
 
 def accumulate_weight_gradient(total_input: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
