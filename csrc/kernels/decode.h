@@ -1,5 +1,7 @@
 // One token of each text through a layer: products of few rows, and attention of one query per head over a cache.
-// Included as vector.h is, after rows.h.
+// Included as vector.h is.
+
+#include "rows.h"
 
 #ifdef MEGATRON_7B_DOT_BF16
 // The processor multiplies pairs of BF16 numbers: they stay as they are.
@@ -100,7 +102,8 @@ MEGATRON_7B_INLINE void product_rows(const F* x, const T* weight, const T* bias,
   constexpr auto kStep = static_cast<std::int64_t>(kOutputs);
   std::int64_t o = first;
   for (; o + kStep <= last; o += kStep) {
-    product_block<kRows, kOutputs>(x, weight + o * inputs, bias != nullptr ? bias + o : nullptr, y + o, inputs, outputs);
+    product_block<kRows, kOutputs>(x, weight + o * inputs, bias != nullptr ? bias + o : nullptr, y + o, inputs,
+                                   outputs);
   }
   for (; o < last; ++o) {
     product_block<kRows, 1>(x, weight + o * inputs, bias != nullptr ? bias + o : nullptr, y + o, inputs, outputs);
@@ -272,6 +275,6 @@ void decode_attention(HeadsOf<const T> query, HeadsOf<const T> key, HeadsOf<cons
 
 template <class T>
 constexpr Kernels<T> table() {
-  return {&rms_norm<T>, &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>,   &rotate<T>,
+  return {&rms_norm<T>, &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>, &rotate<T>,
           &softmax<T>,  &accumulate<T>,        &product<T>, &decode_attention<T>};
 }

@@ -22,7 +22,6 @@ namespace megatron_7b {
 
 namespace baseline {
 #define MEGATRON_7B_LANES 4
-#include "rows.h"
 #include "decode.h"
 }  // namespace baseline
 
@@ -32,7 +31,6 @@ namespace baseline {
 namespace avx2 {
 #undef MEGATRON_7B_LANES
 #define MEGATRON_7B_LANES 8
-#include "rows.h"
 #include "decode.h"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -42,7 +40,6 @@ namespace avx2 {
 namespace avx512 {
 #undef MEGATRON_7B_LANES
 #define MEGATRON_7B_LANES 16
-#include "rows.h"
 #include "decode.h"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -51,7 +48,6 @@ namespace avx512 {
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace avx512_bf16 {
 #define MEGATRON_7B_DOT_BF16
-#include "rows.h"
 #include "decode.h"
 #undef MEGATRON_7B_DOT_BF16
 }  // namespace avx512_bf16

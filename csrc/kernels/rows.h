@@ -1,4 +1,4 @@
-// The kernels of megatron_7b/kernels.h for one instruction set; included as vector.h is.
+// The element-wise kernels of megatron_7b/kernels.h for one instruction set; included as vector.h is.
 
 #include "vector.h"
 

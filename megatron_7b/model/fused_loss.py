@@ -258,6 +258,9 @@ def linear_cross_entropy(
     """
     num_held = max(0, min(num_true, weight.shape[0]))
     vocabulary = _Vocabulary(first_token, num_held, group, first_token + num_true, label_smoothing)
+    if not torch.is_grad_enabled():  # what `forward` cannot see: it is never enabled there
+        layer, weights = _OutputLayer(weight, bias, vocabulary), loss_mask.float()
+        return (_sweep(hidden, layer, labels, weights, None) * weights).sum(dtype=torch.float64).float()
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, vocabulary, labels, loss_mask.float())
     return result
 

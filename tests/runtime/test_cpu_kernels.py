@@ -170,3 +170,53 @@ def test_weight_gradients_are_added(inputs: int, outputs: int) -> None:
     torch.testing.assert_close(buffer, expected)
     cpu_kernels.accumulate_weight_gradient(x.bfloat16(), grad.bfloat16(), other)
     assert torch.equal(other, rounded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 48), (75, 37), (3, 1)])
+@pytest.mark.usefixtures("instruction_set")
+def test_product_of_few_rows(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    """Within rounding of the exact one; and a row is the same, bit for bit, whatever is beside it."""
+    x, weight, bias = (
+        numbers(*shape, seed=i).to(dtype) for i, shape in enumerate([(23, inputs), (outputs, inputs), (outputs,)])
+    )
+    y = cpu_kernels.product(x, weight, bias)
+    exact = x.double() @ weight.double().t() + bias.double()
+    tolerance = 3e-6 if dtype == torch.float32 else 2**-7
+    torch.testing.assert_close(y.double(), exact, rtol=tolerance, atol=tolerance * exact.abs().max().item())
+    for rows in (1, 2, 3, 4, 7, 8, 15):
+        assert torch.equal(cpu_kernels.product(x[-rows:], weight, bias), y[-rows:])
+    assert torch.equal(cpu_kernels.product(x, weight), cpu_kernels.product(x, weight, torch.zeros_like(bias)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("queries", "width", "turned"), [(3, 64, 64), (1, 20, 8), (2, 16, 0)])
+@pytest.mark.usefixtures("instruction_set")
+def test_attention_of_one_token_per_row(queries: int, width: int, turned: int, dtype: torch.dtype) -> None:
+    groups, positions = 2, torch.tensor([0, 5, 40])
+    rows, capacity = len(positions), 48
+    mixed = numbers(rows, groups, queries + 2, width).to(dtype)
+    query, key, value = mixed[:, :, :queries], mixed[:, :, queries], mixed[:, :, queries + 1]
+    keys, values = (numbers(rows + 1, groups, capacity, width, seed=seed).to(dtype) for seed in (1, 2))
+    angles = numbers(rows, turned // 2, seed=3, spread=3.0).float()
+    cosine, sine = angles.cos(), angles.sin()
+    before = keys.clone()
+    y = cpu_kernels.decode_attention(query, key, value, keys, values, cosine, sine, positions, 0.3)
+
+    def turn(x: Tensor, row: int) -> Tensor:
+        a, b, rest = x.double().split((turned // 2, turned // 2, width - turned), dim=-1)
+        c, s = cosine[row].double(), sine[row].double()
+        return torch.cat((a * c - b * s, b * c + a * s, rest), dim=-1).to(dtype)
+
+    for row, position in enumerate(positions.tolist()):
+        torch.testing.assert_close(keys[row, :, position], turn(key[row], row))
+        assert torch.equal(values[row, :, position], value[row])
+        keys[row, :, position] = before[row, :, position]
+        for group in range(groups):
+            known = torch.cat((before[row, group, :position], turn(key[row, group], row)[None])).double()
+            weights = (turn(query[row, group], row).double() @ known.t() * 0.3).softmax(-1)
+            expected = weights @ values[row, group, : position + 1].double()
+            actual = y[row].view(groups, queries, width)[group].double()
+            tolerance = 3e-6 if dtype == torch.float32 else 2**-6
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(keys, before)  # nothing else was touched

@@ -68,8 +68,8 @@ struct Kernels {
                   std::int64_t num_true, int threads);
   // total += x, of `count` elements.
   void (*accumulate)(const T* x, float* total, std::int64_t count, int threads);
-  // y = x × weightᵀ + bias, of few rows: [rows, inputs], [outputs, inputs], [outputs] or nullptr, [rows, outputs]. A row
-  // of y depends on its row of x alone.
+  // y = x × weightᵀ + bias, of few rows: [rows, inputs], [outputs, inputs], [outputs] or nullptr, [rows, outputs]. A
+  // row of y depends on its row of x alone.
   void (*product)(const T* x, const T* weight, const T* bias, T* y, std::int64_t rows, std::int64_t inputs,
                   std::int64_t outputs, int threads);
   // Turns queries and keys by the angles of their rows, [rows, turned / 2], puts keys and values into the cache at the
