@@ -12,7 +12,11 @@ from tests.serving.scripted_server import ScriptedServer, error
 from tests.support.chromium import CONTROL, SHIFT, Chromium, Page, PageError
 
 CHECKS = Path(__file__).parent / "page" / "checks.js"
-TOO_LONG = error(400, "the prompt has 300 tokens, the model reads 240", "context_length_exceeded")
+TOO_LONG = error(
+    400,
+    "a prompt of 280 tokens and 20 new ones make 300, but the model's context is 240 tokens",
+    "context_length_exceeded",
+)
 FINISHED = "document.getElementById('stop').hidden && document.querySelector('.turn.reply') !== null"
 SENT = "document.querySelectorAll('.turn.question').length"
 

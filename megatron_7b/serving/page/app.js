@@ -238,11 +238,11 @@ function dropOldest(position) {
   again(position);
 }
 
-/** Return the part of the text that fits, from what the server says about limit and length; else a half. */
+/** Return the part of the text that fits, from what the server says about its limit and the length; else a half. */
 function shareThatFits(detail) {
-  const numbers = (detail.match(/\d[\d,]*/g) ?? []).map((one) => Number(one.replaceAll(",", ""))).filter((one) => one > 0);
-  const share = numbers.length >= 2 ? Math.min(...numbers.slice(0, 2)) / Math.max(...numbers.slice(0, 2)) : 0.5;
-  return share < 1 ? share * 0.8 : 0.5; // the reply needs room, too
+  const limit = Number(/context(?: length)? is (\d+)/.exec(detail)?.[1]);
+  const total = Math.max(...(detail.match(/\d+/g) ?? []).map(Number));
+  return limit < total ? (limit / total) * 0.8 : 0.5; // the reply needs room, too
 }
 
 function sendAll() {
