@@ -129,6 +129,9 @@ class GenerationEngine:
                 f"texts are to end with token {request.forced_last_id}, but the model knows {vocab_size} tokens",
                 hint="forced_eos_token_id of generation_config.json is of another model",
             )
+        biased = [token for token, _ in getattr(request.decoding, "logit_bias", ()) if not 0 <= token < vocab_size]
+        if biased:
+            raise ConfigError(f"logit_bias names token {biased[0]}, but the model knows {vocab_size} tokens")
         if request.num_rows > self.max_batch_size:
             raise ConfigError(
                 f"num_beams is {request.num_rows}, but a forward pass has room for {self.max_batch_size} texts",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.generation.settings import GenerationSettings
 
 type EarlyStopping = bool | Literal["never"]
@@ -13,8 +14,13 @@ type EarlyStopping = bool | Literal["never"]
 _MAX_LENGTH_PENALTY = 20
 """Within it a context of any length to this power is a number."""
 
+MAX_LOGPROBS = 100
+"""Tokens that can be reported at one place."""
+
 _DRAWING = ("temperature", "top_k", "top_p")
 _SAMPLING = (*_DRAWING, "repetition_penalty")
+_OF_SAMPLES = ("presence_penalty", "frequency_penalty", "logit_bias", "min_new_tokens", "logprobs")
+"""What a search has no use for; generation_config.json says nothing about it."""
 _BEAMS = ("num_beams", "length_penalty", "early_stopping", "repetition_penalty")
 
 
@@ -28,6 +34,12 @@ class SamplingOptions:
         top_p: Then keep the fewest of the most probable ones whose share reaches this; None keeps all.
         repetition_penalty: Positive logits of tokens that the text has already are divided by this, negative ones
             multiplied, before anything else; 1 changes nothing.
+        presence_penalty: Taken off the logits of tokens that the continuation has, as OpenAI defines it.
+        frequency_penalty: Taken off them as often as it has them.
+        logit_bias: Pairs of a token and what is added to its logit, none twice.
+        min_new_tokens: Tokens before which none that ends the text is taken.
+        logprobs: How many of the most probable tokens are reported at each place, with the log probability of the
+            chosen one; None: nothing is reported. Probabilities are the model's own, before temperature and penalties.
         seed: The same seed gives the same text.
     """
 
@@ -35,6 +47,11 @@ class SamplingOptions:
     top_k: int | None = None
     top_p: float | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_new_tokens: int = 0
+    logprobs: int | None = None
     seed: int = 1234
 
     def __post_init__(self) -> None:
@@ -50,6 +67,20 @@ class SamplingOptions:
             problems.append(f"top_k is {self.top_k}, expected at least 1")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             problems.append(f"top_p is {self.top_p}, expected more than 0 and at most 1")
+        problems += [
+            f"{name} is {value}, expected a finite number"
+            for name in ("presence_penalty", "frequency_penalty")
+            if not math.isfinite(value := getattr(self, name))
+        ]
+        if self.min_new_tokens < 0:
+            problems.append(f"min_new_tokens is {self.min_new_tokens}, expected at least 0")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            problems.append(f"logprobs is {self.logprobs}, expected 0 to {MAX_LOGPROBS}")
+        problems += [
+            f"logit_bias has {bias} for token {token}, expected a finite number"
+            for token, bias in self.logit_bias
+            if not math.isfinite(bias)
+        ]
         _raise([*problems, *_wrong_penalty(self.repetition_penalty)])
 
 
@@ -112,6 +143,12 @@ class GenerationOptions:
         early_stopping: See there.
         ignore_eod: Continue after a token that ends texts.
         stop: Texts of which the first that appears ends a text, and is not part of it; not for beam search.
+        presence_penalty: As in `SamplingOptions`, like the following four.
+        frequency_penalty: See there.
+        logit_bias: See there.
+        min_new_tokens: See there.
+        logprobs: See there.
+        response_format: What texts must fit; not for beam search.
     """
 
     max_new_tokens: int | None = None
@@ -126,6 +163,12 @@ class GenerationOptions:
     early_stopping: EarlyStopping | None = None
     ignore_eod: bool = False
     stop: tuple[str, ...] = ()
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_new_tokens: int = 0
+    logprobs: int | None = None
+    response_format: Grammar | None = None
 
     def __post_init__(self) -> None:
         """Check the values that do not depend on a model.
@@ -146,6 +189,9 @@ class GenerationOptions:
             )
         if "" in self.stop:
             problems.append("stop has an empty text, which is everywhere")
+        if self.response_format is not None and self.ignore_eod:
+            problems.append("response_format asks for a text that ends, and ignore_eod for one that does not")
+        SamplingOptions(**self._of_samples())
         if self.num_beams == 1 or drawing:
             problems += [f"{name} needs num_beams above 1" for name in self._given(_BEAMS[1:3])]
         _raise(problems)
@@ -169,11 +215,21 @@ class GenerationOptions:
         if self.max_new_tokens is None and "max_new_tokens" in defaults:
             applied.add("max_new_tokens")
         if num_beams > 1:
-            _raise([f"stop is {list(self.stop)}, which needs num_beams 1"] if self.stop else [])
+            unfit = [f"stop is {list(self.stop)}, which needs num_beams 1"] if self.stop else []
+            unfit += [f"{name} needs num_beams 1" for name in self._needing_samples()]
+            _raise(unfit)
             options = {**values, "num_beams": num_beams, "num_return_sequences": self.num_return_sequences}
             return BeamOptions(**options), frozenset(applied)
         _raise([f"{name} needs num_beams above 1" for name in self._given(_BEAMS[1:3])])
-        return SamplingOptions(**values, seed=self.seed), frozenset(applied)
+        return SamplingOptions(**values, **self._of_samples(), seed=self.seed), frozenset(applied)
+
+    def _of_samples(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _OF_SAMPLES}
+
+    def _needing_samples(self) -> list[str]:
+        """Name what was asked for and is nothing for a search."""
+        changed = [name for name, value in self._of_samples().items() if value != getattr(SamplingOptions(), name)]
+        return [*changed, *(["response_format"] if self.response_format is not None else [])]
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: value for name in names if (value := getattr(self, name)) is not None}

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation.grammars import Grammar, GrammarVocabulary
 from megatron_7b.generation.options import BeamOptions, SamplingOptions
 
 FinishReason = Literal["eod", "length"]
@@ -19,6 +20,7 @@ class GenerationRequest:
         decoding: How tokens are chosen.
         sample_index: Tells samples of one prompt and seed apart.
         ignore_eod: Continue after a token that ends texts.
+        grammar: What the text must fit, with the tokens that it is made of.
         forced_last_id: Token that a text of `max_new_tokens` ends with; None: whichever is chosen.
     """
 
@@ -28,6 +30,7 @@ class GenerationRequest:
     sample_index: int = 0
     ignore_eod: bool = False
     forced_last_id: int | None = None
+    grammar: tuple[GrammarVocabulary, Grammar] | None = None
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -63,6 +66,19 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How probable the model finds a token, before temperature and penalties.
+
+    Attributes:
+        logprob: Of the chosen token.
+        top: The most probable tokens, each with its log probability, in falling order.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class GeneratedToken:
     """One new token.
 
@@ -70,11 +86,13 @@ class GeneratedToken:
         request: Number that `GenerationEngine.submit` gave.
         token_id: The token; one that ends the text is reported too.
         finish_reason: Why the text ends with this token; None if it continues.
+        logprobs: If they were asked for.
     """
 
     request: int
     token_id: int
     finish_reason: FinishReason | None
+    logprobs: TokenLogprobs | None = None
 
     @property
     def is_last(self) -> bool:

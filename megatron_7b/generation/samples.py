@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_7b.generation.prompts import Prompt
-from megatron_7b.generation.requests import FinishReason, Hypothesis
+from megatron_7b.generation.requests import FinishReason, Hypothesis, TokenLogprobs
 from megatron_7b.generation.stop_texts import StopTexts
 from megatron_7b.generation.text_stream import text_stream
 from megatron_7b.tokenizer import Tokenizer
@@ -25,6 +25,7 @@ class Sample:
         text: Their text, without what ends it.
         finish_reason: Why it ended: `eod` (a token that ends texts), `stop` (a text that does) or `length`; None while
             it grows.
+        logprobs: Of its new tokens, if they were asked for.
         score: What beam search ranks it by; None if its tokens are drawn.
     """
 
@@ -34,6 +35,7 @@ class Sample:
         self.text = ""
         self.finish_reason: FinishReason | Literal["stop"] | None = None
         self.score: float | None = None
+        self.logprobs: list[TokenLogprobs] = []
         self._stream = text_stream(tokenizer, () if prompt.is_source else prompt.ids)
         self._stop = StopTexts(stop)
 
@@ -42,9 +44,11 @@ class Sample:
         """The text that this one continues for a reader; empty for a reply to a conversation or a source."""
         return "" if self.prompt.is_chat or self.prompt.is_source else self.prompt.text
 
-    def add(self, token_id: int, finish_reason: FinishReason | None) -> str:
+    def add(self, token_id: int, finish_reason: FinishReason | None, logprobs: TokenLogprobs | None = None) -> str:
         """Take a token and return the text that it completes, often none."""
         self.token_ids.append(token_id)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         self.finish_reason = finish_reason
         piece = "" if finish_reason == "eod" else self._stream.add(token_id)
         if finish_reason is not None:
@@ -73,6 +77,10 @@ class Sample:
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
         }
+        if self.logprobs:
+            fields["logprobs"] = [
+                {"logprob": one.logprob, "top": [list(pair) for pair in one.top]} for one in self.logprobs
+            ]
         return fields if self.score is None else {**fields, "score": self.score}
 
 

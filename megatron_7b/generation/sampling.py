@@ -4,13 +4,18 @@ Everything is computed in FP64 on the CPU from one uniform number per token, so 
 the device nor on what else is in the batch.
 """
 
+import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from megatron_7b.generation.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from megatron_7b.generation.grammars import Grammar, GrammarState, GrammarVocabulary
 
 
 def penalize(logits: Tensor, token_ids: Tensor, penalty: float) -> Tensor:
@@ -114,11 +119,26 @@ class TokenSampler:
         options: How to choose.
         sample_index: Number of the sample of one prompt: each has its own stream of random numbers.
         prompt_ids: What the text begins with; only a repetition penalty asks.
+        stop_ids: Tokens of which each ends the text.
+        grammar: What the text must fit, and the tokens that it is made of.
     """
 
-    def __init__(self, options: SamplingOptions, sample_index: int = 0, prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        options: SamplingOptions,
+        sample_index: int = 0,
+        prompt_ids: Sequence[int] = (),
+        *,
+        stop_ids: Collection[int] = (),
+        grammar: "tuple[GrammarVocabulary, Grammar] | None" = None,
+    ) -> None:
         self.options = options
-        self._penalized = dict.fromkeys(prompt_ids) if options.repetition_penalty != 1.0 else None
+        self._repeated = dict.fromkeys(prompt_ids) if options.repetition_penalty != 1.0 else {}
+        self._counts: collections.Counter[int] = collections.Counter()
+        self._stop_ids = list(stop_ids)
+        self._grammar = grammar
+        self._state: GrammarState | None = None  # made by the rank that chooses
+        self._is_plain = options.temperature == 0.0 and not self._changes_logits(options)
         digest = hashlib.blake2b(f"{options.seed}:{sample_index}".encode(), digest_size=8).digest()
         self._generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -127,15 +147,46 @@ class TokenSampler:
 
         Args:
             logits: [v], padding of the vocabulary masked.
+
+        Raises:
+            ConfigError: The grammar cannot be followed any further.
         """
-        if self._penalized is None:
-            return self._choose(logits)
-        if self._penalized:
-            ids = torch.tensor(list(self._penalized), device=logits.device)
-            logits = penalize(logits, ids, self.options.repetition_penalty)
-        chosen = self._choose(logits)
-        self._penalized[chosen] = None
+        if self._is_plain:
+            return most_probable(logits)
+        chosen = self._choose(self._changed(logits))
+        self._counts[chosen] += 1
+        if self.options.repetition_penalty != 1.0:
+            self._repeated[chosen] = None
+        if self._state is not None:
+            self._state.accept(chosen)
         return chosen
+
+    def _changes_logits(self, options: SamplingOptions) -> bool:
+        penalties = options.repetition_penalty != 1.0 or options.presence_penalty or options.frequency_penalty
+        return bool(penalties or options.logit_bias or options.min_new_tokens or self._grammar)
+
+    def _changed(self, logits: Tensor) -> Tensor:
+        """Return the logits after everything that makes tokens more or less probable, or impossible."""
+        options = self.options
+        if self._repeated:
+            ids = torch.tensor(list(self._repeated), device=logits.device)
+            logits = penalize(logits, ids, options.repetition_penalty)
+        changes: dict[int, float] = dict(options.logit_bias)
+        for token, count in self._counts.items():
+            penalty = options.presence_penalty + options.frequency_penalty * count
+            if penalty:
+                changes[token] = changes.get(token, 0.0) - penalty
+        if changes:
+            ids, by = torch.tensor(list(changes)), torch.tensor(list(changes.values()))
+            logits = logits.float().index_add(0, ids.to(logits.device), by.to(logits.device))
+        if self._counts.total() < options.min_new_tokens and self._stop_ids:
+            logits = logits.index_fill(0, torch.tensor(self._stop_ids, device=logits.device), -torch.inf)
+        if self._grammar is not None:
+            vocabulary, grammar = self._grammar
+            self._state = self._state or vocabulary.follow(grammar)
+            allowed = torch.from_numpy(self._state.allowed(logits.numel())).to(logits.device)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        return logits
 
     def _choose(self, logits: Tensor) -> int:
         if self.options.temperature == 0.0:

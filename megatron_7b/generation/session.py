@@ -220,7 +220,7 @@ class Session:
                 found = zip(samples, event.hypotheses, strict=True)
                 pieces += [Piece(sample, sample.take(text), len(text.token_ids)) for sample, text in found]
             else:
-                pieces.append(Piece(samples[0], samples[0].add(event.token_id, event.finish_reason)))
+                pieces.append(Piece(samples[0], samples[0].add(event.token_id, event.finish_reason, event.logprobs)))
             if event.is_last:
                 del self._samples[event.request]
             elif samples[0].finish_reason == "stop":

@@ -1,5 +1,6 @@
 """What has to be known of a checkpoint before it generates: everything is read and checked here, without torch."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from megatron_7b.checkpoint import Companions, tokenizer_path
 from megatron_7b.config import RunConfig
 from megatron_7b.errors import CheckpointError, ConfigError
 from megatron_7b.generation.beams import check_vocabulary
+from megatron_7b.generation.grammars import GrammarVocabulary
 from megatron_7b.generation.options import BeamOptions, GenerationOptions
 from megatron_7b.generation.prompts import Prompt, encode_prompt, encode_source
 from megatron_7b.generation.requests import GenerationRequest
@@ -76,6 +78,11 @@ class GenerationSetup:
         eod = self.tokenizer.eod_id
         return self.settings.stop_ids if eod is None else self.settings.stop_ids | {eod}
 
+    @functools.cached_property
+    def grammar_vocabulary(self) -> GrammarVocabulary:
+        """The model's tokens, for texts that must fit a grammar."""
+        return GrammarVocabulary(self.tokenizer, self.stop_ids)
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> Prompt:
         """Return a text as a prompt, as `encode_prompt` or, for an encoder, `encode_source` does.
 
@@ -124,6 +131,9 @@ class GenerationSetup:
             num_requests = 1
             num_stop_ids = 0 if options.ignore_eod else len(self.stop_ids)
             check_vocabulary(decoding, num_stop_ids, self.config.model.vocab_size or 0)
+        grammar = None
+        if options.response_format is not None:
+            grammar = self.grammar_vocabulary, options.response_format
         requests = []
         for prompt in prompts:
             as_many_as_fit = wanted if self.context is None else max(1, min(wanted, self.context - len(prompt.ids)))
@@ -136,6 +146,7 @@ class GenerationSetup:
                         sample_index=index,
                         ignore_eod=options.ignore_eod,
                         forced_last_id=self.settings.forced_last_id,
+                        grammar=grammar,
                     )
                     for index in range(num_requests)
                 ]

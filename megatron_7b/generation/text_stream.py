@@ -46,7 +46,7 @@ def text_stream(tokenizer: Tokenizer, context: Sequence[int] = ()) -> TextStream
         A stream whose pieces add up to what `tokenizer.decode` makes of context and tokens, less the context's text.
         Ids that the tokenizer does not know give nothing.
     """
-    token_bytes = _token_bytes(tokenizer)
+    token_bytes = bytes_of_tokens(tokenizer)
     if token_bytes is not None:
         return _ByteStream(token_bytes, context)
     known = [token for token in context if token < tokenizer.vocab_size]
@@ -135,7 +135,7 @@ def byte_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset()
 
 
-def _token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes] | None:
+def bytes_of_tokens(tokenizer: Tokenizer) -> Callable[[int], bytes] | None:
     """Return what gives the bytes of a token, or None if tokens are not bytes."""
     if tokenizer.kind == "bytes":
         return lambda token: bytes([token]) if token < 256 else b""

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from megatron_7b.generation.beams import BeamSearch, Candidate, assign_rows
 from megatron_7b.generation.options import BeamOptions, SamplingOptions
-from megatron_7b.generation.requests import FinishedSearch, FinishReason, GeneratedToken, GenerationRequest
+from megatron_7b.generation.requests import (
+    FinishedSearch,
+    FinishReason,
+    GeneratedToken,
+    GenerationRequest,
+    TokenLogprobs,
+)
 from megatron_7b.generation.requests import GenerationEvent as Event
 from megatron_7b.generation.sampling import TokenSampler, penalize
 
@@ -80,23 +86,33 @@ class SampledText(RunningText):
     ) -> None:
         super().__init__(number, request)
         assert isinstance(request.decoding, SamplingOptions)
-        self._sampler = TokenSampler(request.decoding, request.sample_index, context)
+        self._sampler = TokenSampler(
+            request.decoding, request.sample_index, context, stop_ids=stop_ids, grammar=request.grammar
+        )
         self._stop_ids = stop_ids
         self._num_new = 0
+        self._num_reported = request.decoding.logprobs
 
     @property
     def num_values(self) -> int:
-        """One token."""
-        return 1
+        """A token; its log probability, and tokens and log probabilities of the most probable ones, if asked for."""
+        return 1 if self._num_reported is None else 2 + 2 * self._num_reported
 
     def choose(self, logits: Tensor) -> list[int]:
         """Draw a token."""
         forced = self.request.forced_last_id
-        return [forced if forced is not None and self._is_forced(self._num_new) else self._sampler.choose(logits[0])]
+        is_forced = forced is not None and self._is_forced(self._num_new)
+        token = forced if forced is not None and is_forced else self._sampler.choose(logits[0])
+        if self._num_reported is None:
+            return [token]
+        logprobs = logits[0].float().log_softmax(-1)
+        top, ids = logprobs.topk(self._num_reported)
+        return [token, *map(_bits_of, [float(logprobs[token]), *top.tolist()]), *ids.tolist()]
 
     def accept(self, values: Sequence[int]) -> tuple[Event, list[tuple[int, int]]]:
         """Append the token."""
-        (token_id,) = self.last_tokens = list(values)
+        token_id, *reported = values
+        self.last_tokens = [token_id]
         self._num_new += 1
         reason: FinishReason | None = None
         if token_id in self._stop_ids:
@@ -104,7 +120,11 @@ class SampledText(RunningText):
         elif self._num_new == self.request.max_new_tokens:
             reason = "length"
         self.is_done = reason is not None
-        return GeneratedToken(self.number, token_id, reason), []
+        logprobs = None
+        if self._num_reported is not None:
+            own, *top = map(_number_of, reported[: 1 + self._num_reported])
+            logprobs = TokenLogprobs(own, tuple(zip(reported[1 + self._num_reported :], top, strict=True)))
+        return GeneratedToken(self.number, token_id, reason, logprobs), []
 
 
 class SearchedText(RunningText):
@@ -151,13 +171,12 @@ class SearchedText(RunningText):
         scores = scores + scores.new_tensor([beam.score for beam in beams])[:, None]
         best, flat = scores.flatten().topk(self._search.num_candidates)
         parents, tokens = flat // self._vocab_size, flat % self._vocab_size
-        bits = [struct.unpack("<q", struct.pack("<d", score))[0] for score in best.tolist()]
-        return [*bits, *parents.tolist(), *tokens.tolist()]
+        return [*map(_bits_of, best.tolist()), *parents.tolist(), *tokens.tolist()]
 
     def accept(self, values: Sequence[int]) -> tuple[Event | None, list[tuple[int, int]]]:
         """Let the best beams continue in the rows of those that end."""
         count = self._search.num_candidates
-        scores = [struct.unpack("<d", struct.pack("<q", bits))[0] for bits in values[:count]]
+        scores = list(map(_number_of, values[:count]))
         candidates = map(Candidate, scores, values[count : 2 * count], values[2 * count :])
         self._search.advance(list(candidates))
         self.is_done = self._search.is_done
@@ -172,3 +191,14 @@ class SearchedText(RunningText):
     def _penalized(self, scores: Tensor, new_ids: Sequence[int]) -> Tensor:
         ids = torch.tensor(list({*self._context, *new_ids}), device=scores.device)
         return penalize(scores, ids, self._options.repetition_penalty)
+
+
+def _bits_of(number: float) -> int:
+    """Return a number as an integer that ranks can tell one another."""
+    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
+    return bits
+
+
+def _number_of(bits: int) -> float:
+    number: float = struct.unpack("<d", struct.pack("<q", bits))[0]
+    return number

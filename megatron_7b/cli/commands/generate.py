@@ -17,6 +17,7 @@ from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_par
 from megatron_7b.cli.generated_text import print_texts
 from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.setup import (
@@ -96,6 +97,21 @@ def _parser() -> Parser:
     sampling.add_argument(
         "--repetition-penalty", type=float, metavar="R", help="above 1: tokens that the text has become less probable"
     )
+    sampling.add_argument(
+        "--presence-penalty", type=float, default=0.0, metavar="P", help="taken off logits of tokens the answer has"
+    )
+    sampling.add_argument(
+        "--frequency-penalty", type=float, default=0.0, metavar="P", help="taken off them as often as it has them"
+    )
+    sampling.add_argument(
+        "--min-new-tokens", type=int, default=0, metavar="N", help="no token that ends the text comes before these"
+    )
+    sampling.add_argument(
+        "--logprobs",
+        type=int,
+        metavar="K",
+        help="with --json: the log probability of each token, and the K most probable ones in its place",
+    )
     sampling.add_argument("--seed", type=int, default=1234, help="the same seed gives the same text")
     sampling.add_argument(
         "--num-samples",
@@ -105,6 +121,10 @@ def _parser() -> Parser:
         metavar="N",
         help="texts per prompt: samples, or the best ones of a beam search",
     )
+    grammar = parser.add_argument_group("what texts must fit (needs the extra `serve`)").add_mutually_exclusive_group()
+    grammar.add_argument("--json-schema", type=Path, metavar="FILE", help="file with a JSON schema")
+    grammar.add_argument("--json-object", action="store_true", help="any JSON object")
+    grammar.add_argument("--regex", metavar="PATTERN", help="a regular expression that the whole text matches")
     beams = parser.add_argument_group("beam search")
     beams.add_argument(
         "--num-beams", type=int, metavar="N", help="look for the most probable texts, continuing N side by side"
@@ -127,6 +147,8 @@ def _parser() -> Parser:
 
 def _options(flags: argparse.Namespace) -> GenerationOptions:
     """Return what the flags ask for, found wrong before anything is read."""
+    if flags.logprobs is not None and not flags.json:
+        raise ConfigError("--logprobs is printed with --json only", hint="add --json")
     if flags.greedy and flags.temperature:
         raise ConfigError(f"--greedy and --temperature {flags.temperature:g} contradict each other")
     if flags.greedy and (flags.num_beams or 1) > 1:
@@ -147,7 +169,24 @@ def _options(flags: argparse.Namespace) -> GenerationOptions:
         early_stopping={"true": True, "false": False, "never": "never", None: None}[flags.early_stopping],
         ignore_eod=flags.ignore_eod,
         stop=tuple(flags.stop),
+        presence_penalty=flags.presence_penalty,
+        frequency_penalty=flags.frequency_penalty,
+        min_new_tokens=flags.min_new_tokens,
+        logprobs=flags.logprobs,
+        response_format=_grammar(flags),
     )
+
+
+def _grammar(flags: argparse.Namespace) -> Grammar | None:
+    """Return what texts must fit."""
+    if flags.regex is not None:
+        return Grammar("regex", flags.regex)
+    if flags.json_schema is None:
+        return Grammar("json_object") if flags.json_object else None
+    try:
+        return Grammar("json_schema", flags.json_schema.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--json-schema {flags.json_schema} cannot be read: {error}") from error
 
 
 def _is_chat(flags: argparse.Namespace) -> bool:
