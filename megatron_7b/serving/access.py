@@ -30,6 +30,9 @@ _PATHS = frozenset(
 )
 """What metrics name: a client that asks for anything else must not fill their memory."""
 
+_PATIENCE = 8
+"""How many times the limit is read of a body before the connection is closed."""
+
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -129,23 +132,25 @@ class Guard:
             return b""
         limit = int(self._options.max_body_mib * 2**20)
         headers = dict(scope["headers"])
-        declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
-            raise _too_large(limit)
         if scope["method"] == "POST" and not _is_json(headers.get(b"content-type", b"")):
             given = headers.get(b"content-type", b"none").decode("latin-1")[:100]
             raise ApiError(415, f"the Content-Type is {given}, expected application/json", code="not_json")
-        body = bytearray()
+        body, size = bytearray(), 0
         try:
             async with asyncio.timeout(self._options.receive_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the client left before it had sent its request")
-                    body += message.get("body", b"")
-                    if len(body) > limit:
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size <= limit:
+                        body += piece
+                    # What is a little too large is read and forgotten: a client that still sends hears no answer.
+                    is_last = not message.get("more_body", False)
+                    if size > limit and (is_last or size > _PATIENCE * limit):
                         raise _too_large(limit)
-                    if not message.get("more_body", False):
+                    if is_last:
                         return bytes(body)
         except TimeoutError:
             seconds = self._options.receive_seconds

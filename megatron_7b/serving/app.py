@@ -86,7 +86,7 @@ def _describe(problems: Sequence[Any]) -> ApiError:
         case "value_error":
             message = f"{param}: {_sentence(first)}"
         case _:
-            message = f"{param} is {_shown(first.get('input'))}: {_sentence(first)}"
+            message = f"{param} is {_shown(first.get('input'))}, {_sentence(first)}"
     others = len({tuple(map(str, one["loc"][1:2])) for one in problems}) - 1
     message += f" (and {others} more field(s) are wrong)" if others > 0 else ""
     return ApiError(400, message, param=param[:_SHOWN], code="invalid_request")
@@ -111,7 +111,31 @@ def _is_variant(part: object) -> bool:
     return isinstance(part, str) and (part in ("str", "dict") or "[" in part or part in ("TextPart", "int"))
 
 
+_EXPECTED = {
+    "greater_than_equal": "expected at least {ge:g}",
+    "greater_than": "expected more than {gt:g}",
+    "less_than_equal": "expected at most {le:g}",
+    "less_than": "expected less than {lt:g}",
+    "too_short": "expected at least {min_length}",
+    "too_long": "expected at most {max_length}",
+    "string_too_short": "expected a text that is not empty",
+    "string_type": "expected a text",
+    "float_type": "expected a number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "bool_type": "expected true or false",
+    "list_type": "expected a list",
+    "dict_type": "expected an object",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+    "literal_error": "expected {expected}",
+}
+"""What pydantic's kinds of problems are called here."""
+
+
 def _sentence(problem: Any) -> str:
+    if problem["type"] in _EXPECTED:
+        return _EXPECTED[problem["type"]].format(**(problem.get("ctx") or {}))
     message = str(problem["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 

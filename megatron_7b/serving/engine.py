@@ -92,6 +92,7 @@ class ServingEngine:
                 400,
                 f"n is {job.num_texts}, but a forward pass has room for {admission.max_rows} texts",
                 param="n",
+                code="invalid_request",
             )
         if not admission.fits_alone(job):
             raise ApiError(

@@ -64,7 +64,7 @@ def refusal(error: ConfigError, *, param: str | None = None) -> ApiError:
     """Return what a client is told of a request that the model cannot take."""
     message = error.args[0] if error.hint is None else f"{error.args[0]}; {error.hint}"
     is_too_long = "context is" in str(error.args[0])
-    return ApiError(400, message, param=param, code="context_length_exceeded" if is_too_long else None)
+    return ApiError(400, message, param=param, code="context_length_exceeded" if is_too_long else "invalid_request")
 
 
 def stopping() -> ApiError:

@@ -220,6 +220,20 @@ class ChatMessage(BaseModel):
     role: str = Field(min_length=1, max_length=64)
     content: str | list[TextPart] | None = None
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def check_parts(cls, content: object) -> object:
+        """Refuse parts that are no text.
+
+        Raises:
+            ValueError: There are some.
+        """
+        parts = content if isinstance(content, list) else []
+        kinds = {str(part.get("type"))[:40] for part in parts if isinstance(part, dict)} - {"text"}
+        if kinds:
+            raise ValueError(f"parts of type {', '.join(sorted(kinds))} are not supported: these models read text")
+        return content
+
     def to_message(self) -> dict[str, Any]:
         """Return it as the chat template reads it."""
         content = self.content

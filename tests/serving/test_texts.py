@@ -1,5 +1,6 @@
 """The server's texts: those of `generate`, by OpenAI's client, streamed and whole, alone and on ranks."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from megatron_7b.cli.main import main
 from megatron_7b.generation import GenerationOptions, open_session
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
+from tests.serving.error_table import rows, written
 from tests.support.ranks import run_ranks
 from tests.support.serving import Server, running_server
+from tools.benchmarks import serve_load
 
 PROMPTS = ["the cat sat", "12 o'clock", "on the mat, the"]
 MESSAGES = [{"role": "user", "content": "the cat"}, {"role": "user", "content": " sat"}]
@@ -95,6 +98,45 @@ def test_options_of_sampling(server: Server, expected: list[tuple[str, int, str]
     whole = expected[0][0]
     assert texts(temperature=0, stop=[whole[3:5]]) == [whole[: whole.find(whole[3:5])]]
     assert texts(temperature=0, echo=True) == [PROMPTS[0] + whole]
+
+
+def test_wrong_requests_are_refused_as_the_page_says(server: Server):
+    assert "\n".join(rows(server)) + "\n" == written(), "python -m tests.serving.error_table CHECKPOINT writes it anew"
+
+
+def test_clients_who_leave_end_their_requests(server: Server):
+    client = client_of(server)
+    long = {"model": "tiny", "prompt": "the", "max_tokens": 250, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    before = server.metric("prompts_dropped_total")
+    stream = client.completions.create(**long, stream=True)
+    next(stream)
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.05).completions.create(**{**long, "n": 20})
+    deadline = time.monotonic() + 5
+    while server.metric("prompts_dropped_total") < before + 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.metric("prompts_dropped_total") == before + 2
+    assert server.metric("texts_running") == 0
+
+
+def test_a_crowd_of_all_sorts(server: Server, capsys: pytest.CaptureFixture[str]):
+    words = ["--clients", "16", "--seconds", "3", "--pid", str(server.process.pid), "--long-words", "60"]
+    assert serve_load.main(["abuse", server.address, *words]) == 0, capsys.readouterr().out
+
+
+def test_a_full_queue_is_said(checkpoint: Path):
+    with running_server("--checkpoint", checkpoint, "--max-batch-size", 1, "--max-waiting", 2) as server:
+        client = client_of(server)
+        long = {"model": "tiny", "prompt": "the", "max_tokens": 250, "extra_body": {"ignore_eos": True}}
+        streams = [client.completions.create(**long, stream=True)]
+        next(streams[0])
+        streams += [client.completions.create(**long, stream=True) for _ in range(2)]
+        with pytest.raises(openai.RateLimitError, match="2 texts wait already") as refused:
+            client.completions.create(**long)
+        assert refused.value.response.headers["Retry-After"] == "5"
+        for stream in streams:
+            stream.close()
 
 
 def test_stopping(checkpoint: Path):
