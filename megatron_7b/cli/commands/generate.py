@@ -121,10 +121,19 @@ def _parser() -> Parser:
         metavar="N",
         help="texts per prompt: samples, or the best ones of a beam search",
     )
+    _add_grammars(parser)
+    _add_beam_search(parser)
+    return parser
+
+
+def _add_grammars(parser: Parser) -> None:
     grammar = parser.add_argument_group("what texts must fit (needs the extra `serve`)").add_mutually_exclusive_group()
     grammar.add_argument("--json-schema", type=Path, metavar="FILE", help="file with a JSON schema")
     grammar.add_argument("--json-object", action="store_true", help="any JSON object")
     grammar.add_argument("--regex", metavar="PATTERN", help="a regular expression that the whole text matches")
+
+
+def _add_beam_search(parser: Parser) -> None:
     beams = parser.add_argument_group("beam search")
     beams.add_argument(
         "--num-beams", type=int, metavar="N", help="look for the most probable texts, continuing N side by side"
@@ -142,7 +151,6 @@ def _parser() -> Parser:
         choices=("true", "false", "never"),
         help="stop once N texts are complete (true), once no better one is likely (false, the default), or possible",
     )
-    return parser
 
 
 def _options(flags: argparse.Namespace) -> GenerationOptions:
