@@ -24,7 +24,7 @@ COMMANDS = {
     "text to tokens": ("tokenizer", "preprocess", "data"),
     "tokens to a model": ("pretrain", "finetune"),
     "how good it is": ("evaluate", "compare"),
-    "model to text": ("convert", "generate", "predict", "serve"),
+    "model to text": ("convert", "compress", "generate", "predict", "serve"),
 }
 """Commands by stage of the road, in its order; each is the module of that name in megatron_7b.cli.commands."""
 

@@ -69,6 +69,11 @@ class ChatTemplate:
         return any(re.search(r"\{%-?\s*generation\b", template) for template in self._templates.values())
 
     @property
+    def default_source(self) -> str | None:
+        """Text of the template that is used unless tools ask for another one; None: there is none."""
+        return self._templates.get("default")
+
+    @property
     def identity(self) -> str:
         """Hash of what decides how a conversation is spelled out."""
         return hash_identity(

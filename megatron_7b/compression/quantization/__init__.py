@@ -1,0 +1,1 @@
+"""Weights in fewer bits: folders that transformers and vLLM read, files that llama.cpp reads."""

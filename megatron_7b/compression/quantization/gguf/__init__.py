@@ -1,0 +1,1 @@
+"""Files that llama.cpp reads: its names, its order of rotated channels, its tokenizers, its blocks of few bits."""

@@ -1,0 +1,103 @@
+"""The model that is quantised: a Hugging Face folder, or a checkpoint that is written as one first."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_7b.checkpoint import read_manifest, resolve_checkpoint
+from megatron_7b.conversion import ExportOptions, HuggingFaceFolder, export_to_hugging_face
+from megatron_7b.conversion.json_files import read_json
+from megatron_7b.conversion.progress import Report
+from megatron_7b.errors import ConfigError, ConversionError
+from megatron_7b.files import remove_any
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+@contextlib.contextmanager
+def opened_source(
+    checkpoint: Path | None, hf: Path | None, beside: Path, report: Report
+) -> Iterator[HuggingFaceFolder]:
+    """Yield the model as a Hugging Face folder, for the duration of a with block.
+
+    Args:
+        checkpoint: A checkpoint of any layout, or
+        hf: a folder; one of them.
+        beside: Where the output will be; a checkpoint is exported into a hidden folder there.
+        report: Takes what is being done.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        ConfigError: Neither or both are given, the checkpoint is one of an adapter, or the model is no decoder.
+        ConversionError: The folder cannot be read.
+    """
+    if (checkpoint is None) == (hf is None):
+        raise ConfigError(
+            "a model is given by --checkpoint C, or by --hf FOLDER"
+            + ("" if checkpoint is None else "; this command has both")
+        )
+    if hf is not None:
+        yield _checked(hf)
+        return
+    assert checkpoint is not None
+    folder = resolve_checkpoint(checkpoint)
+    manifest = read_manifest(folder)
+    if manifest.base is not None:
+        raise ConfigError(
+            f"{folder} holds an adapter, and what is quantised is a whole model",
+            hint=f"megatron-7b convert to-hf --merge --checkpoint {folder} --output MERGED, then --hf MERGED",
+        )
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    room = Path(tempfile.mkdtemp(prefix=f".{beside.name}.export-", suffix=".tmp", dir=beside.parent))
+    try:
+        exported = room / "model"
+        export_to_hugging_face(folder, exported, ExportOptions(), report)
+        yield _checked(exported)
+    finally:
+        with contextlib.suppress(OSError):
+            remove_any(room)
+
+
+def _checked(path: Path) -> HuggingFaceFolder:
+    _refuse_quantized(path)
+    folder = HuggingFaceFolder(path)
+    architectures = folder.config.get("architectures")
+    name = folder.config.get("model_type")
+    if any(folder.config.get(key) for key in _EXPERTS):
+        raise ConfigError(
+            f"{path} is a mixture of experts ({name}), whose experts transformers stores as one tensor: they are not "
+            "quantised here",
+            hint="llm-compressor and llama.cpp's own converter quantise mixtures of experts",
+        )
+    if not isinstance(architectures, list) or not any(
+        str(one).endswith(("ForCausalLM", "LMHeadModel")) for one in architectures
+    ):
+        raise ConfigError(
+            f"{path} holds {architectures or name}, expected a decoder with an output layer (…ForCausalLM)",
+            hint="encoders, encoder-decoders and classifiers are not quantised",
+        )
+    return folder
+
+
+def _refuse_quantized(path: Path) -> None:
+    config = path / "config.json"
+    if config.is_file() and (found := read_json(config).get("quantization_config")):
+        method = found.get("quant_method", "some method") if isinstance(found, dict) else "some method"
+        raise ConversionError(
+            f"{path} is quantised already, by {method}", hint="quantise the folder that it was made from"
+        )
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy everything of a folder but weights and code: the tokenizer, its template, settings of generation."""
+    for file in sorted(source.iterdir()):
+        is_weight = file.name.endswith(
+            (".safetensors", ".safetensors.index.json", ".bin", ".gguf", ".py", ".pt", ".pth")
+        )
+        if file.is_file() and not is_weight and not file.name.startswith("."):
+            shutil.copyfile(file, target / file.name)
+    templates = source / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, target / templates.name)
