@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ def write_weights(
     companions: Companions = NO_COMPANIONS,
     step: int = 0,
     base: Base | None = None,
+    records: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write whole tensors as a checkpoint without optimizer state, and publish it.
 
@@ -86,6 +88,7 @@ def write_weights(
         companions: What is copied into the checkpoint.
         step: Number it is filed under.
         base: The checkpoint that has the other parameters, for one of an adapter.
+        records: Texts that say how the weights came about, by the names of their files in the checkpoint.
 
     Returns:
         The published folder.
@@ -121,6 +124,8 @@ def write_weights(
     staging = new_staging_folder(checkpoints, step)
     with removed_if_it_fails(staging, step, num_bytes):
         shard = write_shard(staging, 0, pieces.values())
+        for name, text in records.items():
+            (staging / name).write_text(text, encoding="utf-8")
         return publish_staged(staging, [{"": shard}], manifest, config, companions)
 
 

@@ -1,8 +1,19 @@
 """Smaller models from larger ones: quantised folders, pruned checkpoints, logits that a student learns from."""
 
 from megatron_7b.compression.calibration import read_calibration
+from megatron_7b.compression.pruning import CalibrationText, PrunedCheckpoint, PruneOptions, prune_checkpoint
 from megatron_7b.compression.quantization.options import QuantizeOptions
 from megatron_7b.compression.quantization.quantizing import quantize
 from megatron_7b.compression.quantization.result import LayerError, Quantized
 
-__all__ = ["LayerError", "QuantizeOptions", "Quantized", "quantize", "read_calibration"]
+__all__ = [
+    "CalibrationText",
+    "LayerError",
+    "PruneOptions",
+    "PrunedCheckpoint",
+    "QuantizeOptions",
+    "Quantized",
+    "prune_checkpoint",
+    "quantize",
+    "read_calibration",
+]

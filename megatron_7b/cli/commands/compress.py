@@ -1,7 +1,8 @@
-"""`megatron-7b compress quantize`: smaller models from larger ones.
+"""`megatron-7b compress quantize|prune`: smaller models from larger ones.
 
     megatron-7b compress quantize --checkpoint RUN --output H --scheme w4a16 --method gptq --calibration text.jsonl
     megatron-7b compress quantize --hf FOLDER --output model.gguf --scheme gguf:q4_k_m --held-out text.jsonl
+    megatron-7b compress prune --checkpoint RUN --output C --num-layers 24 --calibration text.jsonl
 
 Each action is a module `compress_ACTION` beside this one.
 """
@@ -11,10 +12,11 @@ import importlib
 
 from megatron_7b.errors import ConfigError
 
-SUMMARY = "quantise a model, for transformers, vLLM or llama.cpp"
+SUMMARY = "make a model smaller: quantise it for transformers, vLLM or llama.cpp, or prune it"
 
 ACTIONS = {
     "quantize": "write a checkpoint or a Hugging Face folder in fewer bits",
+    "prune": "remove the layers, heads, neurons and channels that text shows to matter least",
 }
 """What can be done, each by `main` of the module of that name."""
 
