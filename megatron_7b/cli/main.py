@@ -23,7 +23,7 @@ COMMANDS = {
     "look around": ("doctor", "config"),
     "text to tokens": ("tokenizer", "preprocess", "data"),
     "tokens to a model": ("pretrain", "finetune"),
-    "how good it is": ("evaluate", "compare"),
+    "how good it is": ("evaluate", "compare", "parity"),
     "model to text": ("convert", "compress", "generate", "predict", "serve"),
 }
 """Commands by stage of the road, in its order; each is the module of that name in megatron_7b.cli.commands."""

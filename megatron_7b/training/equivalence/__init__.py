@@ -1,0 +1,11 @@
+"""The same training steps at several layouts, compared parameter by parameter: which part first, when, and how far.
+
+`layouts.py` reads what a user writes, `recording.py` runs on the ranks of one layout, `comparing.py` reads what they
+have recorded. The first and the last need no torch to be imported.
+"""
+
+from megatron_7b.training.equivalence.comparing import Comparison, Deviation, compare_recordings
+from megatron_7b.training.equivalence.layouts import NamedLayout, read_layouts
+from megatron_7b.training.equivalence.recording import record_steps
+
+__all__ = ["Comparison", "Deviation", "NamedLayout", "compare_recordings", "read_layouts", "record_steps"]

@@ -1,0 +1,187 @@
+"""`megatron-7b parity`: layouts that agree, and faults that are planted in one of them, which it names."""
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import ConfigError
+from megatron_7b.training.equivalence import Comparison, compare_recordings, read_layouts, record_steps
+from megatron_7b.training.equivalence.comparing import BANDS
+from tests.support.commands import run_command
+from tests.support.ranks import run_ranks
+from tests.training import runs
+
+STEPS = 2
+
+
+def record(config: RunConfig, folder: Path, fault: str | None) -> None:
+    """Entry point of a rank: record steps, with a fault if one is wanted."""
+    if fault == "norms are not summed":
+        finalizing = importlib.import_module("megatron.core.distributed.finalize_model_grads")
+        finalizing._allreduce_non_tensor_model_parallel_grads = lambda *_, **__: None  # type: ignore[attr-defined]
+    elif fault == "replicas learn differently":
+        import torch.distributed as dist
+
+        from megatron_7b.optim.optimizer import Optimizer
+
+        step = Optimizer.step
+        Optimizer.step = lambda self, rate: step(self, rate * (1 + dist.get_rank()))  # type: ignore[method-assign]
+    elif fault == "a layer computes something else":
+        from megatron.core.transformer.mlp import MLP
+
+        forward = MLP.forward
+
+        def scaled(self: Any, *arguments: Any, **named: Any) -> Any:
+            output, bias = forward(self, *arguments, **named)
+            return output * 30.0, bias
+
+        MLP.forward = scaled
+    record_steps(config, folder, STEPS)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return runs.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def one_rank(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    run_ranks(1, record, runs.config(corpus), folder, None)
+    return folder
+
+
+def beside_one_rank(
+    one_rank: Path, corpus: str, folder: Path, parallel: dict[str, Any], *, ranks: int = 2, fault: str | None = None
+) -> Comparison:
+    run_ranks(ranks, record, runs.config(corpus, parallel=parallel), folder, fault)
+    return compare_recordings(
+        one_rank, folder, STEPS, reference_ranks=1, other_ranks=ranks, band=BANDS["fp32"]
+    )  # fmt: skip
+
+
+TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "ranks"),
+    [
+        (TP2_SP, 2),
+        ({"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}, 2),
+        ({"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2}, 4),
+    ],
+)
+def test_layouts_agree(one_rank: Path, corpus: str, tmp_path: Path, parallel: dict[str, Any], ranks: int) -> None:
+    found = beside_one_rank(one_rank, corpus, tmp_path, parallel, ranks=ranks)
+    assert found.agrees, found.first
+    assert found.largest["initial weight"].distance == 0.0
+    assert 0 < found.largest["gradient"].distance < 1e-5
+
+
+def test_gradients_that_are_not_summed_are_named(one_rank: Path, corpus: str, tmp_path: Path) -> None:
+    """Each tensor rank has a part of the sequence, and sees a part of the gradient of what all of them hold."""
+    found = beside_one_rank(one_rank, corpus, tmp_path, TP2_SP, fault="norms are not summed")
+    assert found.first is not None
+    assert (found.first.step, found.first.what) == (1, "gradient")
+    assert found.first.name == "decoder.final_norm.weight"
+    assert found.first.distance > 0.1
+    assert all("norm" in one.name for one in found.others)
+    assert "step 1: gradient of decoder.final_norm.weight (rank" in str(found.first)
+
+
+def test_replicas_that_drift_apart_are_named(one_rank: Path, corpus: str, tmp_path: Path) -> None:
+    found = beside_one_rank(one_rank, corpus, tmp_path, {}, fault="replicas learn differently")
+    assert found.first is not None
+    assert (found.first.step, found.first.what, found.first.rank) == (1, "weight", 1)
+    assert found.largest["gradient"].step == 2
+
+
+def test_another_forward_pass_is_seen_in_the_loss(one_rank: Path, corpus: str, tmp_path: Path) -> None:
+    found = beside_one_rank(one_rank, corpus, tmp_path, TP2_SP, fault="a layer computes something else")
+    assert found.first is not None
+    assert found.first_parameter is not None
+    assert (found.first.step, found.first.what) == (1, "loss")
+    assert (found.first_parameter.step, found.first_parameter.what) == (1, "gradient")
+
+
+def test_layouts_are_read_and_checked() -> None:
+    said: list[tuple[dict[str, object], int]] = []
+
+    def load(values: Any, world_size: int) -> RunConfig:
+        said.append((dict(values), world_size))
+        return RunConfig()
+
+    with pytest.raises(ConfigError) as caught:
+        read_layouts(["tp=2 pp=2", "tp=0", "tq=1", "tp=1 tp=2", "recompute=some"], load)
+    for words in ("'tp=0': tp is '0'", "'tq' is unknown, expected tp", "tp is there twice", "expected one of none"):
+        assert words in str(caught.value)
+    with pytest.raises(ConfigError, match="at least two"):
+        read_layouts(["tp=1"], load)
+    said.clear()
+    layouts = read_layouts(["tp=2, sp zero1 dp=2 recompute=full", "pp=1"], load)
+    assert [layout.world_size for layout in layouts] == [1, 4]
+    values = said[0][0]
+    assert values["parallel.sequence_parallel"] is True
+    assert values["parallel.use_distributed_optimizer"] is True
+    assert values["parallel.recompute_granularity"] == "full"
+    assert values["parallel.overlap_grad_reduce"] is False
+
+
+SMALL = (
+    *("--config", "tiny_cpu", "--model.num-layers", 2, "--model.hidden-size", 32, "--model.ffn-hidden-size", 48),
+    *("--model.num-attention-heads", 4, "--data.seq-length", 32, "--training.micro-batch-size", 2),
+    *("--training.global-batch-size", 4, "--runtime.num-threads", 1, "--steps", 1),
+)
+
+
+def test_the_command_generates_data_and_compares(tmp_path: Path) -> None:
+    done = run_command(
+        "parity", *SMALL, "--layout", "tp=2 sp", "--layout", "tp=1", "--folder", tmp_path, "--json"
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert (said["agrees"], said["reference"], said["precision"]) == (True, "tp=1", "fp32")
+    assert said["layouts"][0]["layout"] == "tp=2 sp"
+    assert said["layouts"][0]["first"] is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_names_what_is_broken(tmp_path: Path) -> None:
+    """A start-up file of Python's breaks the ranks of any command that finds it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('WORLD_SIZE') == '2':\n"
+        "    from megatron_7b.runtime.cpu import backend\n    backend.install()\n"
+        "    import importlib\n"
+        "    finalizing = importlib.import_module('megatron.core.distributed.finalize_model_grads')\n"
+        "    finalizing._allreduce_non_tensor_model_parallel_grads = lambda *_, **__: None\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    done = run_command("parity", *SMALL, "--layout", "tp=2 sp", "--layout", "tp=1", "--json", environment=environment)
+    assert done.returncode == 1, done.stderr
+    first = json.loads(done.stdout.splitlines()[-1])["layouts"][0]["first"]
+    assert (first["step"], first["what"], first["name"]) == (1, "gradient", "decoder.final_norm.weight")
+    assert "parts from 'tp=1' at step 1: gradient of decoder.final_norm.weight" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layout", "tp=3", "--layout", "tp=1"], "layout 'tp=3'"),
+        (["--layout", "tp=2"], "there are 1 layouts"),
+        (["--layout", "tp=2", "--layout", "tp=1", "--steps", "0"], "--steps is 0"),
+        (
+            ["--layout", "tp=2", "--layout", "tp=1", "--parallel.sequence-parallel", "True"],
+            "parallel.sequence_parallel is what layouts say",
+        ),
+        (["--layout", "tp=2", "--layout", "tp=1", "--objective.name", "masked"], "data.train is empty"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(arguments: list[str], words: str) -> None:
+    done = run_command("parity", *SMALL[:-2], *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
