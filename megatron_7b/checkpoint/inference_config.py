@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_7b.checkpoint.base import find_base
 from megatron_7b.checkpoint.manifest import CONFIG, read_config
 from megatron_7b.config import ParallelConfig, RunConfig, check_config, load_config
+from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.config.problems import Problem
 from megatron_7b.errors import ConfigError
 
@@ -38,6 +39,7 @@ def inference_config(
     vocab_size = read_config(folder).model.vocab_size
     one_rank = {f"parallel.{field.name}": field.default for field in dataclasses.fields(ParallelConfig)}
     untrained = {"precision.fp8_param_gather": False, "precision.optimizer_state_dtype": "fp32"}
+    untrained |= {f"distillation.{field.name}": field.default for field in dataclasses.fields(DistillationConfig)}
     settings = {
         **one_rank,
         **untrained,

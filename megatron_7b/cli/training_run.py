@@ -12,6 +12,7 @@ from megatron_7b.cli.next_commands import print_next_commands
 from megatron_7b.cli.options import Parser, add_config_flag
 from megatron_7b.cli.ranks import add_launch_flags, launch_plan, ranks_here
 from megatron_7b.config import RunConfig
+from megatron_7b.finetune import prepare_teacher
 from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.runtime.process.launch import LaunchPlan, is_rank, launch, megatron_command
 from megatron_7b.runtime.process.launched import record_stop
@@ -30,6 +31,21 @@ def training_parser(command: str, summary: str) -> Parser:
     parser.add_argument("--run-dir", type=Path, required=True, help="folder of the run; resumes if it has checkpoints")
     add_launch_flags(parser)
     return parser
+
+
+def with_teacher(config: RunConfig, flags: argparse.Namespace) -> RunConfig:
+    """Return the configuration with the teacher as a checkpoint: one in Hugging Face's form is imported.
+
+    Raises:
+        MegatronError: It cannot be imported.
+    """
+    return prepare_teacher(
+        config,
+        flags.run_dir,
+        lambda label, text: None if is_rank() else say(f"{label:<9} {text}"),
+        is_preparing=not is_rank() or os.environ["RANK"] == "0",
+        patience=60 * config.runtime.distributed_timeout_minutes,
+    )
 
 
 def train(words: Sequence[str], flags: argparse.Namespace, config: RunConfig, world_size: int) -> int:

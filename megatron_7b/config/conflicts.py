@@ -9,6 +9,7 @@ from collections.abc import Collection
 from megatron_7b.config import (
     adapter_rules,
     architecture_rules,
+    distillation_rules,
     expert_rules,
     finetune_rules,
     head_rules,
@@ -29,6 +30,7 @@ _MODULES = (
     optimizer_rules,
     adapter_rules,
     finetune_rules,
+    distillation_rules,
     run_rules,
 )
 """Those that have rules, in the order in which problems are told."""
@@ -54,7 +56,7 @@ def find_conflicts(
     faulty = {*ignore, *(problem.path for problem in problems)}
     rules = [one for module in _MODULES for one in module.RULES]
     if require_data:
-        rules += [*adapter_rules.FILE_RULES, *run_rules.FILE_RULES]
+        rules += [*adapter_rules.FILE_RULES, *distillation_rules.FILE_RULES, *run_rules.FILE_RULES]
     for candidate in rules:
         if not _touches(candidate.reads, faulty):
             problems.extend(candidate.check(case))

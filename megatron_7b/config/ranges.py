@@ -86,6 +86,7 @@ POSITIVE = (
     "adapter.alpha",
     "finetune.beta",
     "finetune.temperature",
+    "distillation.temperature",
 )
 FRACTIONS = (
     "model.hidden_dropout",
@@ -98,8 +99,14 @@ FRACTIONS = (
     "finetune.label_smoothing",
     "adapter.dropout",
 )
-OPEN_FRACTIONS = ("objective.masked_share", "objective.noise_density", "adapter.beta1", "adapter.beta2")
-SHARES = ("objective.short_share", "data.fim_rate", "data.fim_spm_rate")
+OPEN_FRACTIONS = (
+    "objective.masked_share",
+    "objective.noise_density",
+    "adapter.beta1",
+    "adapter.beta2",
+    "distillation.jsd_beta",
+)
+SHARES = ("objective.short_share", "data.fim_rate", "data.fim_spm_rate", "distillation.alpha")
 MAX_SEED = 2**32 - 1
 """NumPy's limit, the tightest of the generators that are seeded."""
 

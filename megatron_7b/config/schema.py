@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from megatron_7b.config.adapters import AdapterConfig
+from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.config.finetune_config import FinetuneConfig
 from megatron_7b.config.model_config import ModelConfig, RopeScalingConfig
 from megatron_7b.config.objectives import OBJECTIVES, OF_HEADS
@@ -226,6 +227,7 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -30,22 +30,24 @@ def import_base(
     make: bool,
     head: Mapping[str, object] | None = None,
     seed: int | None = None,
+    name: str = "base",
 ) -> Path:
     """Return the checkpoint that a Hugging Face folder was imported as; import it if that has not been done.
 
     Args:
         source: The folder.
-        run_dir: Where the checkpoint is put, as `base-…`.
+        run_dir: Where the checkpoint is put, as `base-…` or another name.
         report: Takes what is being done.
         make: Whether to import.
         head: Fields of the model section of an encoder that gets a head; None: it is imported as it is.
         seed: The run's, for a head that the folder lacks.
+        name: What the checkpoint is to the run.
 
     Raises:
         ConversionError: The folder cannot be converted exactly.
         FileNotFoundError: It is missing, and not to be made.
     """
-    output = run_dir / f"base-{_identity(source, (head, seed) if head is not None else None)}"
+    output = run_dir / f"{name}-{_identity(source, (head, seed) if head is not None else None)}"
     if not output.is_dir():
         if not make:
             raise FileNotFoundError(output)

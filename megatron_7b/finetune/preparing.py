@@ -6,7 +6,6 @@ command finds it, and nothing that a run has read is ever overwritten.
 
 import dataclasses
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -19,16 +18,16 @@ from megatron_7b.config.loading import override_config
 from megatron_7b.config.problems import raise_problems
 from megatron_7b.config.tasks import TASKS
 from megatron_7b.conversion import HuggingFaceFolder, from_hugging_face_config
-from megatron_7b.errors import ConfigError, MegatronError
+from megatron_7b.errors import ConfigError
 from megatron_7b.finetune.base import has_tokenizer, import_base, is_hugging_face_folder
 from megatron_7b.finetune.preparation import Preparation, Report
 from megatron_7b.finetune.tasks import PREPARERS
+from megatron_7b.finetune.waiting import waiting_for
 from megatron_7b.model.starting_head import HEAD_FIELDS
 from megatron_7b.objective import build_objective
 from megatron_7b.tokenizer import load_tokenizer
 
 _OWN_MODEL_OPTIONS = ("transformer_impl", "hidden_dropout", "attention_dropout")
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def prepare_finetuning(
@@ -55,19 +54,7 @@ def prepare_finetuning(
     Collective: none; with several ranks all of them call it.
     """
     _check(config)
-    if is_preparing:
-        return _prepare(config, run_dir, report, make=True)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return _prepare(config, run_dir, report, make=False)
-        except FileNotFoundError as missing:
-            if time.monotonic() > deadline:
-                raise MegatronError(
-                    f"{missing} did not appear within {patience:.0f} s, which the main rank makes",
-                    hint="give all ranks one run folder on a file system that they share",
-                ) from None
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return waiting_for(lambda make: _prepare(config, run_dir, report, make=make), is_preparing, patience)
 
 
 def _check(config: RunConfig) -> None:

@@ -19,7 +19,7 @@ from megatron_7b.runtime.cpu.kernels import accumulate_weight_gradient
 _CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, and products still run at full speed
 
 
-class _Vocabulary(NamedTuple):
+class Vocabulary(NamedTuple):
     """Which tokens this rank's rows of the output layer are of."""
 
     first_token: int
@@ -34,18 +34,18 @@ class _Vocabulary(NamedTuple):
     """Share of each label that is spread over all tokens."""
 
 
-class _OutputLayer(NamedTuple):
+class OutputLayer(NamedTuple):
     """This rank's part of the output layer."""
 
     weight: Tensor
     """[v/tp, h]."""
     bias: Tensor | None
     """[v/tp]."""
-    vocabulary: _Vocabulary
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True)
-class _Gradients:
+class Gradients:
     """The gradients of a weighted sum of token losses, as a sweep over the tokens adds them up.
 
     Attributes:
@@ -61,7 +61,7 @@ class _Gradients:
     in_main_grad: bool
 
     @classmethod
-    def build(cls, hidden: Tensor, layer: _OutputLayer, *, is_trained: bool) -> Self:
+    def build(cls, hidden: Tensor, layer: OutputLayer, *, is_trained: bool) -> Self:
         """Return zeros, or the gradient buffer that is there."""
         in_main_grad = is_trained and hidden.device.type == "cpu" and hasattr(layer.weight, "main_grad")
         if in_main_grad:
@@ -71,7 +71,7 @@ class _Gradients:
         bias = None if layer.bias is None else torch.zeros_like(layer.bias, dtype=torch.float32)
         return cls(torch.empty_like(hidden), weight, bias, in_main_grad)
 
-    def add(self, part: slice, hidden: Tensor, grad_logits: Tensor, layer: _OutputLayer) -> None:
+    def add(self, part: slice, hidden: Tensor, grad_logits: Tensor, layer: OutputLayer) -> None:
         """Add what one chunk of tokens contributes, given its hidden states and the gradient by its logits."""
         grad_logits = grad_logits.to(layer.weight.dtype)
         torch.mm(grad_logits, layer.weight, out=self.hidden[part])
@@ -80,16 +80,14 @@ class _Gradients:
         if self.bias is not None:
             self.bias.add_(grad_logits.sum(dim=0, dtype=torch.float32))
 
-    def by_inputs(self, layer: _OutputLayer) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def by_inputs(self, layer: OutputLayer) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the gradients by hidden states, weight and bias, each in the number format of its tensor."""
         weight = None if self.weight is None or self.in_main_grad else self.weight.to(layer.weight.dtype)
         bias = None if self.bias is None or layer.bias is None else self.bias.to(layer.bias.dtype)
         return self.hidden, weight, bias
 
 
-def _sweep(
-    hidden: Tensor, layer: _OutputLayer, labels: Tensor, weights: Tensor, gradients: _Gradients | None
-) -> Tensor:
+def _sweep(hidden: Tensor, layer: OutputLayer, labels: Tensor, weights: Tensor, gradients: Gradients | None) -> Tensor:
     """Return the loss of each token, [n]; the gradients of their weighted sum are added to `gradients`."""
     losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     rows = max(1, _CHUNK_BYTES // (4 * layer.weight.shape[0]))
@@ -112,13 +110,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        vocabulary: _Vocabulary,
+        vocabulary: Vocabulary,
         labels: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        layer, gradients = _OutputLayer(weight, bias, vocabulary), None
+        layer, gradients = OutputLayer(weight, bias, vocabulary), None
         if any(ctx.needs_input_grad):
-            gradients = _Gradients.build(hidden, layer, is_trained=ctx.needs_input_grad[1])
+            gradients = Gradients.build(hidden, layer, is_trained=ctx.needs_input_grad[1])
             ctx.layer, ctx.in_main_grad = layer, gradients.in_main_grad
         losses = _sweep(hidden, layer, labels, mask, gradients)
         if gradients is not None:
@@ -132,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             # What is in the gradient buffer cannot be scaled any more. The schedule has no reason to: it divides by
             # the tokens of the whole batch at the end.
             assert grad_output.item() == 1.0, "the sum of the token losses was scaled before its backward pass"
-            grad_weight = _stand_in(ctx.layer.weight)
+            grad_weight = stand_in(ctx.layer.weight)
         else:
             grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)
             grad_hidden = grad_hidden.mul_(grad_output)
@@ -145,9 +143,9 @@ class _LinearTokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: _Vocabulary, labels: Tensor
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: Vocabulary, labels: Tensor
     ) -> Tensor:
-        layer = _OutputLayer(weight, bias, vocabulary)
+        layer = OutputLayer(weight, bias, vocabulary)
         ctx.layer, ctx.is_trained = layer, ctx.needs_input_grad[1]
         ctx.save_for_backward(hidden, labels)
         return _sweep(hidden, layer, labels, hidden.new_ones(hidden.shape[0], dtype=torch.float32), None)
@@ -155,15 +153,15 @@ class _LinearTokenLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         hidden, labels = ctx.saved_tensors
-        gradients = _Gradients.build(hidden, ctx.layer, is_trained=ctx.is_trained)
+        gradients = Gradients.build(hidden, ctx.layer, is_trained=ctx.is_trained)
         _sweep(hidden, ctx.layer, labels, grad_output, gradients)
         grad_hidden, grad_weight, grad_bias = gradients.by_inputs(ctx.layer)
         if gradients.in_main_grad:
-            grad_weight = _stand_in(ctx.layer.weight)
+            grad_weight = stand_in(ctx.layer.weight)
         return grad_hidden, grad_weight, grad_bias, None, None
 
 
-def _stand_in(weight: Tensor) -> Tensor:
+def stand_in(weight: Tensor) -> Tensor:
     """Return a gradient that tells the gradient buffer's hook that this weight's is in the buffer already.
 
     Source: the protocol of megatron-core's linear layers with `gradient_accumulation_fusion`: where the weight is also
@@ -173,7 +171,7 @@ def _stand_in(weight: Tensor) -> Tensor:
     return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: _Vocabulary) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """Return the losses over the whole vocabulary, and the gradient of their weighted sum by these logits.
 
     Args:
@@ -257,9 +255,9 @@ def linear_cross_entropy(
     Collective: the tensor-parallel group.
     """
     num_held = max(0, min(num_true, weight.shape[0]))
-    vocabulary = _Vocabulary(first_token, num_held, group, first_token + num_true, label_smoothing)
+    vocabulary = Vocabulary(first_token, num_held, group, first_token + num_true, label_smoothing)
     if not torch.is_grad_enabled():  # what `forward` cannot see: it is never enabled there
-        layer, weights = _OutputLayer(weight, bias, vocabulary), loss_mask.float()
+        layer, weights = OutputLayer(weight, bias, vocabulary), loss_mask.float()
         return (_sweep(hidden, layer, labels, weights, None) * weights).sum(dtype=torch.float64).float()
     result: Tensor = _LinearCrossEntropy.apply(hidden, weight, bias, vocabulary, labels, loss_mask.float())
     return result
@@ -292,6 +290,6 @@ def linear_token_losses(
     Collective: the tensor-parallel group, in the backward pass too.
     """
     num_held = max(0, min(num_true, weight.shape[0]))
-    vocabulary = _Vocabulary(first_token, num_held, group, first_token + num_true)
+    vocabulary = Vocabulary(first_token, num_held, group, first_token + num_true)
     result: Tensor = _LinearTokenLosses.apply(hidden, weight, bias, vocabulary, labels)
     return result

@@ -10,7 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megatron_7b.objective.objective import ASIDE, Objective
+from megatron_7b.objective.objective import ASIDE, Judging
 from megatron_7b.parallel import ParallelLayout
 
 if TYPE_CHECKING:
@@ -23,11 +23,12 @@ _MICROBATCHES_PER_STAGE = 4
 def run_microbatches(
     chunks: Sequence[Any],
     batches: "Sequence[Batch]",
-    objective: Objective,
+    objective: Judging,
     *,
     layout: ParallelLayout,
     device: torch.device,
     forward_only: bool,
+    beside: Sequence[Mapping[str, Any]] | None = None,
 ) -> Tensor:
     """Run megatron-core's schedule for the layout: forward, and unless `forward_only` backward, of every microbatch.
 
@@ -38,6 +39,7 @@ def run_microbatches(
         layout: Position of this rank.
         device: Where the chunks are.
         forward_only: Leave the gradients as they are.
+        beside: Further inputs of the model, for each microbatch.
 
     Returns:
         FP64 sums of these microbatches on the last stage, zeros on the others: [1 + reported, 2], a sum of losses and
@@ -46,7 +48,9 @@ def run_microbatches(
     Collective: the tensor-, context- and pipeline-parallel groups; with a backward pass the data-parallel one too.
     """
     totals = torch.zeros(1 + len(objective.reported), 2, dtype=torch.float64, device=device)
-    for reported in run_schedule(chunks, batches, objective, layout=layout, device=device, forward_only=forward_only):
+    for reported in run_schedule(
+        chunks, batches, objective, layout=layout, device=device, forward_only=forward_only, beside=beside
+    ):
         totals += reported
     return totals
 
@@ -54,11 +58,12 @@ def run_microbatches(
 def run_schedule(
     chunks: Sequence[Any],
     batches: "Sequence[Batch]",
-    objective: Objective,
+    objective: Judging,
     *,
     layout: ParallelLayout,
     device: torch.device,
     forward_only: bool,
+    beside: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Tensor]:
     """Do the same, and return what the objective reports of each microbatch: on the last stage; nothing on the others.
 
@@ -69,7 +74,7 @@ def run_schedule(
         return lambda output: objective.sums(output, microbatch)
 
     return _through_all_stages(
-        chunks, batches, objective, judge, layout=layout, device=device, forward_only=forward_only
+        chunks, batches, objective, judge, layout=layout, device=device, beside=beside, forward_only=forward_only
     )
 
 
@@ -103,10 +108,11 @@ def rounds_in_order(
 def run_outputs(
     chunks: Sequence[Any],
     batches: "Sequence[Batch]",
-    objective: Objective,
+    objective: Judging,
     *,
     layout: ParallelLayout,
     device: torch.device,
+    beside: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Tensor]:
     """Return what the model itself makes of every microbatch, without a loss; the arguments are those above.
 
@@ -122,6 +128,7 @@ def run_outputs(
         lambda _: _unchanged,
         layout=layout,
         device=device,
+        beside=beside,
         forward_only=True,
         collect_non_loss_data=True,
     )
@@ -130,11 +137,12 @@ def run_outputs(
 def _through_all_stages(
     chunks: Sequence[Any],
     batches: "Sequence[Batch]",
-    objective: Objective,
+    objective: Judging,
     judge: Callable[[Mapping[str, Any]], Callable[..., Any]],
     *,
     layout: ParallelLayout,
     device: torch.device,
+    beside: Sequence[Mapping[str, Any]] | None,
     **options: bool,
 ) -> list[Tensor]:
     """Run megatron-core's schedule; returns what `judge(inputs)` makes of each microbatch's output, on the last stage.
@@ -146,11 +154,14 @@ def _through_all_stages(
         judge: Returns what is made of the output, given the inputs.
         layout: Position of this rank.
         device: Where the chunks are.
+        beside: Further inputs of the model, for each microbatch.
         options: Of the schedule.
 
     Collective: as `run_microbatches`.
     """
     inputs = [objective.model_inputs(batch, device, layout) for batch in batches]
+    if beside is not None:
+        inputs = [{**own, **further} for own, further in zip(inputs, beside, strict=True)]
     rows, share = inputs[0]["input_ids"].shape
     iterators = [iter(inputs) for _ in chunks]
 

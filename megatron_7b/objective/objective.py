@@ -65,15 +65,32 @@ class Sums(NamedTuple):
     """FP64 [1 + reported, 2]: sum and number, of the loss and of what else the objective reports."""
 
 
-class Objective(Protocol):
-    """Between data, model and training: it never changes; all of it follows from the configuration.
+class Judging(Protocol):
+    """Between batches and model: what goes in, and what is made of what comes out.
 
     Attributes:
         reported: Names of further means that it reports beside the loss.
-        needs_tokenizer: It takes special tokens from the tokenizer of the corpora, which must be known.
     """
 
     reported: tuple[str, ...]
+
+    def model_inputs(self, batch: Batch, device: "torch.device", layout: ParallelLayout) -> dict[str, Any]:
+        """Return what the model's forward takes of one microbatch, on the device; `input_ids` is [rows, s/cp].
+
+        What is under the key `ASIDE` is for `sums` alone.
+        """
+
+    def sums(self, output: Any, inputs: Mapping[str, Any]) -> Sums:
+        """Return what the output of the last stage, whatever the kind of model makes it, adds up to."""
+
+
+class Objective(Judging, Protocol):
+    """Between data, model and training: it never changes; all of it follows from the configuration.
+
+    Attributes:
+        needs_tokenizer: It takes special tokens from the tokenizer of the corpora, which must be known.
+    """
+
     needs_tokenizer: bool
 
     def check_tokenizer(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:
@@ -135,12 +152,3 @@ class Objective(Protocol):
             ConfigError: A token that the objective needs is missing.
             DataFormatError: A file is damaged, or smaller than one sample.
         """
-
-    def model_inputs(self, batch: Batch, device: "torch.device", layout: ParallelLayout) -> dict[str, Any]:
-        """Return what the model's forward takes of one microbatch, on the device; `input_ids` is [rows, s/cp].
-
-        What is under the key `ASIDE` is for `sums` alone.
-        """
-
-    def sums(self, output: Any, inputs: Mapping[str, Any]) -> Sums:
-        """Return what the output of the last stage, whatever the kind of model makes it, adds up to."""

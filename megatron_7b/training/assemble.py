@@ -26,6 +26,7 @@ from megatron_7b.training.prerequisites import companions_of_weights
 from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_data import open_run_data
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
+from megatron_7b.training.teacher_check import check_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ def build_trainer(config: RunConfig, run_dir: Path, adapter: Adapter | None = No
     tokenizer = find_tokenizer(config.data, of_model=companions.tokenizer)
     config = with_vocab_size(config, tokenizer)
     check_run_folder(folder, config)  # again: the vocabulary was not known before
+    if config.distillation.is_used:
+        check_teacher(config, tokenizer)
     device_type = initialize_process(config.runtime)
     ranks = Ranks(torch_device(device_type))
     progress = find_progress(folder, config, ranks)

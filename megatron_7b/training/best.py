@@ -59,7 +59,7 @@ class KeepingBest(Hook):
             ConfigError: Validations have no such figure, or there are none.
         """
         there = ["validation_loss", "validation_perplexity"]
-        there += [f"validation_{name}" for name in run.learner.objective.reported]
+        there += [f"validation_{name}" for name in run.learner.judging.reported]
         if run.trainer.valid_loader is None or self._metric not in there:
             problem = "there is no validation data" if run.trainer.valid_loader is None else f"there are {there}"
             raise ConfigError(

@@ -13,6 +13,7 @@ from typing import override
 import torch.distributed as dist
 
 from megatron_7b.errors import TrainingError
+from megatron_7b.objective.distillation import TASK_LOSS
 from megatron_7b.parallel.groups import new_background_group
 from megatron_7b.training.checkpointing import (
     advice_after_skipped_steps,
@@ -214,7 +215,7 @@ class Validation(Hook):
             consumed_samples=run.counters.consumed_samples,
             consumed_tokens=run.counters.consumed_tokens,
             validation_loss=total.loss,
-            validation_perplexity=perplexity(total.loss),
+            validation_perplexity=perplexity(total.extra.get(TASK_LOSS, total.loss)),
             validation_tokens=total.num_tokens,
             validation_seconds=watch.seconds,
             extra=total.extra,

@@ -13,11 +13,14 @@ from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.kernels import why_no_transformer_engine
 from megatron_7b.model.on_ranks import ModelOnRanks, build_on_ranks
 from megatron_7b.objective import Objective, build_objective
+from megatron_7b.objective.distillation import Distillation
+from megatron_7b.objective.objective import Judging
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import process_groups
 from megatron_7b.runtime.cpu.allocator import keep_freed_memory
 from megatron_7b.runtime.machine.device import DeviceType
+from megatron_7b.training.teacher import Teacher, build_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +32,24 @@ class Learner:
         model: Its chunks, with gradient buffers.
         optimizer: Over their parameters.
         objective: What they are trained for.
+        teacher: What they learn from beside their data, if there is one.
     """
 
     on_ranks: ModelOnRanks
     model: list[DistributedDataParallel]
     optimizer: Optimizer
     objective: Objective
+    teacher: Teacher | None = None
 
     @property
     def config(self) -> RunConfig:
         """The effective configuration: `model.vocab_size` is filled in."""
         return self.on_ranks.config
+
+    @property
+    def judging(self) -> Judging:
+        """What is made of the model's output: by the objective, and what the teacher adds to it."""
+        return self.objective if self.teacher is None else Distillation(self.objective)
 
     @property
     def layout(self) -> ParallelLayout:
@@ -86,4 +96,5 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
     on_ranks = build_on_ranks(config, device_type, is_training=True, adapter=adapter)
     model = wrap_data_parallel(list(on_ranks.chunks), config, process_groups())
     optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))
-    return Learner(on_ranks, model, optimizer, build_objective(config))
+    teacher = build_teacher(config, on_ranks) if config.distillation.teacher is not None else None
+    return Learner(on_ranks, model, optimizer, build_objective(config), teacher)

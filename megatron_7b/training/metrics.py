@@ -58,6 +58,7 @@ class ValidationMetrics:
     validation_loss: float
     """Mean per token over all validation batches, in nats."""
     validation_perplexity: float
+    """Of the tokens: with a teacher, whose distance is part of the loss, of the task loss alone."""
     validation_tokens: int
     validation_seconds: float
     extra: Mapping[str, float] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from megatron_7b.runtime.process.launch import is_rank
 from megatron_7b.training.history import find_start
 from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
+from megatron_7b.training.teacher_check import check_teacher
 
 
 def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
@@ -27,7 +28,8 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
     Raises:
         CheckpointError: The newest checkpoint is damaged, or checkpoints that were saved are gone.
         ConfigError: The run folder cannot be made or holds another model, a package is missing, the data does not
-            suffice or does not continue what was read, or its tokenizer lacks a token that the objective needs.
+            suffice or does not continue what was read, its tokenizer lacks a token that the objective needs, or the
+            teacher is of other tokens or does not fit the layout.
         DataFormatError: A corpus is truncated, foreign, or smaller than one sample.
     """
     folder = RunFolder(run_dir)
@@ -40,9 +42,13 @@ def check_prerequisites(config: RunConfig, run_dir: Path) -> None:
         progress = read_progress(folder.checkpoints, config)
     check_data(config, progress)
     objective = build_objective(config)
-    if objective.needs_tokenizer:
+    if objective.needs_tokenizer or config.distillation.is_used:
         companions = companions_of_weights(config, folder)
-        objective.check_tokenizer(config, find_tokenizer(config.data, of_model=companions.tokenizer))
+        tokenizer = find_tokenizer(config.data, of_model=companions.tokenizer)
+        if objective.needs_tokenizer:
+            objective.check_tokenizer(config, tokenizer)
+        if config.distillation.is_used:
+            check_teacher(config, tokenizer)
 
 
 def check_weights(config: RunConfig, newest: Path | None) -> None:

@@ -26,6 +26,7 @@ from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run import Run
 from megatron_7b.training.run_folder import RunFolder, RunState, keep_metrics_until
 from megatron_7b.training.status import last_step, read_status, record_status
+from megatron_7b.training.teacher import keep_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def begin_run(run: Run, callers: Sequence[Hook] = ()) -> Iterator[list[Hook]]:
     with _hold_folder(run), _draw_loss_at_end(run), _record_status(run):
         resume(run)
         provide_reference(run)
+        keep_teacher(run)
         with _build_hooks(run, callers) as hooks:
             _say_what_begins(run)
             yield hooks

@@ -72,16 +72,20 @@ class StepResult:
 
 def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_only: bool) -> Losses:
     """Run all microbatches through all stages. Collective: all ranks."""
+    objective, taught = learner.judging, None
+    if learner.teacher is not None:
+        taught = learner.teacher.answers(batches, learner.objective)
     totals = run_microbatches(
         learner.model,
         batches,
-        learner.objective,
+        objective,
         layout=learner.layout,
         device=learner.device,
         forward_only=forward_only,
+        beside=taught,
     )
     (loss_sum, num_tokens), *rows = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
-    further = {name: (total, number) for name, (total, number) in zip(learner.objective.reported, rows, strict=True)}
+    further = {name: (total, number) for name, (total, number) in zip(objective.reported, rows, strict=True)}
     return Losses(loss_sum, int(num_tokens), further)
 
 

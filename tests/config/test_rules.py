@@ -7,6 +7,8 @@ import pytest
 from megatron_7b.config import check_config, load_config, save_config
 from megatron_7b.config.architecture_rules import RULES as ARCHITECTURE_RULES
 from megatron_7b.config.conflicts import find_conflicts
+from megatron_7b.config.distillation_rules import FILE_RULES as DISTILLATION_FILE_RULES
+from megatron_7b.config.distillation_rules import RULES as DISTILLATION_RULES
 from megatron_7b.config.expert_rules import RULES as EXPERT_RULES
 from megatron_7b.config.model_rules import RULES as MODEL_RULES
 from megatron_7b.config.optimizer_config import OptimizerConfig
@@ -25,16 +27,26 @@ EP = "parallel.expert_model_parallel_size"
 VP = "parallel.virtual_pipeline_model_parallel_size"
 SHARDED = "parallel.use_distributed_optimizer"
 
-RULES = [*MODEL_RULES, *ARCHITECTURE_RULES, *EXPERT_RULES, *OPTIMIZER_RULES, *RUN_RULES]
+RULES = [*MODEL_RULES, *ARCHITECTURE_RULES, *DISTILLATION_RULES, *EXPERT_RULES, *OPTIMIZER_RULES, *RUN_RULES]
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
 MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
 T5 = {"model.architecture": "t5"}
+TAUGHT = {"distillation.teacher": "T"}
 PAIRS = {"objective.sentence_pairs": "next_sentence"}
 
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
 # global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
 CASES = [
+    ({"distillation.alpha": 0.9}, 1, "distillation.alpha", "only applies with distillation.teacher"),
+    ({**TAUGHT, "distillation.jsd_beta": 0.3}, 1, "distillation.jsd_beta", "only applies with distillation.loss jsd"),
+    ({**TAUGHT, **BERT}, 1, "distillation.teacher", "only applies with the objectives causal and chat, not masked"),
+    (
+        {**TAUGHT, "objective.name": "chat", "finetune.task": "chat", "finetune.label_smoothing": 0.1},
+        1,
+        "finetune.label_smoothing",
+        "must be 0 with distillation.teacher",
+    ),
     ({"objective.name": "chat", CP: 2}, 2, CP, "must be 1 in fine-tuning"),
     (
         {"adapter.method": "adalora", "training.early_stop_validations": 2, "checkpoint.keep_best": "validation_loss"},
@@ -304,7 +316,7 @@ def test_a_later_choice_of_the_optimizer_replaces_the_options_of_an_earlier_one(
 
 
 def test_rules_and_ranges_read_options_that_exist():
-    rules = [*RULES, *FILE_RULES]
+    rules = [*RULES, *FILE_RULES, *DISTILLATION_FILE_RULES]
     paths = [path for rule in rules for path in rule.reads] + [
         *AT_LEAST_ONE,
         *FRACTIONS,
@@ -343,3 +355,6 @@ def test_a_run_needs_a_corpus_whose_files_exist(tmp_path):
     absent = load_config(None, {"data.train": found, "checkpoint.initialize_from": str(tmp_path / "c")})
     with pytest.raises(ConfigError, match=r"checkpoint\.initialize_from"):
         check_config(absent, require_data=True)
+    untaught = load_config(None, {"data.train": found, "distillation.teacher": str(tmp_path / "c")})
+    with pytest.raises(ConfigError, match=r"distillation\.teacher"):
+        check_config(untaught, require_data=True)

@@ -9,7 +9,7 @@ import os
 
 from megatron_7b.cli.options import CommandLine, parse_arguments
 from megatron_7b.cli.ranks import given_world_size
-from megatron_7b.cli.training_run import train, training_parser
+from megatron_7b.cli.training_run import train, training_parser, with_teacher
 from megatron_7b.config import RunConfig, check_config, load_config
 from megatron_7b.config.loading import override_config
 from megatron_7b.finetune import prepare_finetuning
@@ -50,4 +50,5 @@ def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
     shape = {path: value for path, value in command_line.overrides.items() if path.startswith("model.")}
     config = override_config(prepared, shape) if shape else prepared
     check_config(config, world_size=world_size, require_data=True)
+    config = with_teacher(config, command_line.flags)
     return config, world_size or config.parallel.model_parallel_size

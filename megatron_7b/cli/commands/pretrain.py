@@ -9,7 +9,7 @@ from C's weights and takes the shape of the model from C, whatever the preset sa
 
 from megatron_7b.cli.options import CommandLine, parse_arguments
 from megatron_7b.cli.ranks import given_world_size
-from megatron_7b.cli.training_run import train, training_parser
+from megatron_7b.cli.training_run import train, training_parser, with_teacher
 from megatron_7b.config import RunConfig
 from megatron_7b.training import load_run_config
 
@@ -36,4 +36,5 @@ def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
     config = load_run_config(
         command_line.flags.config, command_line.overrides, world_size=world_size, problems=command_line.problems
     )
+    config = with_teacher(config, command_line.flags)
     return config, world_size or config.parallel.model_parallel_size

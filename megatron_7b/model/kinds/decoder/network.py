@@ -1,6 +1,7 @@
 """A decoder as megatron-core builds it, with a true vocabulary size and a loss that needs no full logits."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 from megatron_7b import upstream
 from megatron_7b.config.schema import RopeScalingConfig
 from megatron_7b.model.context_parallel import share_of
+from megatron_7b.model.distillation import Taught, TaughtLosses, linear_distillation
 from megatron_7b.model.fused_loss import linear_cross_entropy, linear_token_losses
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_layer_pattern
@@ -60,8 +62,10 @@ class LanguageModel(ModelChunk, HybridModel):
         by_token: bool = False,
         head_positions: Tensor | None = None,
         pooling: Pooling | None = None,
+        wants_states: bool = False,
+        taught: Taught | None = None,
         **kwargs: Any,
-    ) -> Tensor:
+    ) -> Tensor | TaughtLosses:
         """Run this chunk.
 
         Args:
@@ -73,6 +77,8 @@ class LanguageModel(ModelChunk, HybridModel):
             by_token: Return the losses of the tokens one by one instead of their sum.
             head_positions: [n], the tokens, of b = 1, that a model with a head shall classify.
             pooling: Asks for the vectors of n texts that the tokens, of b = 1, consist of.
+            wants_states: Return the last hidden states, [s, b, h] or [s/tp, b, h], whatever the labels are.
+            taught: What a teacher says of the tokens: return what the mask keeps of its distance as well.
             kwargs: As megatron-core's HybridModel takes them.
 
         Returns:
@@ -82,6 +88,8 @@ class LanguageModel(ModelChunk, HybridModel):
 
         Collective: the tensor-parallel group.
         """
+        if wants_states:
+            return self._hidden_states(input_ids, position_ids, attention_mask, **kwargs)
         if pooling is not None:
             hidden = self._hidden_states(input_ids, position_ids, attention_mask, **kwargs)
             return self._pooled(hidden, pooling) if self.post_process else hidden
@@ -92,14 +100,16 @@ class LanguageModel(ModelChunk, HybridModel):
             logits: Tensor = super().forward(input_ids, position_ids, attention_mask, **kwargs)
             return logits
         assert loss_mask is not None
-        if not self.fuse_loss:
+        if not self.fuse_loss and taught is None:
             output: Tensor = super().forward(input_ids, position_ids, attention_mask, labels=labels, **kwargs)
             if not self.post_process:
                 return output
             losses = output.float() * loss_mask
             return losses if by_token else losses.sum()
         hidden = self._hidden_states(input_ids, position_ids, attention_mask, **kwargs)
-        return self._fused_loss(hidden, labels, loss_mask, by_token=by_token) if self.post_process else hidden
+        if not self.post_process:
+            return hidden
+        return self._fused_loss(hidden, labels, loss_mask, by_token=by_token, taught=taught)
 
     def _hidden_states(
         self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -115,6 +125,12 @@ class LanguageModel(ModelChunk, HybridModel):
             rotation = share_of(angles, group.rank(), group.size(), dim=0)
         hidden: Tensor = self.decoder(embedded, attention_mask, rotary_pos_emb=rotation, **kwargs)
         return hidden
+
+    def output_weight(self) -> Tensor:
+        """Return this rank's rows of the output layer, [v/tp, h]; for the last stage."""
+        tied = self.share_embeddings_and_output_weights
+        weight: Tensor = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return weight
 
     def _pooled(self, hidden: Tensor, pooling: Pooling) -> Tensor:
         return pooled_states(
@@ -134,7 +150,9 @@ class LanguageModel(ModelChunk, HybridModel):
             return state
         return self.state_without_output_layer(*args, **kwargs)
 
-    def _fused_loss(self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, *, by_token: bool) -> Tensor:
+    def _fused_loss(
+        self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, *, by_token: bool, taught: Taught | None
+    ) -> Tensor | TaughtLosses:
         """Return the masked losses from the last hidden states, [s, b, h] or [s/tp, b, h]; their sum, or [b, s]."""
         group = self.pg_collection.tp
         if self.config.sequence_parallel:
@@ -144,8 +162,7 @@ class LanguageModel(ModelChunk, HybridModel):
         # The output layer's forward is not called: with overlap_param_gather, its hooks wait for the updated weight.
         for wait in upstream.forward_pre_hooks(self.output_layer):
             wait(self.output_layer, ())
-        tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        weight = self.output_weight()
         first_token = group.rank() * weight.shape[0]
         states, targets, mask = hidden.flatten(0, 1), labels.t().flatten(), loss_mask.t().flatten()
         place: dict[str, Any] = {
@@ -153,6 +170,13 @@ class LanguageModel(ModelChunk, HybridModel):
             "num_true": self.true_vocab_size - first_token,
             "group": group if group.size() > 1 else None,
         }
+        if taught is not None:
+            of_teacher = taught.hidden
+            if self.config.sequence_parallel:
+                of_teacher = gather_from_sequence_parallel_region(of_teacher, group=group)
+            return linear_distillation(
+                states, weight, targets, mask, replace(taught, hidden=of_teacher.flatten(0, 1)), **place
+            )
         if not by_token:
             smoothing = self.label_smoothing if self.training else 0.0
             return linear_cross_entropy(states, weight, targets, mask, label_smoothing=smoothing, **place)

@@ -1,0 +1,27 @@
+"""The section of a configuration that says what a model learns from another one, its teacher."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """What a model learns from a larger one beside its data; nothing unless a teacher is named."""
+
+    teacher: str | None = None
+    """Checkpoint or Hugging Face folder of the teacher, which has the same tokens; it runs in the same job."""
+    teacher_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format that the teacher computes in; auto: that of the run."""
+    temperature: float = 1.0
+    """What both models' logits are divided by before they are compared; the distance is multiplied by its square."""
+    alpha: float = 0.5
+    """Share of the distance in the loss: (1 - alpha) * task loss + alpha * temperature^2 * distance; 1: it alone."""
+    loss: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """Distance of two distributions: KL(teacher || student), KL(student || teacher), or one in between."""
+    jsd_beta: float = 0.5
+    """jsd: weight of the teacher in the mixture that both are compared with."""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a teacher."""
+        return self.teacher is not None

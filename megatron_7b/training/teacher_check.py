@@ -1,0 +1,94 @@
+"""Whether a teacher fits a run: the same tokens, and layers that the layout divides. Imports no torch."""
+
+import dataclasses
+from pathlib import Path
+
+from megatron_7b.checkpoint import resolve_checkpoint, tokenizer_path
+from megatron_7b.checkpoint.base import check_is_whole
+from megatron_7b.checkpoint.manifest import read_config, read_manifest
+from megatron_7b.config import check_config
+from megatron_7b.config.adapters import AdapterConfig
+from megatron_7b.config.distillation_config import DistillationConfig
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import ConfigError
+from megatron_7b.tokenizer import Tokenizer, load_tokenizer
+
+
+def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the configuration that the teacher is built with: its own shape, and the layout of the run.
+
+    Raises:
+        CheckpointError: It is no complete checkpoint.
+        ConfigError: The layout does not divide it.
+    """
+    model = read_config(folder).model
+    own = config.model
+    model = dataclasses.replace(
+        model,
+        transformer_impl=own.transformer_impl,
+        make_vocab_size_divisible_by=own.make_vocab_size_divisible_by,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
+    dtype = config.distillation.teacher_dtype
+    precision = dataclasses.replace(
+        config.precision,
+        params_dtype=config.precision.params_dtype if dtype == "auto" else dtype,
+        fp8="none",
+        fp8_param_gather=False,
+    )
+    result = dataclasses.replace(
+        config,
+        model=model,
+        precision=precision,
+        adapter=AdapterConfig(),
+        distillation=DistillationConfig(),
+        parallel=dataclasses.replace(config.parallel, recompute_granularity="none", overlap_param_gather=False),
+    )
+    try:
+        check_config(result)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the teacher {folder} cannot run at the layout of the student: {error}",
+            hint="both models run on the same ranks: choose a layout that divides both",
+        ) from error
+    return result
+
+
+def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:
+    """Refuse a teacher that a run cannot learn from.
+
+    Args:
+        config: The run; `model.vocab_size` is set if it is known.
+        tokenizer: Of the run's data; None if it is not known.
+
+    Raises:
+        CheckpointError: It is not a complete checkpoint of a whole model.
+        ConfigError: It is a model of another kind or of other tokens, or the layout does not divide it.
+    """
+    folder = resolve_checkpoint(Path(str(config.distillation.teacher)))
+    check_is_whole(folder)
+    model, vocab_size = read_config(folder).model, read_manifest(folder).vocab_size
+    if model.traits.kind != config.model.traits.kind or model.has_head:
+        kind = f"{model.traits.kind} with a head" if model.has_head else model.traits.kind
+        raise ConfigError(
+            f"distillation.teacher is {folder}, a model of kind {kind}; this run trains one of kind "
+            f"{config.model.traits.kind}",
+            hint="choose a teacher that predicts tokens as the student does",
+        )
+    if config.model.vocab_size not in (None, vocab_size):
+        raise ConfigError(
+            f"distillation.teacher is {folder}, which has {vocab_size:,} tokens, but the student has "
+            f"{config.model.vocab_size:,}: their probabilities cannot be compared",
+            hint="choose a teacher with the student's tokenizer, or let the teacher write texts to train on",
+        )
+    of_teacher = tokenizer_path(folder)
+    if of_teacher is not None and tokenizer is not None:
+        known = load_tokenizer(of_teacher)
+        if known.identity != tokenizer.identity:
+            raise ConfigError(
+                f"distillation.teacher is {folder}, whose tokenizer is {known.identity}, but the data of this run were "
+                f"written with {tokenizer.identity}",
+                hint="choose a teacher with the student's tokenizer, or let the teacher write texts to train on",
+            )
+    teacher_config(config, folder)

@@ -1,0 +1,63 @@
+"""Runs that learn from a teacher, from the command line: what they write, resuming, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_7b.config import save_config
+from tests.conversion.tiny_models import save_tiny_model
+from tests.support.checkpoint_runs import saved_tensors
+from tests.support.commands import run_command
+from tests.training import runs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, the configuration of a run, and teachers: two that fit, of which PP2 divides one, and a foreign one."""
+    folder = tmp_path_factory.mktemp("distilled")
+    config = runs.config(
+        runs.write_corpus(folder), optimizer={"lr_decay_steps": 6}, training={"train_steps": 6, "eval_steps": 1}
+    )
+    save_config(config, folder / "run.yaml")
+    save_tiny_model("llama", folder / "teacher", vocab_size=runs.VOCAB_SIZE, num_hidden_layers=2)
+    save_tiny_model("llama_tied", folder / "other", vocab_size=runs.VOCAB_SIZE, num_hidden_layers=3)
+    save_tiny_model("llama", folder / "foreign", vocab_size=runs.VOCAB_SIZE + 1, num_hidden_layers=2)
+    return folder
+
+
+def distil(folder: Path, name: str, *options: object, teacher: str = "teacher", is_fine: bool = True) -> str:
+    result = run_command(
+        "pretrain", "--config", folder / "run.yaml", "--run-dir", folder / name, "--runtime.num-threads", 1,
+        "--distillation.teacher", folder / teacher, *options,
+    )  # fmt: skip
+    assert (result.returncode == 0) == is_fine, result.stderr
+    return result.stderr
+
+
+def test_a_run_reports_both_parts_and_resumes_bit_for_bit(folder: Path) -> None:
+    whole = distil(folder, "whole", "--distillation.alpha", 0.75)
+    assert "learning from" in whole
+    lines = [json.loads(line) for line in (folder / "whole/metrics.jsonl").read_text().splitlines()]
+    steps, validations = [x for x in lines if "loss" in x], [x for x in lines if "validation_loss" in x]
+    assert validations
+    for line, prefix in [*((x, "") for x in steps), *((x, "validation_") for x in validations)]:
+        parts = 0.25 * line[f"{prefix}task_loss"] + 0.75 * line[f"{prefix}distillation_loss"]
+        assert line[f"{prefix}loss"] == pytest.approx(parts, rel=1e-6)
+    distil(folder, "parts", "--distillation.alpha", 0.75, "--training.train-steps", 3)
+    distil(folder, "parts", "--distillation.alpha", 0.75)
+    first, second = (saved_tensors(folder / name / "checkpoints/step_00000006") for name in ("whole", "parts"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    told = distil(folder, "parts", "--training.train-steps", 7, teacher="other", is_fine=False)
+    assert "the run has learned from another one" in told
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_built(folder: Path) -> None:
+    told = distil(folder, "foreign_run", "--model.vocab-size", runs.VOCAB_SIZE, teacher="foreign", is_fine=False)
+    assert "which has 98 tokens, but the student has 97" in told
+    pipeline = ("--nproc", 2, "--parallel.pipeline-model-parallel-size", 2)
+    told = distil(folder, "uneven_run", *pipeline, teacher="other", is_fine=False)
+    assert "cannot run at the layout of the student" in told
+    assert "Traceback" not in told
