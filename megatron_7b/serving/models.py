@@ -70,7 +70,8 @@ class WritingModel:
         sample = piece.sample
         ticket, index = self._place[id(sample)]
         came = tuple(sample.token_ids[len(sample.token_ids) - piece.num_tokens :])
-        return Written(ticket, index, piece.text, came, sample.finish_reason)
+        logprobs = tuple(sample.logprobs[-piece.num_tokens :])
+        return Written(ticket, index, piece.text, came, sample.finish_reason, logprobs)
 
     def _gathered(self, news: list[News]) -> list[News]:
         """Return on the main rank what all copies have written. Collective: all ranks."""

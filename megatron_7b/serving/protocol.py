@@ -4,9 +4,14 @@ Fields that would change the answer and are not supported are refused rather tha
 are most often misspelled.
 """
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from megatron_7b.errors import ConfigError
+from megatron_7b.generation.grammars import Grammar
 
 MAX_CHOICES = 64
 MAX_STOPS = 16
@@ -94,6 +99,7 @@ class TextRequest(Request):
         stop: Texts that end a text, and are not part of it.
         ignore_eos: Continue after tokens that end a text.
         min_tokens: Tokens before one that ends the text may come.
+        response_format: What the text has to look like.
     """
 
     stream: bool | None = None
@@ -144,6 +150,38 @@ class TextRequest(Request):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """What is added to the logits of tokens.
+
+        Raises:
+            ConfigError: A key is no token.
+        """
+        wrong = next((key for key in self.logit_bias or () if not (key.isascii() and key.isdigit())), None)
+        if wrong is not None:
+            raise ConfigError(f"logit_bias has a key {wrong[:40]!r}, expected the number of a token")
+        return tuple((int(key), bias) for key, bias in (self.logit_bias or {}).items())
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the text has to fit.
+
+        Raises:
+            ConfigError: A schema cannot be followed.
+        """
+        asked = self.response_format
+        if asked is None or asked.type == "text":
+            return None
+        if asked.type == "json_object":
+            return Grammar("json_object")
+        assert asked.json_schema is not None
+        return Grammar("json_schema", orjson.dumps(asked.json_schema["schema"]).decode())
+
+    @property
+    @abstractmethod
+    def num_logprobs(self) -> int | None:
+        """How many of the most probable tokens are named at each place; None: not even the chosen one."""
+
+    @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with the numbers of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
@@ -177,6 +215,8 @@ class CompletionRequest(TextRequest):
         """
         if self.suffix:
             raise ValueError("suffix is not supported: models here continue texts")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("echo does not go with logprobs: those of prompts are not computed")
         if self.best_of not in (None, self.n or 1):
             raise ValueError("best_of is not supported; ask for n texts")
         if self.prompt == []:
@@ -184,6 +224,11 @@ class CompletionRequest(TextRequest):
         if len(self.prompts) > MAX_PROMPTS:
             raise ValueError(f"prompt has {len(self.prompts)} texts, expected at most {MAX_PROMPTS}")
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As asked."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | Tokens]:
@@ -288,6 +333,11 @@ class ChatRequest(TextRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs is only for logprobs true")
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """As asked, in two fields."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class EmbeddingRequest(Request):

@@ -1,11 +1,11 @@
 """What the ranks do together: rounds that the main rank announces, and what comes of them. Imports no torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
+from megatron_7b.generation.requests import TokenLogprobs
 
 type Ticket = int
 """Number of what was asked, given by the main rank."""
@@ -57,7 +57,7 @@ class Written:
         text: What became complete, perhaps nothing.
         token_ids: The tokens that came.
         finish_reason: `eod`, `stop` or `length` if the text ends; None while it continues.
-        extra: What was asked for beside, such as log probabilities.
+        logprobs: Of the tokens, if they were asked for.
     """
 
     ticket: Ticket
@@ -65,7 +65,7 @@ class Written:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str | None
-    extra: Mapping[str, Any] | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

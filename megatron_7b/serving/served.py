@@ -14,6 +14,7 @@ from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.setup import GenerationSetup
 from megatron_7b.serving.errors import ApiError, refusal
 from megatron_7b.serving.jobs import WritingJob
+from megatron_7b.serving.probabilities import TokenTexts
 from megatron_7b.serving.protocol import ChatMessage, TextRequest
 from megatron_7b.tokenizer import Tokenizer
 
@@ -65,6 +66,12 @@ class ServedModel:
         return self.setup is not None and not self.setup.is_encoder_decoder and has_chat_template(self.setup.tokenizer)
 
     @property
+    def token_texts(self) -> TokenTexts:
+        """The texts of its tokens one by one."""
+        assert self.setup is not None
+        return TokenTexts(self.setup.tokenizer)
+
+    @property
     def max_length(self) -> int:
         """Tokens of its longest text, prompt included."""
         return self.config.model.max_position_embeddings if self.setup is not None else self.config.data.seq_length
@@ -108,8 +115,8 @@ class ServedModel:
         except ConfigError as error:
             raise refusal(error, param="messages") from None
 
-    def job(self, prompt: Prompt, asked: TextRequest, max_tokens: int | None) -> WritingJob:
-        """Return the job of a prompt.
+    def options(self, prompt: Prompt, asked: TextRequest, max_tokens: int | None) -> GenerationOptions:
+        """Return how a prompt is to be continued; a grammar takes its time.
 
         Args:
             prompt: What is continued.
@@ -129,8 +136,13 @@ class ServedModel:
             self.setup.requests([prompt], options)
         except ConfigError as error:
             raise refusal(error) from None
+        return options
+
+    def job(self, prompt: Prompt, options: GenerationOptions) -> WritingJob:
+        """Return the job of a prompt, in the thread of the event loop."""
         own = 1 if prompt.is_source else len(prompt.ids)
-        return WritingJob(self.number, prompt, options, own + max_tokens)
+        assert options.max_new_tokens is not None
+        return WritingJob(self.number, prompt, options, own + options.max_new_tokens)
 
 
 def find_model(models: Sequence[ServedModel], name: str | None, path: str) -> ServedModel:
@@ -162,22 +174,24 @@ def find_model(models: Sequence[ServedModel], name: str | None, path: str) -> Se
 
 
 def _options(asked: TextRequest, max_tokens: int) -> GenerationOptions:
-    for name in ("presence_penalty", "frequency_penalty", "logit_bias", "min_tokens", "logprobs"):
-        if getattr(asked, name, None):
-            raise ConfigError(f"{name} is not supported yet; leave it out")
-    if asked.response_format is not None and asked.response_format.type != "text":
-        raise ConfigError("response_format is not supported yet; leave it out")
-    if asked.top_k in (0, -1):
-        top_k = None
-    else:
-        top_k = asked.top_k
+    """Return what is asked of the engine.
+
+    Raises:
+        ConfigError: An option is impossible.
+    """
     return GenerationOptions(
         max_new_tokens=max_tokens,
         num_return_sequences=asked.n or 1,
         temperature=asked.temperature,
-        top_k=top_k,
+        top_k=None if asked.top_k in (0, -1) else asked.top_k,
         top_p=asked.top_p,
         repetition_penalty=asked.repetition_penalty,
+        presence_penalty=asked.presence_penalty or 0.0,
+        frequency_penalty=asked.frequency_penalty or 0.0,
+        logit_bias=asked.biases,
+        min_new_tokens=asked.min_tokens or 0,
+        logprobs=asked.num_logprobs,
+        response_format=asked.grammar,
         seed=secrets.randbits(62) if asked.seed is None else asked.seed,
         num_beams=1,
         ignore_eod=bool(asked.ignore_eos),

@@ -1,5 +1,6 @@
 """The server's texts: those of `generate`, by OpenAI's client, streamed and whole, alone and on ranks."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,38 @@ def test_options_of_sampling(server: Server, expected: list[tuple[str, int, str]
     whole = expected[0][0]
     assert texts(temperature=0, stop=[whole[3:5]]) == [whole[: whole.find(whole[3:5])]]
     assert texts(temperature=0, echo=True) == [PROMPTS[0] + whole]
+
+
+def test_log_probabilities_and_grammars(server: Server, expected: list[tuple[str, int, str]]):
+    client = client_of(server)
+    asked = {"model": "tiny", "prompt": PROMPTS[0], "max_tokens": 6, "temperature": 0}
+    whole = client.completions.create(**asked, logprobs=3).choices[0]
+    assert whole.logprobs is not None
+    chosen, top = whole.logprobs.token_logprobs, whole.logprobs.top_logprobs
+    assert len(chosen) == 6
+    assert [max(one.values()) for one in top] == chosen
+    assert whole.logprobs.text_offset[0] == 0
+    pieces = [chunk.choices[0] for chunk in client.completions.create(**asked, logprobs=3, stream=True)]
+    assert [value for piece in pieces if piece.logprobs for value in piece.logprobs.token_logprobs] == chosen
+    chat = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=3, temperature=0, logprobs=True, top_logprobs=2
+    )
+    content = chat.choices[0].logprobs.content
+    assert [len(one.top_logprobs) for one in content] == [2, 2, 2]
+    assert content[0].logprob == content[0].top_logprobs[0].logprob
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    reply = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=80, seed=1,
+        response_format={"type": "json_schema", "json_schema": {"name": "one", "schema": schema}},
+    )  # fmt: skip
+    assert json.loads(reply.choices[0].message.content)["a"] in (1, 2)
+    forbidden = client.completions.create(**asked, logit_bias={str(token): -100 for token in range(250)})
+    assert forbidden.choices[0].text != whole.text
+    with pytest.raises(openai.BadRequestError, match="number of a token"):
+        client.completions.create(**asked, logit_bias={"the": 1})
+    wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+    with pytest.raises(openai.BadRequestError, match="cannot be followed"):
+        client.completions.create(**asked, extra_body={"response_format": wrong})
 
 
 def test_wrong_requests_are_refused_as_the_page_says(server: Server):

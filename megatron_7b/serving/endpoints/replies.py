@@ -27,25 +27,25 @@ class Text:
     """One text of a reply.
 
     Attributes:
-        pieces: What has come.
-        num_tokens: How many tokens.
-        finish_reason: In OpenAI's words.
+        written: What has come.
     """
 
-    pieces: list[str] = field(default_factory=list)
-    num_tokens: int = 0
-    finish_reason: str | None = None
+    written: list[Written] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(self.pieces)
+        return "".join(one.text for one in self.written)
 
-    def add(self, written: Written) -> None:
-        """Take what has come."""
-        self.pieces.append(written.text)
-        self.num_tokens += len(written.token_ids)
-        self.finish_reason = finish_reason(written)
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens have come."""
+        return sum(len(one.token_ids) for one in self.written)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it has ended, in OpenAI's words."""
+        return finish_reason(self.written[-1]) if self.written else None
 
 
 def finish_reason(written: Written) -> str | None:
@@ -172,7 +172,7 @@ async def collected(jobs: Sequence[WritingJob]) -> list[list[Text]]:
     """
     texts = [[Text() for _ in range(job.num_texts)] for job in jobs]
     async for position, written in merged(jobs):
-        texts[position][written.index].add(written)
+        texts[position][written.index].written.append(written)
     return texts
 
 
