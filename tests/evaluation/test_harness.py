@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ pytest.importorskip("lm_eval")
 
 WORDS = ["the cat", "sat", "on the mat", "naïve", "12 o'clock", "a dog"]
 CHOICES = {"text": WORDS[:4], "label": ["A", "B", "C", "D"]}
-TASKS = "hellaswag,arc_easy,gsm8k,lambada_openai,mmlu_abstract_algebra,cmmlu_agronomy,ceval-valid_accountant,sst2,own"
+TASKS = (
+    "hellaswag,arc_easy,gsm8k,lambada_openai,mmlu_abstract_algebra,cmmlu_agronomy,ceval-valid_accountant,sst2,own,"
+    "mrpc,cola,copa"
+)
 
 
 def data_sets() -> dict[str, list[dict[str, Any]]]:
@@ -33,6 +38,21 @@ def data_sets() -> dict[str, list[dict[str, Any]]]:
         ],
         "lambada_openai/default/test.jsonl": [{"text": f"{WORDS[n % 6]} sat on the mat"} for n in range(5)],
         "glue/sst2/validation.jsonl": [{"sentence": WORDS[n % 6], "label": n % 2, "idx": n} for n in range(6)],
+        "glue/mrpc/validation.jsonl": [
+            {"sentence1": WORDS[n % 6], "sentence2": WORDS[n % 5], "label": n % 2, "idx": n} for n in range(6)
+        ],
+        "glue/cola/validation.jsonl": [{"sentence": WORDS[n % 6], "label": n % 2, "idx": n} for n in range(6)],
+        "super_glue/copa/validation.jsonl": [
+            {
+                "premise": "It sat.",
+                "choice1": "It ran.",
+                "choice2": "It ate.",
+                "question": "cause",
+                "label": n % 2,
+                "idx": n,
+            }
+            for n in range(6)
+        ],
         "super_glue/boolq/test.jsonl": [{"question": "?", "passage": "a", "label": 1, "idx": 0}],
         "glue/rte/validation.jsonl": [{"sentence1": "a", "sentence2": "b", "label": 1, "idx": 0}],
         "own.jsonl": [{"page": " ".join(WORDS * (n + 1))} for n in range(3)],
@@ -41,6 +61,9 @@ def data_sets() -> dict[str, list[dict[str, Any]]]:
         "hellaswag/validation",
         "ai2_arc/ARC-Easy/test",
         "glue/sst2/validation",
+        "glue/mrpc/validation",
+        "glue/cola/validation",
+        "super_glue/copa/validation",
         "lambada_openai/default/test",
     ):
         sets[f"{name.rpartition('/')[0]}/train.jsonl"] = sets[f"{name}.jsonl"]
@@ -137,6 +160,26 @@ def test_every_item_is_that_of_the_harness_with_transformers(folder: Path, expec
         for name, value in figures.items():
             if "," in name and "stderr" not in name and isinstance(value, float):
                 assert found["results"][task][name] == pytest.approx(value, rel=1e-4), (task, name)
+
+
+def test_the_harness_knows_checkpoints_by_name(folder: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+    """Its own command, with ours among its models."""
+    command = ["-m", "megatron_7b.evaluation.harness", "run", "--model", "megatron_7b", "--tasks", "own"]
+    arguments = ["--model_args", f"checkpoint={folder}/checkpoint", "--include_path", str(folder / "tasks")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, *arguments, "--output_path", str(tmp_path)],
+        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.rglob("results_*.json")
+    found = json.loads(file.read_text())["results"]["own"]
+    wanted = expected["results"]["own"]["word_perplexity,none"]
+    assert found["word_perplexity,none"] == pytest.approx(wanted, rel=1e-4)
+    from megatron_7b.evaluation.harness.registered import CheckpointLM
+
+    with pytest.raises(ConfigError, match="model_args has pretrained, expected checkpoint, tokenizer"):
+        CheckpointLM("x", pretrained=1)
 
 
 def _flat(value: Any) -> list[Any]:
