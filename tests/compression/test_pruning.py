@@ -196,12 +196,15 @@ def test_the_command_prunes_at_two_ranks_and_what_follows_works(
     words = (*words, "--num-layers", 2, "--depth-score", "angular", "--hidden-size", 24, "--num-attention-heads", 4)
     layout = ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2, "--runtime.num-threads", 1)
     small, folder = tmp_path / "small", tmp_path / "hf"
+    words = (*words, "--report", tmp_path / "report.html")
     done = run_command("compress", "prune", "--checkpoint", llama, "--output", small, *words, *layout, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     first, second = found["layers"]["removed"]
     assert second == first + 1
     assert found["parameters"]["after"] < found["parameters"]["before"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(f"<h2>{name}</h2>" in page for name in ("Layers", "Heads", "Channels"))
     record = json.loads((small / "pruning.json").read_text())
     assert record["made_from"] == str(llama.resolve())
     assert record["layers"] == found["layers"]

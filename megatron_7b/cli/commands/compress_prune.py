@@ -23,8 +23,10 @@ from megatron_7b.compression.pruning import (
     check_pruning,
     prune_checkpoint,
 )
+from megatron_7b.compression.pruning.page import write_page
 from megatron_7b.compression.pruning.plan import DEPTH_SCORES
 from megatron_7b.errors import ConfigError
+from megatron_7b.runtime.output_paths import check_can_create
 from megatron_7b.runtime.process.logs import configure_logging
 
 SUMMARY = "remove the layers, heads, neurons and channels that text shows to matter least"
@@ -40,6 +42,8 @@ def main(argv: list[str]) -> int:
     flags = command_line.flags
     _check_numbers(flags)
     calibration, options = _calibration(flags), _options(flags)
+    if flags.report is not None:
+        check_can_create(flags.report, "--report")
     command = CheckpointCommand.read(command_line, {"data.seq_length": flags.seq_length})
     check_pruning(command.folder, flags.output, command.config, options, calibration)
     if not command.runs_here:
@@ -56,6 +60,8 @@ def main(argv: list[str]) -> int:
         on_progress=_Shown(),
     )
     if rank == 0:
+        if flags.report is not None:
+            write_page(pruned, flags.report)
         _print(pruned, as_json=flags.json)
     return 0
 
@@ -64,6 +70,9 @@ def _parser() -> Parser:
     parser = checkpoint_parser("compress prune", SUMMARY)
     parser.add_argument("--output", type=Path, required=True, metavar="C2", help="checkpoint to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier output of this command")
+    parser.add_argument(
+        "--report", type=Path, metavar="F.html", help="page with the scores of what was removed and kept"
+    )
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
     text = parser.add_argument_group("text that activations are measured on")
     text.add_argument(
