@@ -14,6 +14,7 @@ from megatron_7b.conversion.adapters.plan import to_peft
 from megatron_7b.conversion.companions import give_back_companions, imported_config
 from megatron_7b.conversion.hf_config import check_exportable
 from megatron_7b.conversion.hf_tokenizer import give_back_tokenizer
+from megatron_7b.conversion.model_card import read_card_figures, write_model_card
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_adapter, check_replaces_export
 from megatron_7b.conversion.sentence_transformers import write_sentence_transformers
@@ -44,6 +45,7 @@ class ExportOptions:
         merge: Of a checkpoint of an adapter, write the whole model with the adapter in its weights.
         base: Of a checkpoint of an adapter: where its model is now, if not where it was.
         base_name: Of a checkpoint of an adapter: what adapter_config.json calls the base.
+        results: Files of evaluations, for a model card; none: there is no card.
     """
 
     dtype: DtypeName = "auto"
@@ -54,6 +56,7 @@ class ExportOptions:
     merge: bool = False
     base: Path | None = None
     base_name: str | None = None
+    results: tuple[Path, ...] = ()
 
 
 def export_to_hugging_face(
@@ -79,6 +82,7 @@ def export_to_hugging_face(
     started = time.perf_counter()
     checkpoint, output, options = resolve_checkpoint(Path(checkpoint)), Path(output), options or ExportOptions()
     check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
+    figures = read_card_figures(options.results)
     manifest, config = read_manifest(checkpoint), read_config(checkpoint)
     model, source = config.model, None
     if manifest.base is not None:
@@ -116,6 +120,8 @@ def export_to_hugging_face(
         _give_back_tokenizer(companions, staging, model, options, report)
         if config.objective_name == "embedding":
             write_sentence_transformers(staging, config)
+        if figures:
+            write_model_card(staging, output.resolve().name, model.head, figures)
         comparison = Comparison(staging, model, manifest.vocab_size, torch_dtype(options.parity_dtype))
         comparison.check(checkpoint, report, round_to=dtype, merged=source is not None)
     stored = "bf16" if _spelled(dtype) == "bfloat16" else "fp32"
@@ -133,6 +139,8 @@ def check_options_of_adapters(checkpoint: Path, source: AdapterSource | None, op
         unfit = [name for name, is_given in given.items() if is_given]
         if unfit:
             raise ConfigError(f"{checkpoint} holds a whole model, so there is nothing for {' and '.join(unfit)}")
+    elif options.results and not options.merge:
+        raise ConfigError("a model card is for whole models", hint="leave out --results, or add --merge")
     elif options.merge and options.base_name is not None:
         raise ConfigError("a merged model names no base", hint="leave out --base-name, or --merge")
     elif not options.merge and options.dtype != "auto":

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from megatron_7b.evaluation.labelled.measures import (
@@ -49,3 +50,32 @@ def test_answers_as_squad_counts_them() -> None:
     assert found.values == pytest.approx(
         {"exact_match": 200 / 3, "f1": 100 * (1 + 2 * 1 / (3 + 2) + 1) / 3, "no_answer_accuracy": 100.0}
     )
+
+
+def test_glue_has_the_figures_of_the_libraries() -> None:
+    """Planted predictions: Matthews for CoLA, accuracy for SST-2 and MNLI, F1 for MRPC and QQP, correlation for STS-B.
+
+    The F1 of a task with two classes is that of the second, as in GLUE.
+    """
+    from scipy import stats
+    from sklearn import metrics
+
+    random = np.random.default_rng(7)
+    for names in (["0", "1"], ["entailment", "neutral", "contradiction"]):
+        truth = random.choice(names, 300).tolist()
+        predicted = [one if random.random() < 0.7 else str(random.choice(names)) for one in truth]
+        found = measure_classes(truth, predicted, names)
+        assert found.values == pytest.approx(
+            {
+                "accuracy": metrics.accuracy_score(truth, predicted),
+                "macro_f1": metrics.f1_score(truth, predicted, average="macro"),
+                "micro_f1": metrics.f1_score(truth, predicted, average="micro"),
+                "mcc": metrics.matthews_corrcoef(truth, predicted),
+                **({"f1": metrics.f1_score(truth, predicted, pos_label="1")} if len(names) == 2 else {}),
+            }
+        )
+    given = random.uniform(0, 5, 200)
+    guessed = given + random.normal(0, 1, 200)
+    found = measure_numbers(given.tolist(), [[one] for one in guessed])
+    assert found.values["pearson"] == pytest.approx(stats.pearsonr(given, guessed).statistic)
+    assert found.values["spearman"] == pytest.approx(stats.spearmanr(given, guessed).statistic)

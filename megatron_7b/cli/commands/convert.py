@@ -80,6 +80,10 @@ def _add_export_options(parser: Parser) -> None:
     parser.add_argument(
         "--base-name", metavar="NAME", help="of an adapter: what its folder calls the base, on the hub or as a path"
     )
+    parser.add_argument(
+        "--results", type=Path, nargs="+", default=[], metavar="F.json",
+        help="what evaluations have written, for a model card (README.md)",
+    )  # fmt: skip
     _add_number_formats(parser)
 
 
@@ -148,6 +152,7 @@ def _export(flags: argparse.Namespace) -> None:
         merge=flags.merge,
         base=flags.base,
         base_name=flags.base_name,
+        results=tuple(flags.results),
     )
     export_to_hugging_face(flags.checkpoint, flags.output, options, _report)
 

@@ -27,7 +27,10 @@ class LabelMeasures:
 
 
 def measure_classes(truth: Sequence[str], predicted: Sequence[str], names: Sequence[str]) -> LabelMeasures:
-    """Compare a class of each text: accuracy, F1 over all texts and over classes, Matthews' correlation."""
+    """Compare a class of each text: accuracy, F1 over all texts and over classes, Matthews' correlation.
+
+    With two classes also the F1 of the second one, as GLUE has it for MRPC and QQP.
+    """
     from sklearn import metrics
 
     common: dict[str, Any] = {"labels": list(names), "zero_division": 0.0}
@@ -37,6 +40,8 @@ def measure_classes(truth: Sequence[str], predicted: Sequence[str], names: Seque
         "micro_f1": metrics.f1_score(truth, predicted, average="micro", **common),
         "mcc": metrics.matthews_corrcoef(truth, predicted),
     }
+    if len(names) == 2:
+        values["f1"] = metrics.f1_score(truth, predicted, pos_label=names[1], zero_division=0.0)
     report = metrics.classification_report(truth, predicted, digits=3, **common)
     return LabelMeasures(_numbers(values), report, len(truth))
 
