@@ -249,7 +249,9 @@ def _quantize_last(
     from megatron_7b.compression.quantization.statistics import InputStatistics
 
     calibration, before, after = streams
-    with decoder.last_stage() as original, decoder.last_stage(replaced) as stage:
+    with contextlib.ExitStack() as stages:
+        original = None if before is None else stages.enter_context(decoder.last_stage())
+        stage = stages.enter_context(decoder.last_stage(replaced))
         statistics = None
         if calibration is not None and not decoder.is_tied and (linears := storage.linears("", stage)):
             statistics = InputStatistics(linears)
@@ -257,7 +259,7 @@ def _quantize_last(
                 for states in calibration:
                     stage(states)
         result.errors += storage.last(decoder.norm_prefix, stage, statistics)
-        if before is not None and after is not None:
+        if original is not None and before is not None and after is not None:
             with storage.computing("", stage):
                 losses = compare_predictions(original, before, stage, after, texts.held_out)
             result.perplexity_before, result.perplexity_after = _exp(losses.before), _exp(losses.after)
