@@ -5,6 +5,7 @@ llguidance knows which tokens continue a text that can still become one that fit
 
 import functools
 import json
+import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from megatron_7b.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+logger = logging.getLogger(__name__)
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -124,8 +127,8 @@ class GrammarState:
     def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
         """Return which tokens may come next, [v].
 
-        Raises:
-            ConfigError: The grammar has become too large to be followed.
+        A text whose grammar fits nothing, or has become too large to be followed, ends there: an error would end
+        the others that share its forward passes.
         """
         mask = np.zeros(vocab_size, dtype=np.bool_)
         if self._matcher.is_stopped() and not self._matcher.is_error():
@@ -133,7 +136,10 @@ class GrammarState:
             return mask
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise ConfigError(f"the grammar cannot be followed any further: {self._matcher.get_error()}")
+            problem = str(self._matcher.get_error()).partition("\n")[0]
+            logger.warning("a text ends early: its grammar cannot be followed any further: %s", problem)
+            mask[self._stop_ids] = True
+            return mask
         found = np.unpackbits(bits, bitorder="little")[:vocab_size].astype(np.bool_)
         mask[: len(found)] = found
         return mask

@@ -123,6 +123,7 @@ class ServingEngine:
                 self._work()
                 self._deliver()
         except BaseException:
+            self.is_stopping = True
             self._fail_all(not_expected())
             raise
         self._fail_all(stopping())
@@ -210,7 +211,7 @@ class ServingEngine:
             if isinstance(one, Refused):
                 message = one.message if one.hint is None else f"{one.message}; {one.hint}"
                 admission.remove(job)
-                self._outbox.append((job, ApiError(400, message)))
+                self._outbox.append((job, ApiError(400, message, code="invalid_request")))
                 continue
             num_tokens += len(one.token_ids)
             if job.first_token is None:

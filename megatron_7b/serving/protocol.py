@@ -17,6 +17,7 @@ MAX_CHOICES = 64
 MAX_STOPS = 16
 MAX_PROMPTS = 256
 MAX_INPUTS = 2048
+MAX_SCHEMA_BYTES = 65_536
 
 type Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 type Tokens = list[Annotated[int, Field(ge=0)]]
@@ -174,7 +175,10 @@ class TextRequest(Request):
         if asked.type == "json_object":
             return Grammar("json_object")
         assert asked.json_schema is not None
-        return Grammar("json_schema", orjson.dumps(asked.json_schema["schema"]).decode())
+        schema = orjson.dumps(asked.json_schema["schema"])
+        if len(schema) > MAX_SCHEMA_BYTES:
+            raise ConfigError(f"the JSON schema has {len(schema)} bytes, expected at most {MAX_SCHEMA_BYTES}")
+        return Grammar("json_schema", schema.decode())
 
     @property
     @abstractmethod

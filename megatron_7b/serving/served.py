@@ -134,6 +134,8 @@ class ServedModel:
         try:
             options = _options(asked, max_tokens)
             self.setup.requests([prompt], options)
+            if options.response_format is not None and not self.setup.stop_ids:
+                raise ConfigError(f"the model {self.name!r} has no token that ends a text, so none can fit a format")
         except ConfigError as error:
             raise refusal(error) from None
         return options

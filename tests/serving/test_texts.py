@@ -128,6 +128,9 @@ def test_log_probabilities_and_grammars(server: Server, expected: list[tuple[str
     assert forbidden.choices[0].text != whole.text
     with pytest.raises(openai.BadRequestError, match="number of a token"):
         client.completions.create(**asked, logit_bias={"the": 1})
+    endless = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+    ended = client.completions.create(**asked, extra_body={"response_format": endless}).choices[0]
+    assert (ended.text, ended.finish_reason) == ("", "stop"), "and the server stands it"
     wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
     with pytest.raises(openai.BadRequestError, match="cannot be followed"):
         client.completions.create(**asked, extra_body={"response_format": wrong})
