@@ -2,6 +2,7 @@
 
 from megatron_7b.compression.calibration import read_calibration
 from megatron_7b.compression.pruning import CalibrationText, PrunedCheckpoint, PruneOptions, prune_checkpoint
+from megatron_7b.compression.pruning.sparse_checkpoint import SparseCheckpoint, SparseOptions, sparsify_checkpoint
 from megatron_7b.compression.quantization.options import QuantizeOptions
 from megatron_7b.compression.quantization.quantizing import quantize
 from megatron_7b.compression.quantization.result import LayerError, Quantized
@@ -13,7 +14,10 @@ __all__ = [
     "PrunedCheckpoint",
     "QuantizeOptions",
     "Quantized",
+    "SparseCheckpoint",
+    "SparseOptions",
     "prune_checkpoint",
     "quantize",
     "read_calibration",
+    "sparsify_checkpoint",
 ]

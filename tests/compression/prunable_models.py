@@ -5,7 +5,9 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from megatron_7b.checkpoint import Companions
@@ -103,3 +105,18 @@ def measured(folder: Path, layout: dict[str, object], samples: list[list[int]]) 
     config = inference_config(folder, {**settings, "data.seq_length": text.seq_length})
     with opened_model(folder, config) as model:
         return measure_scores(model, text)
+
+
+def measured_inputs(
+    folder: Path, layout: dict[str, object], samples: list[list[int]]
+) -> dict[str, NDArray[np.float32]]:
+    """Entry point of a rank: sums over the inputs of the matrices of two layers at a layout."""
+    from megatron_7b.checkpoint.inference_config import inference_config
+    from megatron_7b.checkpoint.open_model import opened_model
+    from megatron_7b.compression.pruning.inputs import measure_inputs
+
+    text = TextSamples(samples)
+    settings = {f"parallel.{name}": value for name, value in layout.items()}
+    config = inference_config(folder, {**settings, "data.seq_length": text.seq_length})
+    with opened_model(folder, config) as model:
+        return {name: gram.numpy() for name, gram in measure_inputs(model, text, [1, 2]).items()}

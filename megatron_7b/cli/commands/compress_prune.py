@@ -25,6 +25,8 @@ from megatron_7b.compression.pruning import (
 )
 from megatron_7b.compression.pruning.page import write_page
 from megatron_7b.compression.pruning.plan import DEPTH_SCORES
+from megatron_7b.compression.pruning.scores import perplexity
+from megatron_7b.compression.pruning.sparse_checkpoint import SparseOptions, check_sparsity, sparsify_checkpoint
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.output_paths import check_can_create
 from megatron_7b.runtime.process.logs import configure_logging
@@ -45,6 +47,8 @@ def main(argv: list[str]) -> int:
     if flags.report is not None:
         check_can_create(flags.report, "--report")
     command = CheckpointCommand.read(command_line, {"data.seq_length": flags.seq_length})
+    if flags.sparsity is not None:
+        return _sparsify(command, calibration, argv)
     check_pruning(command.folder, flags.output, command.config, options, calibration)
     if not command.runs_here:
         return command.launch("compress", ["prune", *argv])
@@ -63,6 +67,43 @@ def main(argv: list[str]) -> int:
         if flags.report is not None:
             write_page(pruned, flags.report)
         _print(pruned, as_json=flags.json)
+    return 0
+
+
+def _sparsify(command: CheckpointCommand, calibration: CalibrationText, argv: list[str]) -> int:
+    """Write zeros instead of a smaller model.
+
+    Raises:
+        ConfigError: Sizes are given as well.
+    """
+    flags = command.command_line.flags
+    sizes = ("num_layers", "drop_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+    if given := [f"--{name.replace('_', '-')}" for name in (*sizes, "report") if getattr(flags, name) is not None]:
+        raise ConfigError(
+            f"--sparsity does not go together with {' and '.join(given)}",
+            hint="prune first, then give the result to this command again",
+        )
+    options = SparseOptions(sparsity=flags.sparsity, method=flags.method, overwrite=flags.overwrite)
+    check_sparsity(command.folder, flags.output, command.config, options)
+    if not command.runs_here:
+        return command.launch("compress", ["prune", *argv])
+    rank = int(os.environ.get("RANK", "0"))
+    configure_logging(rank)
+    sparse = sparsify_checkpoint(
+        command.folder,
+        flags.output,
+        calibration,
+        options,
+        overrides=command.command_line.overrides,
+        report=_report if rank == 0 else _say_nothing,
+        on_progress=_Shown(),
+    )
+    if rank == 0 and flags.json:
+        print(json.dumps(sparse.to_dict(), allow_nan=False))
+    elif rank == 0:
+        print("", *align(sparse.rows(), num_left=1), sep="\n")
+        before, after = perplexity(sparse.loss_before), perplexity(sparse.loss_after)
+        print(f"perplexity of {sparse.held_out_tokens:,} held-out tokens: {before:.3f} before, {after:.3f} after")
     return 0
 
 
@@ -99,6 +140,11 @@ def _parser() -> Parser:
     width.add_argument("--ffn-hidden-size", type=int, help="neurons of an MLP that are left")
     width.add_argument("--num-attention-heads", type=int, help="query heads that are left")
     width.add_argument("--num-query-groups", type=int, help="key-value heads that are left, with their query heads")
+    zeros = parser.add_argument_group("zeros instead of a smaller model")
+    zeros.add_argument("--sparsity", metavar="0.5|2:4", help="share of the weights of each row, or two in every four")
+    zeros.add_argument(
+        "--method", choices=["magnitude", "wanda", "sparsegpt"], default="wanda", help="what chooses them"
+    )
     return parser
 
 

@@ -116,7 +116,7 @@ def prune_checkpoint(
     source = resolve_checkpoint(checkpoint)
     config = inference_config(source, {"data.seq_length": calibration.seq_length, **(overrides or {})})
     job = _prepare(source, output, config, options, calibration, report)
-    samples, held_out = _read_text(job)
+    samples, held_out = read_text(source, calibration)
 
     from megatron_7b.checkpoint.open_model import opened_model
     from megatron_7b.compression.pruning.measuring import measure_loss_of
@@ -127,15 +127,15 @@ def prune_checkpoint(
     text, unseen = TextSamples(samples), TextSamples(held_out)
     with opened_model(source, config, fp32_on_cpu=fp32_on_cpu) as model:
         is_main = model.layout.is_main
-        watch = on_progress if is_main and on_progress is not None else _watch_nothing
+        watch = on_progress if is_main and on_progress is not None else watch_nothing
         scores, losses = _measure(model, text, job.plan, watch)
         before = measure_loss_of(model, unseen, lambda done, total: watch("held-out text", done, total))
         kept = choose(job.plan, scores, losses)
         measured = Measured(scores, kept, loss_before=before)
         if is_main:
             _write(job, measured, report)
-        _wait_for_all()
-    small = inference_config(output, {"data.seq_length": calibration.seq_length, **_without_model(overrides)})
+        wait_for_all()
+    small = inference_config(output, {"data.seq_length": calibration.seq_length, **without_model(overrides)})
     with opened_model(output, small, fp32_on_cpu=fp32_on_cpu) as model:
         after = measure_loss_of(model, unseen, lambda done, total: watch("smaller model", done, total))
     measured = replace(measured, loss_after=after)
@@ -151,8 +151,23 @@ def _prepare(
     calibration: CalibrationText,
     report: Report,
 ) -> _Job:
+    source = check_source(checkpoint, output, config, overwrite=options.overwrite)
+    trained = read_config(source)
+    plan = plan_pruning(config.model, options)
+    pruned = _pruned_config(trained, _trained_shape(trained.model, plan.target), report)
+    return _Job(source, output, config, plan, pruned, calibration)
+
+
+def check_source(checkpoint: Path, output: Path, config: RunConfig, *, overwrite: bool) -> Path:
+    """Return the checkpoint itself, once it and the output are found to be usable.
+
+    Raises:
+        CheckpointError: The checkpoint is missing, damaged, or has no tokenizer.
+        ConfigError: It has an adapter, or the layout has virtual stages.
+        PathError: The output is there already.
+    """
     source = resolve_checkpoint(checkpoint)
-    check_new_folder(output, overwrite=options.overwrite, inputs=(source,))
+    check_new_folder(output, overwrite=overwrite, inputs=(source,))
     check_replaces_import(output)
     check_is_whole(source)
     trained = read_config(source)
@@ -163,11 +178,9 @@ def _prepare(
         )
     if config.parallel.virtual_pipeline_model_parallel_size is not None:
         raise ConfigError("parallel.virtual_pipeline_model_parallel_size is for training: leave it out")
-    plan = plan_pruning(config.model, options)
     if tokenizer_path(source) is None:
         raise CheckpointError(f"{source} carries no tokenizer, which calibration text needs")
-    pruned = _pruned_config(trained, _trained_shape(trained.model, plan.target), report)
-    return _Job(source, output, config, plan, pruned, calibration)
+    return source
 
 
 def _trained_shape(model: ModelConfig, target: ModelConfig) -> ModelConfig:
@@ -195,11 +208,11 @@ def _pruned_config(config: RunConfig, model: ModelConfig, report: Report) -> Run
     return pruned
 
 
-def _read_text(job: _Job) -> tuple[list[list[int]], list[list[int]]]:
+def read_text(source: Path, text: CalibrationText) -> tuple[list[list[int]], list[list[int]]]:
     """Return calibration and held-out samples of one token more than the model reads."""
-    text, path = job.calibration, tokenizer_path(job.source)
+    path = tokenizer_path(source)
     assert path is not None
-    tokenizer, length = load_tokenizer(path), job.calibration.seq_length + 1
+    tokenizer, length = load_tokenizer(path), text.seq_length + 1
     if text.held_out is not None:
         samples = read_calibration(text.file, tokenizer, text.num_samples, length, key=text.key)
         return samples, read_calibration(text.held_out, tokenizer, text.num_held_out, length, key=text.key)
@@ -260,16 +273,18 @@ def _write(job: _Job, measured: Measured, report: Report) -> None:
     )
 
 
-def _without_model(overrides: Mapping[str, object] | None) -> dict[str, object]:
+def without_model(overrides: Mapping[str, object] | None) -> dict[str, object]:
+    """Leave out options of the larger model."""
     return {path: value for path, value in (overrides or {}).items() if not path.startswith("model.")}
 
 
-def _wait_for_all() -> None:
+def wait_for_all() -> None:
+    """Wait until the main rank has written. Collective: all ranks."""
     import torch.distributed as dist
 
     if dist.get_world_size() > 1:
         dist.barrier()
 
 
-def _watch_nothing(_what: str, _done: int, _total: int) -> None:
+def watch_nothing(_what: str, _done: int, _total: int) -> None:
     """Show no progress."""

@@ -91,6 +91,29 @@ def measure_without(
 def _mean_loss(
     model: ModelOnRanks, samples: TextSamples, recorder: "_Recorder | None", on_progress: Progress | None
 ) -> float:
+    if recorder is None:
+        return run_text(model, samples, on_progress=on_progress)
+    return run_text(model, samples, recorder.begin_round, recorder.end_round, on_progress)
+
+
+def run_text(
+    model: ModelOnRanks,
+    samples: TextSamples,
+    begin_round: Callable[[list[Tensor]], None] = lambda _: None,
+    end_round: Callable[[], None] = lambda: None,
+    on_progress: Progress | None = None,
+) -> float:
+    """Send text through a model, a microbatch per pipeline stage at a time, and return its mean loss.
+
+    Args:
+        model: A loaded decoder.
+        samples: The text.
+        begin_round: Called before each round; takes for each microbatch which of its rows count, [b], 1 or 0.
+        end_round: Called after it.
+        on_progress: Called then, too.
+
+    Collective: all ranks.
+    """
     objective, layout = CausalLanguageModeling(model.config), model.layout
     shape = (layout.pp_size, layout.dp_size, model.config.training.micro_batch_size)
     size = int(np.prod(shape))
@@ -98,8 +121,7 @@ def _mean_loss(
     for first in range(0, samples.num_samples, size):
         indices = np.arange(first, first + size).reshape(shape)[:, layout.dp_rank]
         is_counted = indices < samples.num_samples
-        if recorder is not None:
-            recorder.begin_round([torch.from_numpy(row).to(model.device, torch.float64) for row in is_counted])
+        begin_round([torch.from_numpy(row).to(model.device, torch.float64) for row in is_counted])
         totals += run_microbatches(
             model.chunks,
             [samples.batch(rows).counting(counted) for rows, counted in zip(indices, is_counted, strict=True)],
@@ -108,15 +130,14 @@ def _mean_loss(
             device=model.device,
             forward_only=True,
         )[0]
-        if recorder is not None:
-            recorder.end_round()
+        end_round()
         if on_progress is not None:
             on_progress(min(first + size, samples.num_samples), samples.num_samples)
     loss_sum, num_tokens = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
     return float(loss_sum / num_tokens)
 
 
-def _symbols(model: ModelOnRanks) -> Iterator[tuple[int, Any]]:
+def symbols(model: ModelOnRanks) -> Iterator[tuple[int, Any]]:
     """Yield megatron-core's layers of this rank with their numbers in the whole model, from 0; MLPs are odd."""
     for chunk in model.chunks:
         for layer in chunk.decoder.layers:
@@ -127,7 +148,7 @@ def _symbols(model: ModelOnRanks) -> Iterator[tuple[int, Any]]:
 def _skipping(model: ModelOnRanks, layers: frozenset[int]) -> Iterator[None]:
     """Have layers return what they are given, for the duration of a with block."""
     per_layer = kind_of(model.config.model).core_layers_per_layer
-    skipped = [module for symbol, module in _symbols(model) if symbol // per_layer in layers]
+    skipped = [module for symbol, module in symbols(model) if symbol // per_layer in layers]
     for module in skipped:
         module.forward = lambda hidden_states, **_: (hidden_states, None)
     try:
@@ -160,16 +181,16 @@ class _Recorder:
         self._counted: list[Tensor] = []
         self._passes: dict[tuple[int, str], int] = {}
         self._states: dict[int, list[Tensor]] = {}
-        self._norms = _norms(model)
+        self._norms = stream_norms_of(model)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Look at what passes through, for the duration of a with block."""
         hooks = []
-        for symbol, layer in _symbols(self._model):
+        for symbol, layer in symbols(self._model):
             hooks.append(
                 layer.register_forward_pre_hook(
-                    lambda _, inputs, named, symbol=symbol: self._see_stream(symbol, _hidden(inputs, named)),
+                    lambda _, inputs, named, symbol=symbol: self._see_stream(symbol, hidden_of(inputs, named)),
                     with_kwargs=True,
                 )
             )
@@ -301,7 +322,7 @@ class _Norm:
         return functional.layer_norm(hidden.float(), size, weight, bias, self._epsilon)
 
 
-def _norms(model: ModelOnRanks) -> dict[int, _Norm]:
+def stream_norms_of(model: ModelOnRanks) -> dict[int, _Norm]:
     """Return this rank's norms by the number of the symbol that they come before."""
     shape = model.config.model
     own: dict[str, Tensor] = {}
@@ -316,7 +337,8 @@ def _norms(model: ModelOnRanks) -> dict[int, _Norm]:
     }
 
 
-def _hidden(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+def hidden_of(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """Return the hidden states among the arguments of a layer."""
     hidden: Tensor = inputs[0] if inputs else named["hidden_states"]
     return hidden
 
