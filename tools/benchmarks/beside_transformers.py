@@ -8,6 +8,9 @@
 The initial weights are exported by `convert to-hf` and loaded by transformers; its model is trained by torch's AdamW
 with the same groups of weight decay, learning rates and clipping, on the batches that our loader gives. Writes
 `losses.csv` and `losses.png`, and ends with code 1 if two losses differ by more than `--tolerance`.
+
+With `--last-bit` a second model of transformers starts from the same weights times 1 + 1e-7, about the last bit of
+FP32, and learns the same: how far it leaves the first one is what rounding alone does at this learning rate.
 """
 
 import argparse
@@ -35,15 +38,13 @@ from megatron_7b.training.run import Run  # noqa: E402
 class Beside(Hook):
     """Trains transformers' model on each batch that our run has just trained on."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.rows: list[tuple[int, float, float, float, float]] = []
-        """Step, our loss, theirs, our gradient norm, theirs."""
+    def __init__(self, folder: Path, last_step: int | None, *, last_bit: bool) -> None:
+        self._folder, self._last_step, self._last_bit = folder, last_step, last_bit
+        self.rows: list[tuple[float, ...]] = []
+        """Step, our loss, theirs, our gradient norm, theirs; the loss from weights that differ in the last bit."""
 
     def on_start(self, run: Run) -> None:
         """Export the initial weights, and open them with transformers."""
-        from transformers import AutoModelForCausalLM
-
         vocabulary = run.config.model.vocab_size
         weights = [
             (name, value.detach()[:vocabulary] if "embedding" in name or "output_layer" in name else value.detach())
@@ -55,47 +56,65 @@ class Beside(Hook):
         command = ["convert", "to-hf", "--checkpoint", str(checkpoint), "--output", str(self._folder / "initial_hf")]
         # In a process of its own: this one has the process groups of the run.
         subprocess.run([sys.executable, "-m", "megatron_7b", *command], check=True, cwd=REPOSITORY)
-        self._model = AutoModelForCausalLM.from_pretrained(self._folder / "initial_hf", dtype=torch.float32)
-        self._model.train()
-        settings = run.config.optimizer
-        decayed = [value for value in self._model.parameters() if value.ndim > 1]
-        others = [value for value in self._model.parameters() if value.ndim <= 1]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.lr,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            eps=settings.adam_eps,
-        )
+        factors = (1.0, 1.0 + 1e-7) if self._last_bit else (1.0,)
+        self._others = [open_other(self._folder / "initial_hf", run.config, factor) for factor in factors]
 
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         """Do the same step with the other model."""
         config, size = run.config, run.config.training.global_batch_size
         batches = run.trainer.loader.batches(metrics.consumed_samples - size, size)
         rate = learning_rate(metrics.step, config.optimizer, config.training.train_steps)
-        loss, norm = self._step(batches, rate, config)
-        self.rows.append((metrics.step, metrics.loss, loss, metrics.grad_norm, norm))
+        (loss, norm), *again = [step_other(*other, batches, rate, config) for other in self._others]
+        self.rows.append((metrics.step, metrics.loss, loss, metrics.grad_norm, norm, *(one[0] for one in again)))
         if metrics.step % 10 == 1:
             print(f"step {metrics.step}: {metrics.loss:.5f} and {loss:.5f}", flush=True)
-
-    def _step(self, batches: Any, rate: float, config: RunConfig) -> tuple[float, float]:
-        total = float(sum(batch.loss_mask.sum() for batch in batches))
-        self._optimizer.zero_grad()
-        loss = 0.0
-        for batch in batches:
-            ids, labels = (torch.from_numpy(array).long() for array in (batch.tokens, batch.labels))
-            logits = self._model(input_ids=ids, position_ids=torch.from_numpy(batch.position_ids).long()).logits
-            each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            part = (each * torch.from_numpy(batch.loss_mask).flatten()).sum() / total
-            part.backward()
-            loss += float(part)
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.optimizer.clip_grad)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        return loss, float(norm)
+        if metrics.step == self._last_step:
+            run.finish_early("as many steps as were asked for")
 
 
-def draw(rows: list[tuple[int, float, float, float, float]], file: Path, title: str) -> None:
+def open_other(folder: Path, config: RunConfig, factor: float) -> tuple[Any, torch.optim.AdamW]:
+    """Open a model with transformers, its weights multiplied by a factor, and the optimizer that our run has."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.train()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(factor)
+    settings = config.optimizer
+    decayed = [value for value in model.parameters() if value.ndim > 1]
+    others = [value for value in model.parameters() if value.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=settings.lr,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_eps,
+    )
+    return model, optimizer
+
+
+def step_other(
+    model: Any, optimizer: torch.optim.AdamW, batches: Any, rate: float, config: RunConfig
+) -> tuple[float, float]:
+    """Do one step, and return the loss and the gradient norm before clipping."""
+    total = float(sum(batch.loss_mask.sum() for batch in batches))
+    optimizer.zero_grad()
+    loss = 0.0
+    for batch in batches:
+        ids, labels = (torch.from_numpy(array).long() for array in (batch.tokens, batch.labels))
+        logits = model(input_ids=ids, position_ids=torch.from_numpy(batch.position_ids).long()).logits
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        part = (each * torch.from_numpy(batch.loss_mask).flatten()).sum() / total
+        part.backward()
+        loss += float(part)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_grad)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return loss, float(norm)
+
+
+def draw(rows: list[tuple[float, ...]], file: Path, title: str) -> None:
     """Draw both curves, and below them how far they are apart."""
     import matplotlib as mpl
 
@@ -128,6 +147,9 @@ def main() -> int:
     parser.add_argument("--config", default="tiny_cpu")
     parser.add_argument("--data", required=True, metavar="PREFIX")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--last-step", type=int, help="stop after this one of them")
+    parser.add_argument("--lr", type=float, help="highest learning rate; default: that of the configuration")
+    parser.add_argument("--last-bit", action="store_true", help="also train from weights that differ in the last bit")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--tolerance", type=float, default=0.01, help="largest relative difference of two losses")
     parser.add_argument(
@@ -143,15 +165,16 @@ def main() -> int:
             "checkpoint.save_interval_steps": 0,
             "precision.params_dtype": "fp32",
             "runtime.num_threads": flags.threads,
+            **({} if flags.lr is None else {"optimizer.lr": flags.lr, "optimizer.min_lr": flags.lr / 10}),
         },
         world_size=1,
     )
     flags.output.mkdir(parents=True)
-    beside = Beside(flags.output)
+    beside = Beside(flags.output, flags.last_step, last_bit=flags.last_bit)
     code = pretrain(config, flags.output / "run", hooks=[beside])
     with (flags.output / "losses.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["step", "loss", "transformers_loss", "grad_norm", "transformers_grad_norm"])
+        writer.writerow(["step", "loss", "transformers_loss", "grad_norm", "transformers_grad_norm", "last_bit_loss"])
         writer.writerows(beside.rows)
     draw(beside.rows, flags.output / "losses.png", f"{flags.config}, {flags.steps} steps, FP32, same start and batches")
     apart = [(abs(row[1] - row[2]) / row[2], row[0]) for row in beside.rows]
@@ -159,6 +182,9 @@ def main() -> int:
     print(
         f"losses: {worst:.2e} apart at most, at step {step}; {apart[0][0]:.1e} at first, {apart[-1][0]:.1e} at the end"
     )
+    if flags.last_bit:
+        alone, at = max((abs(row[5] - row[2]) / row[2], row[0]) for row in beside.rows)
+        print(f"transformers beside itself, last bit apart at first: {alone:.2e} at most, at step {at}")
     print(f"last losses: {beside.rows[-1][1]:.5f} and {beside.rows[-1][2]:.5f}")
     return code or int(worst > flags.tolerance)
 
