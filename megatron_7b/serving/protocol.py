@@ -175,7 +175,10 @@ class TextRequest(Request):
         if asked.type == "json_object":
             return Grammar("json_object")
         assert asked.json_schema is not None
-        schema = orjson.dumps(asked.json_schema["schema"])
+        try:
+            schema = orjson.dumps(asked.json_schema["schema"])
+        except orjson.JSONEncodeError:
+            raise ConfigError("the JSON schema is nested too deeply") from None
         if len(schema) > MAX_SCHEMA_BYTES:
             raise ConfigError(f"the JSON schema has {len(schema)} bytes, expected at most {MAX_SCHEMA_BYTES}")
         return Grammar("json_schema", schema.decode())
