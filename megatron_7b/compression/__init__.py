@@ -1,5 +1,6 @@
 """Smaller models from larger ones: quantised folders, pruned checkpoints, logits that a student learns from."""
 
+from megatron_7b.compression.caching import CacheOptions, cache_logits
 from megatron_7b.compression.calibration import read_calibration
 from megatron_7b.compression.pruning import CalibrationText, PrunedCheckpoint, PruneOptions, prune_checkpoint
 from megatron_7b.compression.pruning.sparse_checkpoint import SparseCheckpoint, SparseOptions, sparsify_checkpoint
@@ -8,6 +9,7 @@ from megatron_7b.compression.quantization.quantizing import quantize
 from megatron_7b.compression.quantization.result import LayerError, Quantized
 
 __all__ = [
+    "CacheOptions",
     "CalibrationText",
     "LayerError",
     "PruneOptions",
@@ -16,6 +18,7 @@ __all__ = [
     "Quantized",
     "SparseCheckpoint",
     "SparseOptions",
+    "cache_logits",
     "prune_checkpoint",
     "quantize",
     "read_calibration",

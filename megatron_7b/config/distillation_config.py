@@ -10,6 +10,8 @@ class DistillationConfig:
 
     teacher: str | None = None
     """Checkpoint or Hugging Face folder of the teacher, which has the same tokens; it runs in the same job."""
+    cached_logits: str | None = None
+    """What `megatron-7b compress cache-logits` has written for the samples of this run, in the place of a teacher."""
     teacher_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format that the teacher computes in; auto: that of the run."""
     temperature: float = 1.0
@@ -23,5 +25,5 @@ class DistillationConfig:
 
     @property
     def is_used(self) -> bool:
-        """Whether there is a teacher."""
-        return self.teacher is not None
+        """Whether there is a teacher, or what one has said."""
+        return self.teacher is not None or self.cached_logits is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.config.problems import Problem
-from megatron_7b.config.rule import Case, Rule, adder_to
+from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to
 
 RULES: list[Rule] = []
 rule = adder_to(RULES)
@@ -26,6 +26,21 @@ def _options_need_a_teacher(case: Case) -> Iterator[Problem]:
     for field in dataclasses.fields(given):
         if getattr(given, field.name) != field.default:
             yield case.problem(f"distillation.{field.name}", "only applies with distillation.teacher")
+
+
+@rule("distillation.teacher", "distillation.cached_logits", "distillation.teacher_dtype", *LAYOUT)
+def _what_a_teacher_has_said_needs_no_teacher(case: Case) -> Iterator[Problem]:
+    given = case.config.distillation
+    if given.cached_logits is None:
+        return
+    if given.teacher is not None:
+        yield case.problem("distillation.cached_logits", "takes the place of distillation.teacher: name one of them")
+    if given.teacher_dtype != "auto":
+        yield case.problem("distillation.teacher_dtype", "only applies with distillation.teacher")
+    if case.config.objective_name != "causal":
+        yield case.problem("distillation.cached_logits", "only applies with the objective causal")
+    if case.config.parallel.context_parallel_size > 1:
+        yield case.problem("distillation.cached_logits", "needs parallel.context_parallel_size 1")
 
 
 @rule("distillation.jsd_beta", "distillation.loss")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.model.fused_loss import Gradients, OutputLayer, Vocabulary, stand_in
@@ -32,6 +33,21 @@ class Taught:
 
     hidden: Tensor
     weight: Tensor
+    how: DistillationConfig
+
+
+@dataclass(frozen=True)
+class TopTaught:
+    """The same from a file: the most probable tokens.
+
+    Attributes:
+        ids: [n, k].
+        logps: FP32 logarithms of their probabilities, then of all other tokens together, [n, k + 1].
+        how: How it is compared with; its temperature is that of the file.
+    """
+
+    ids: Tensor
+    logps: Tensor
     how: DistillationConfig
 
 
@@ -98,27 +114,49 @@ class _Judged(NamedTuple):
 
 
 def _judge(
-    student: Tensor, teacher: Tensor, labels: Tensor, weights: Tensor, vocabulary: Vocabulary, how: DistillationConfig
+    student: Tensor,
+    teacher: Tensor | TopTaught,
+    labels: Tensor,
+    weights: Tensor,
+    vocabulary: Vocabulary,
+    how: DistillationConfig,
 ) -> _Judged:
-    """Compare the logits of both models, FP32 [n, v/tp] each. Collective: the tensor-parallel group."""
+    """Compare the student's logits with the teacher's, FP32 [n, v/tp] each, or with what is kept of them.
+
+    All tokens that are not kept are one outcome, which is the same as if the teacher divided their probability among
+    them as the student does: every distance here is a sum of terms that depend on p/q alone, times p or q.
+
+    Collective: the tensor-parallel group.
+    """
     group, tau, num_true = vocabulary.group, how.temperature, vocabulary.num_true
     whole = torch.zeros_like(student) if num_true < student.shape[1] else None
-    student, teacher = student[:, :num_true], teacher[:, :num_true]
+    student = student[:, :num_true]
     labels = labels - vocabulary.first_token
     held = ((labels >= 0) & (labels < num_true)).unsqueeze(1)
     index = torch.where(held, labels.unsqueeze(1), 0)
     label_logits = torch.where(held, student.gather(1, index), 0.0) if num_true else torch.zeros_like(weights)[:, None]
-    log_q, log_p = student / tau, teacher / tau
+    log_q = student / tau
+    if isinstance(teacher, TopTaught):
+        columns = _columns(teacher.ids, vocabulary)
+        third = functional.pad(log_q, (0, 1)).scatter_(1, columns, -torch.inf)[:, :num_true].logsumexp(1)
+    else:
+        log_p = teacher[:, :num_true] / tau
+        third = log_p.logsumexp(1)
     own = torch.stack(
-        (student.logsumexp(1), log_q.logsumexp(1), log_p.logsumexp(1), label_logits.squeeze(1))
+        (student.logsumexp(1), log_q.logsumexp(1), third, label_logits.squeeze(1))
     )  # [4, n], of this rank's part of the vocabulary
     if group is not None:
         of_ranks = own.new_empty(group.size(), *own.shape)
         dist.all_gather(list(of_ranks), own, group=group)
         own = torch.cat((of_ranks[:, :3].logsumexp(0), of_ranks[:, 3:].sum(0)))
-    normalizer, of_student, of_teacher, label_logit = own
+    normalizer, of_student, third, label_logit = own
     log_q.sub_(of_student.unsqueeze(1))
-    log_p.sub_(of_teacher.unsqueeze(1))
+    if isinstance(teacher, TopTaught):
+        rest = teacher.logps[:, -1] - (third - of_student)
+        log_p = functional.pad(log_q + rest.unsqueeze(1), (0, 1))
+        log_p = log_p.scatter_(1, columns, teacher.logps[:, :-1])[:, :num_true]
+    else:
+        log_p.sub_(third.unsqueeze(1))
     terms, slopes = _DISTANCES[how.loss](log_p, log_q, how.jsd_beta)
     sums = torch.stack((terms.sum(1), slopes.sum(1)))
     if group is not None:
@@ -137,8 +175,19 @@ def _judge(
     return _Judged(normalizer - label_logit, sums[0].mul(tau * tau), gradient if whole is None else whole)
 
 
+def _columns(ids: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Return the columns of tokens among this rank's; those of other ranks' tokens are one beyond the last."""
+    columns = ids - vocabulary.first_token
+    return columns.where((columns >= 0) & (columns < vocabulary.num_true), vocabulary.num_true)
+
+
 def _sweep(
-    hidden: Tensor, layer: OutputLayer, taught: Taught, labels: Tensor, mask: Tensor, gradients: Gradients | None
+    hidden: Tensor,
+    layer: OutputLayer,
+    taught: Taught | TopTaught,
+    labels: Tensor,
+    mask: Tensor,
+    gradients: Gradients | None,
 ) -> TaughtLosses:
     """Return the sums over all tokens; the gradients of the loss are added to `gradients`."""
     sums, how = torch.zeros(2, dtype=torch.float64, device=hidden.device), taught.how
@@ -146,7 +195,10 @@ def _sweep(
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         student = (hidden[part] @ layer.weight.t()).float()
-        teacher = (taught.hidden[part] @ taught.weight.t()).float()
+        if isinstance(taught, TopTaught):
+            teacher: Tensor | TopTaught = TopTaught(taught.ids[part], taught.logps[part], how)
+        else:
+            teacher = (taught.hidden[part] @ taught.weight.t()).float()
         judged = _judge(student, teacher, labels[part], mask[part], layer.vocabulary, how)
         sums += torch.stack(((judged.task * mask[part]).sum(), (judged.distance * mask[part]).sum()))
         if gradients is not None:
@@ -160,7 +212,13 @@ class _LinearDistillation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, taught: Taught, vocabulary: Vocabulary, labels: Tensor, mask: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        taught: Taught | TopTaught,
+        vocabulary: Vocabulary,
+        labels: Tensor,
+        mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         layer, gradients = OutputLayer(weight, None, vocabulary), None
         if any(ctx.needs_input_grad):
@@ -190,7 +248,7 @@ def linear_distillation(
     weight: Tensor,
     labels: Tensor,
     loss_mask: Tensor,
-    taught: Taught,
+    taught: Taught | TopTaught,
     *,
     first_token: int,
     num_true: int,

@@ -10,7 +10,9 @@ from megatron_7b.checkpoint.companions import forget_other_ids
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data import BatchLoader
 from megatron_7b.data.samples.corpus_tokenizer import corpus_vocab_size, find_tokenizer
+from megatron_7b.data.samples.loader import ReadsBatches
 from megatron_7b.data.samples.sample_order import SampleOrder
+from megatron_7b.data.samples.teacher_logits import TaughtSamples
 from megatron_7b.errors import ConfigError
 from megatron_7b.files import flush_tree_to_disk, remove_any
 from megatron_7b.model.adapter import Adapter
@@ -87,11 +89,17 @@ def build_trainer(config: RunConfig, run_dir: Path, adapter: Adapter | None = No
         learner=learner,
         progress=progress,
         sample_order=data.train.order,
-        loader=_build_loader(learner, data.train),
+        loader=_build_loader(learner, _taught(data.train, config, progress)),
         valid_loader=_build_loader(learner, data.valid) if data.valid is not None else None,
         companions=companions,
         tokenizer=tokenizer,
     )
+
+
+def _taught(samples: Samples, config: RunConfig, progress: Progress) -> ReadsBatches:
+    """Join to the samples of a run what a teacher has said of them, if that was written."""
+    cached = config.distillation.cached_logits
+    return samples if cached is None else TaughtSamples(samples, cached, progress.samples_at_end(config))
 
 
 def with_vocab_size(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
@@ -131,7 +139,7 @@ def find_progress(folder: RunFolder, config: RunConfig, ranks: Ranks) -> Progres
     return ranks.from_main(progress)
 
 
-def _build_loader(learner: Learner, dataset: Samples) -> BatchLoader:
+def _build_loader(learner: Learner, dataset: ReadsBatches) -> BatchLoader:
     return BatchLoader(
         dataset,
         micro_batch_size=learner.config.training.micro_batch_size,

@@ -49,7 +49,8 @@ class Learner:
     @property
     def judging(self) -> Judging:
         """What is made of the model's output: by the objective, and what the teacher adds to it."""
-        return self.objective if self.teacher is None else Distillation(self.objective)
+        how = self.config.distillation
+        return Distillation(self.objective, how) if how.is_used else self.objective
 
     @property
     def layout(self) -> ParallelLayout:

@@ -18,6 +18,7 @@ from megatron_7b.checkpoint.folders import resolve_checkpoint
 from megatron_7b.checkpoint.load import load_weights
 from megatron_7b.checkpoint.manifest import read_manifest
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.data.samples.teacher_logits import CachedLogits
 from megatron_7b.errors import ConfigError
 from megatron_7b.files import replace_text
 from megatron_7b.model.builder import build_model
@@ -110,11 +111,16 @@ def build_teacher(config: RunConfig, student: ModelOnRanks) -> Teacher:
 
 def teacher_identity(config: RunConfig) -> str:
     """Return a hash of what decides what a teacher says: its weights, wherever they are, and how it computes."""
+    if config.distillation.cached_logits is not None:
+        return CachedLogits.read(config.distillation.cached_logits).teacher
     folder = resolve_checkpoint(Path(str(config.distillation.teacher)))
+    return f"{weights_identity(folder)}-{config.distillation.teacher_dtype}"
+
+
+def weights_identity(folder: Path) -> str:
+    """Return a hash of the weights of a checkpoint, wherever it is."""
     files = {name: file for name, file in read_manifest(folder).files.items() if name.endswith(".distcp")}
-    digest = xxhash.xxh3_64(repr(sorted(files.items())).encode())
-    digest.update(config.distillation.teacher_dtype.encode())
-    return digest.hexdigest()[:8]
+    return xxhash.xxh3_64_hexdigest(repr(sorted(files.items())).encode())[:8]
 
 
 def keep_teacher(run: "Run") -> None:

@@ -10,6 +10,7 @@ from megatron_7b.config import check_config
 from megatron_7b.config.adapters import AdapterConfig
 from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.data.samples.teacher_logits import CachedLogits
 from megatron_7b.errors import ConfigError
 from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 
@@ -66,6 +67,9 @@ def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:
         CheckpointError: It is not a complete checkpoint of a whole model.
         ConfigError: It is a model of another kind or of other tokens, or the layout does not divide it.
     """
+    if config.distillation.cached_logits is not None:
+        _check_cache(config, config.distillation.cached_logits, tokenizer)
+        return
     folder = resolve_checkpoint(Path(str(config.distillation.teacher)))
     check_is_whole(folder)
     model, vocab_size = read_config(folder).model, read_manifest(folder).vocab_size
@@ -92,3 +96,24 @@ def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:
                 hint="choose a teacher with the student's tokenizer, or let the teacher write texts to train on",
             )
     teacher_config(config, folder)
+
+
+def _check_cache(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> None:
+    """Refuse cached logits of other tokens or at another temperature; samples are compared with the run's later."""
+    cache, wanted = CachedLogits.read(prefix), config.distillation.temperature
+    if config.model.vocab_size not in (None, cache.vocab_size):
+        raise ConfigError(
+            f"the cached logits {prefix} are over {cache.vocab_size:,} tokens, but the student has "
+            f"{config.model.vocab_size:,}"
+        )
+    if tokenizer is not None and cache.tokenizer not in (None, tokenizer.identity):
+        raise ConfigError(
+            f"the cached logits {prefix} were written with the tokenizer {cache.tokenizer}, but the data of this run "
+            f"with {tokenizer.identity}"
+        )
+    if cache.temperature != wanted:
+        raise ConfigError(
+            f"distillation.temperature is {wanted:g}, but the cached logits {prefix} were written at "
+            f"{cache.temperature:g}",
+            hint="what is left for all other tokens depends on it: set the temperature of the cache, or write another",
+        )

@@ -40,6 +40,20 @@ PAIRS = {"objective.sentence_pairs": "next_sentence"}
 CASES = [
     ({"distillation.alpha": 0.9}, 1, "distillation.alpha", "only applies with distillation.teacher"),
     ({**TAUGHT, "distillation.jsd_beta": 0.3}, 1, "distillation.jsd_beta", "only applies with distillation.loss jsd"),
+    ({**TAUGHT, "distillation.cached_logits": "P"}, 1, "distillation.cached_logits", "takes the place of"),
+    (
+        {"distillation.cached_logits": "P", "distillation.teacher_dtype": "bf16"},
+        1,
+        "distillation.teacher_dtype",
+        "only applies with distillation.teacher",
+    ),
+    ({"distillation.cached_logits": "P", CP: 2}, 2, "distillation.cached_logits", "needs parallel.context_parallel"),
+    (
+        {"distillation.cached_logits": "P", "objective.name": "chat"},
+        1,
+        "distillation.cached_logits",
+        "only applies with the objective causal",
+    ),
     ({**TAUGHT, **BERT}, 1, "distillation.teacher", "only applies with the objectives causal and chat, not masked"),
     (
         {**TAUGHT, "objective.name": "chat", "finetune.task": "chat", "finetune.label_smoothing": 0.1},

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from megatron_7b.config import save_config
+from megatron_7b.conversion import import_from_hugging_face
 from tests.conversion.tiny_models import save_tiny_model
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.commands import run_command
@@ -52,6 +53,61 @@ def test_a_run_reports_both_parts_and_resumes_bit_for_bit(folder: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     told = distil(folder, "parts", "--training.train-steps", 7, teacher="other", is_fine=False)
     assert "the run has learned from another one" in told
+
+
+def cache(folder: Path, name: str, *options: object, is_fine: bool = True) -> str:
+    result = run_command(
+        "compress", "cache-logits", "--checkpoint", folder / "teacher_checkpoint", "--data",
+        folder / "corpus_text_document", "--output", folder / name, "--data.split", "80,20,0", "--data.seq-length",
+        runs.SEQ_LENGTH, "--training.seed", 7, "--runtime.num-threads", 1, *options,
+    )  # fmt: skip
+    assert (result.returncode == 0) == is_fine, result.stderr
+    return result.stderr
+
+
+def learn(folder: Path, name: str, cached: str, *options: object, is_fine: bool = True) -> str:
+    result = run_command(
+        "pretrain", "--config", folder / "run.yaml", "--run-dir", folder / name, "--runtime.num-threads", 1,
+        "--distillation.cached-logits", folder / cached, *options,
+    )  # fmt: skip
+    assert (result.returncode == 0) == is_fine, result.stderr
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def caches(folder: Path) -> Path:
+    """A cache of the whole vocabulary, written on two ranks, and one of five tokens."""
+    import_from_hugging_face(folder / "teacher", folder / "teacher_checkpoint")
+    tp2 = ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2)
+    cache(folder, "all", "--top-k", runs.VOCAB_SIZE, "--dtype", "fp32", "--num-samples", 48, *tp2)
+    cache(folder, "five", "--top-k", 5, "--num-samples", 48)
+    return folder
+
+
+def test_a_cache_of_the_whole_vocabulary_is_the_teacher_and_one_of_a_part_the_same_at_tp2(caches: Path) -> None:
+    tp2 = ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2)
+    distil(caches, "live", "--distillation.loss", "jsd")
+    learn(caches, "all_run", "all", "--distillation.loss", "jsd", *tp2)
+    learn(caches, "five_run", "five", "--distillation.loss", "jsd")
+    learn(caches, "five_at_tp2", "five", "--distillation.loss", "jsd", *tp2)
+    live, of_all, five, at_tp2 = (
+        [line["distillation_loss"] for line in runs.metrics(caches / name) if "loss" in line]
+        for name in ("live", "all_run", "five_run", "five_at_tp2")
+    )
+    assert of_all == pytest.approx(live, rel=1e-5)
+    assert at_tp2 == pytest.approx(five, rel=1e-5)
+    assert 0 < five[0] < live[0]  # joining outcomes never adds to the distance
+
+
+def test_a_cache_of_other_samples_is_refused(folder: Path, caches: Path) -> None:
+    for option, value, says in (
+        ("--training.seed", 8, "seed is 7 there, 8 here"),
+        ("--data.seq-length", 8, "seq_length is 16 there, 8 here"),
+        ("--distillation.temperature", 2, "were written at 1"),
+        ("--training.train-steps", 7, "the run takes 56"),
+    ):
+        assert says in learn(caches, f"refused{option}", "five", option, value, is_fine=False)
+    assert "exists" in cache(folder, "five", is_fine=False)
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_built(folder: Path) -> None:

@@ -1,8 +1,9 @@
-"""`megatron-7b compress quantize|prune`: smaller models from larger ones.
+"""`megatron-7b compress quantize|prune|cache-logits`: smaller models from larger ones.
 
     megatron-7b compress quantize --checkpoint RUN --output H --scheme w4a16 --method gptq --calibration text.jsonl
     megatron-7b compress quantize --hf FOLDER --output model.gguf --scheme gguf:q4_k_m --held-out text.jsonl
     megatron-7b compress prune --checkpoint RUN --output C --num-layers 24 --calibration text.jsonl
+    megatron-7b compress cache-logits --checkpoint TEACHER --data PREFIX --output P --top-k 64
 
 Each action is a module `compress_ACTION` beside this one.
 """
@@ -16,6 +17,7 @@ SUMMARY = "make a model smaller: quantise it for transformers, vLLM or llama.cpp
 
 ACTIONS = {
     "quantize": "write a checkpoint or a Hugging Face folder in fewer bits",
+    "cache-logits": "write what a teacher finds most probable, for students that learn without it",
     "prune": "remove the layers, heads, neurons and channels that text shows to matter least",
 }
 """What can be done, each by `main` of the module of that name."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,15 @@ class RecordsOfBatch:
     """Numbers of each record as a whole, [records, k]."""
     token_values: NDArray[np.float32]
     """A number per token, 0 in padding, [b, s]."""
+
+
+class TopLogits(NamedTuple):
+    """What a teacher finds most probable, for each token of a microbatch."""
+
+    ids: NDArray[np.uint32]
+    """[b, s, k]."""
+    logps: NDArray[np.floating]
+    """Logarithms of their probabilities, then of all other tokens together, [b, s, k + 1]."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,9 @@ class Batch:
     """Of each row, which of two classes its pair of sentences is of, [b]; None where rows are no pairs."""
     records: RecordsOfBatch | None = None
     """Of rows of records; None for rows of text."""
+
+    top_logits: TopLogits | None = None
+    """What a teacher has said of the tokens, if that was written."""
 
     def counting(self, is_counted: NDArray[np.bool_]) -> "Batch":
         """Return it with rows that count nothing, whose records are none; `is_counted` is [b]."""

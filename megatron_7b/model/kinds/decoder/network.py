@@ -14,7 +14,7 @@ from torch.nn import functional
 from megatron_7b import upstream
 from megatron_7b.config.schema import RopeScalingConfig
 from megatron_7b.model.context_parallel import share_of
-from megatron_7b.model.distillation import Taught, TaughtLosses, linear_distillation
+from megatron_7b.model.distillation import Taught, TaughtLosses, TopTaught, linear_distillation
 from megatron_7b.model.fused_loss import linear_cross_entropy, linear_token_losses
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.decoder.layers import build_stack_spec, hybrid_layer_pattern
@@ -63,7 +63,7 @@ class LanguageModel(ModelChunk, HybridModel):
         head_positions: Tensor | None = None,
         pooling: Pooling | None = None,
         wants_states: bool = False,
-        taught: Taught | None = None,
+        taught: Taught | TopTaught | None = None,
         **kwargs: Any,
     ) -> Tensor | TaughtLosses:
         """Run this chunk.
@@ -132,6 +132,25 @@ class LanguageModel(ModelChunk, HybridModel):
         weight: Tensor = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         return weight
 
+    def place_in_vocabulary(self) -> dict[str, Any]:
+        """Return which tokens this rank's rows of the output layer are of, as the fused losses take it."""
+        group = self.pg_collection.tp
+        first_token = group.rank() * self.output_weight().shape[0]
+        return {
+            "first_token": first_token,
+            "num_true": self.true_vocab_size - first_token,
+            "group": group if group.size() > 1 else None,
+        }
+
+    def states_and_weight(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return last hidden states, [n, h] on every tensor rank, and this rank's rows of the output layer.
+
+        Collective: the tensor-parallel group, with sequence parallelism.
+        """
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden, group=self.pg_collection.tp)
+        return hidden.flatten(0, 1), self.output_weight()
+
     def _pooled(self, hidden: Tensor, pooling: Pooling) -> Tensor:
         return pooled_states(
             hidden, pooling, sequence_parallel=self.config.sequence_parallel, group=self.pg_collection.tp
@@ -151,7 +170,7 @@ class LanguageModel(ModelChunk, HybridModel):
         return self.state_without_output_layer(*args, **kwargs)
 
     def _fused_loss(
-        self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, *, by_token: bool, taught: Taught | None
+        self, hidden: Tensor, labels: Tensor, loss_mask: Tensor, *, by_token: bool, taught: Taught | TopTaught | None
     ) -> Tensor | TaughtLosses:
         """Return the masked losses from the last hidden states, [s, b, h] or [s/tp, b, h]; their sum, or [b, s]."""
         group = self.pg_collection.tp
@@ -163,20 +182,15 @@ class LanguageModel(ModelChunk, HybridModel):
         for wait in upstream.forward_pre_hooks(self.output_layer):
             wait(self.output_layer, ())
         weight = self.output_weight()
-        first_token = group.rank() * weight.shape[0]
         states, targets, mask = hidden.flatten(0, 1), labels.t().flatten(), loss_mask.t().flatten()
-        place: dict[str, Any] = {
-            "first_token": first_token,
-            "num_true": self.true_vocab_size - first_token,
-            "group": group if group.size() > 1 else None,
-        }
+        place = self.place_in_vocabulary()
         if taught is not None:
-            of_teacher = taught.hidden
-            if self.config.sequence_parallel:
-                of_teacher = gather_from_sequence_parallel_region(of_teacher, group=group)
-            return linear_distillation(
-                states, weight, targets, mask, replace(taught, hidden=of_teacher.flatten(0, 1)), **place
-            )
+            if isinstance(taught, Taught):
+                of_teacher = taught.hidden
+                if self.config.sequence_parallel:
+                    of_teacher = gather_from_sequence_parallel_region(of_teacher, group=group)
+                taught = replace(taught, hidden=of_teacher.flatten(0, 1))
+            return linear_distillation(states, weight, targets, mask, taught, **place)
         if not by_token:
             smoothing = self.label_smoothing if self.training else 0.0
             return linear_cross_entropy(states, weight, targets, mask, label_smoothing=smoothing, **place)
