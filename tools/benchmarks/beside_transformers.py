@@ -107,7 +107,10 @@ def step_other(
         part = (each * torch.from_numpy(batch.loss_mask).flatten()).sum() / total
         part.backward()
         loss += float(part)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_grad)
+    # torch's own norm adds millions of squares in FP32, and loses 1e-5 to 1e-3 of them.
+    gradients = [value.grad for value in model.parameters() if value.grad is not None]
+    norm = torch.stack([gradient.double().norm() for gradient in gradients]).norm()
+    torch._foreach_mul_(gradients, min(1.0, config.optimizer.clip_grad / (float(norm) + 1e-6)))
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
