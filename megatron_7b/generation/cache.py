@@ -91,6 +91,7 @@ class KeyValueCache:
         ]
         self._values = [torch.zeros_like(keys) for keys in self._keys]
         self._num_rows = self._num_positions = 0
+        self._most_positions: int | None = None
         self._placement: Placement | None = None
         self.mask: Tensor | None = None
 
@@ -99,20 +100,33 @@ class KeyValueCache:
         """Memory that is held."""
         return sum(block.nbytes for block in (*self._keys, *self._values))
 
-    def reserve(self, num_rows: int, num_positions: int) -> None:
-        """Make room for rows and positions, keeping what is there."""
+    def reserve(self, num_rows: int, num_positions: int, most_positions: int | None = None) -> None:
+        """Make room for the rows in use and for positions, keeping what they have.
+
+        What is allocated is never more than these rows times the most positions that one of them may come to have:
+        rows and positions that ended texts have left behind are given back.
+
+        Args:
+            num_rows: All rows that are in use, or will be.
+            num_positions: Of each, for now.
+            most_positions: That the longest may come to have; None: as it was said before, or unlimited.
+        """
+        if most_positions is not None:
+            self._most_positions = most_positions
         if num_rows <= self._num_rows and num_positions <= self._num_positions:
             return
-        rows = max(num_rows, self._num_rows)
         positions = self._num_positions
         if num_positions > positions:
             positions = max(num_positions, int(positions * _GROWTH))
+        if self._most_positions is not None:
+            positions = max(num_positions, min(positions, self._most_positions))
+        rows, kept = min(num_rows, self._num_rows), min(positions, self._num_positions)
         for blocks in (self._keys, self._values):
             for layer, old in enumerate(blocks):
-                new = old.new_zeros(rows, old.shape[1], positions, old.shape[3])
-                new[: self._num_rows, :, : self._num_positions] = old
+                new = old.new_zeros(num_rows, old.shape[1], positions, old.shape[3])
+                new[:rows, :, :kept] = old[:rows, :, :kept]
                 blocks[layer] = new
-        self._num_rows, self._num_positions = rows, positions
+        self._num_rows, self._num_positions = num_rows, positions
 
     def begin(self, placement: Placement) -> None:
         """Announce where the tokens of the next forward pass stand; the room for them is reserved."""

@@ -61,10 +61,13 @@ class DecoderRunner(ModelRunner):
         """Return the prompt."""
         return tuple(prompt_ids)
 
-    def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
+    def reserve(self, num_rows: int, texts: Iterable[tuple[GenerationRequest, int]]) -> None:
         """Make room for prompts and new tokens."""
-        ahead = max(len(one.prompt_ids) + min(one.max_new_tokens, TOKENS_AHEAD) for one in requests)
-        self._cache.reserve(num_rows, ahead)
+        ahead, most = 0, 0
+        for request, length in texts:
+            known, end = max(length, len(request.prompt_ids)), len(request.prompt_ids) + request.max_new_tokens
+            ahead, most = max(ahead, min(known + TOKENS_AHEAD, end)), max(most, end)
+        self._cache.reserve(num_rows, ahead, most)
 
     def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:
         """Read prompts of any lengths in one pass."""

@@ -73,9 +73,9 @@ class EncoderDecoderRunner(ModelRunner):
         """Return what the decoder begins with, whatever the prompt is."""
         return (self._start_id,)
 
-    def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
+    def reserve(self, num_rows: int, texts: Iterable[tuple[GenerationRequest, int]]) -> None:
         """Make room for prompts in one cache, and for new tokens in another."""
-        requests = list(requests)
+        requests = [request for request, _ in texts]
         self._cache.reserve(num_rows, 1 + max(min(one.max_new_tokens, TOKENS_AHEAD) for one in requests))
         self._sources.reserve(num_rows, max(len(one.prompt_ids) for one in requests))
         self._source_lengths += [0] * (num_rows - len(self._source_lengths))

@@ -222,7 +222,8 @@ class GenerationEngine:
         """
         prompts = list(dict.fromkeys(text.request.prompt_ids for text in texts))
         first_row = self._num_rows
-        self._runner.reserve(first_row + sum(text.request.num_rows for text in texts), [text.request for text in texts])
+        num_rows = first_row + sum(text.request.num_rows for text in texts)
+        self._runner.reserve(num_rows, [(text.request, text.length) for text in (*self._running, *texts)])
         logits = self._runner.read(prompts, first_row)
         row_of_prompt = {prompt: first_row + index for index, prompt in enumerate(prompts)}
         untaken = dict(row_of_prompt)

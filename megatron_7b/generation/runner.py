@@ -44,8 +44,13 @@ class ModelRunner(ABC):
         """Return the tokens that a text begins with: the prompt, or what a decoder begins with."""
 
     @abstractmethod
-    def reserve(self, num_rows: int, requests: Iterable[GenerationRequest]) -> None:
-        """Make room in the cache for this many rows, each of which may get any of the texts; it grows with them."""
+    def reserve(self, num_rows: int, texts: Iterable[tuple[GenerationRequest, int]]) -> None:
+        """Make room in the cache for this many rows, each of which may get any of the texts; it grows with them.
+
+        Args:
+            num_rows: Rows of all texts, running and new.
+            texts: All of them: what was asked, and how many tokens are in the cache.
+        """
 
     @abstractmethod
     def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:

@@ -220,3 +220,33 @@ def test_what_a_query_sees() -> None:
     continued = visible_keys(place(0, [3, 3], 2, cpu))  # a second prefill: a plain causal mask would be wrong
     assert continued is not None
     assert continued[0, 0].tolist() == [[True, True, True, True, False], [True] * 5]
+
+
+def room_over_time(config: RunConfig) -> tuple[list[int], list[list[int]]]:
+    """Entry point of a rank: tokens that the cache has room for, as short texts, a long one and short ones come."""
+    texts: list[list[int]] = []
+    room: list[int] = []
+    greedy = SamplingOptions(temperature=0.0)
+    with GenerationEngine(build(config)) as engine:
+        cache = engine._runner._cache
+        for count, new_tokens in ((8, 4), (1, 90), (8, 4), (2, 4)):
+            requests = [
+                GenerationRequest(prompt_ids=PROMPTS[0], max_new_tokens=new_tokens, decoding=greedy)
+                for _ in range(count)
+            ]
+            found: list[list[int]] = [[] for _ in requests]
+            for event in engine.generate(requests):
+                found[event.request].append(event.token_id)
+            texts += found
+            room.append(cache._num_rows * cache._num_positions)
+    return room, texts
+
+
+def test_room_of_ended_texts_is_given_back() -> None:
+    """Never more than the rows in use times the longest that one of them may become."""
+    ((room, texts),) = run_ranks(1, room_over_time, tiny_config(model=MODEL))
+    length = len(PROMPTS[0])
+    assert room[:3] == [8 * (length + 4), length + 90, 8 * (length + 4)]
+    assert room[3] == room[2]  # what fits is not allocated anew
+    assert all(text == texts[0] for text in (*texts[:8], *texts[9:]))
+    assert texts[8][:4] == texts[0]
