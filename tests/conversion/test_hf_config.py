@@ -185,7 +185,7 @@ def test_everything_is_refused_at_once():
 
 @pytest.mark.parametrize("config", [{}, {"model_type": "mamba"}, {"model_type": None}, {"model_type": ["llama"]}])
 def test_unknown_model_types_are_refused_with_the_known_ones(config: dict[str, Any]):
-    with pytest.raises(ConversionError, match="supported are llama, mistral, qwen2, qwen3, gpt2, bert"):
+    with pytest.raises(ConversionError, match="qwen3, mixtral, qwen3_moe, gpt2, bert, megatron-bert"):
         from_hugging_face_config(config)
 
 

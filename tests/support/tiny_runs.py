@@ -35,6 +35,7 @@ class ArrayBatch:
     attention_mask: np.ndarray | None = None
     is_word_before: np.ndarray | None = None
     pair_labels: np.ndarray | None = None
+    top_logits: Any = None
 
 
 def tiny_config(**sections: dict[str, Any]) -> RunConfig:
