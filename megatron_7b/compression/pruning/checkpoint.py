@@ -15,10 +15,11 @@ from megatron_7b.compression.calibration import read_calibration
 from megatron_7b.compression.pruning.plan import PruneOptions, PruningPlan, plan_pruning
 from megatron_7b.compression.pruning.result import Measured, PrunedCheckpoint, describe_pruning
 from megatron_7b.compression.pruning.scores import Scores, choose, layer_candidates
-from megatron_7b.config import ParallelConfig, PrecisionConfig, RunConfig, check_config
+from megatron_7b.config import RunConfig
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.progress import Report, describe_model, tell_nobody
 from megatron_7b.conversion.replacing import check_replaces_import
+from megatron_7b.conversion.resized import config_of_resized
 from megatron_7b.conversion.staging import staged_folder, take_checkpoint
 from megatron_7b.errors import CheckpointError, ConfigError
 from megatron_7b.runtime.output_paths import check_new_folder
@@ -154,7 +155,7 @@ def _prepare(
     source = check_source(checkpoint, output, config, overwrite=options.overwrite)
     trained = read_config(source)
     plan = plan_pruning(config.model, options)
-    pruned = _pruned_config(trained, _trained_shape(trained.model, plan.target), report)
+    pruned = config_of_resized(trained, _trained_shape(trained.model, plan.target), report, size="smaller")
     return _Job(source, output, config, plan, pruned, calibration)
 
 
@@ -187,25 +188,6 @@ def _trained_shape(model: ModelConfig, target: ModelConfig) -> ModelConfig:
     """Put the sizes of the smaller model into the configuration that the larger one was trained with."""
     names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
     return replace(model, **{name: getattr(target, name) for name in (*names, "norm_epsilon")})
-
-
-def _pruned_config(config: RunConfig, model: ModelConfig, report: Report) -> RunConfig:
-    """Put the smaller model into the configuration of the run, whose layout it may not fit.
-
-    Raises:
-        ConfigError: There can be no such model.
-    """
-    pruned = replace(config, model=model, checkpoint=replace(config.checkpoint, initialize_from=None))
-    try:
-        check_config(pruned)
-    except ConfigError:
-        precision = replace(
-            config.precision, fp8_param_gather=False, optimizer_state_dtype=PrecisionConfig().optimizer_state_dtype
-        )
-        pruned = replace(pruned, parallel=ParallelConfig(), precision=precision)
-        check_config(pruned)
-        report("warning", "the layout of the run does not fit the smaller model: its configuration is for one rank now")
-    return pruned
 
 
 def read_text(source: Path, text: CalibrationText) -> tuple[list[list[int]], list[list[int]]]:

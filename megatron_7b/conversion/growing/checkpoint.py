@@ -4,22 +4,21 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_7b.checkpoint import Companions, read_config, read_manifest, resolve_checkpoint
 from megatron_7b.checkpoint.base import check_is_whole
-from megatron_7b.config import ParallelConfig, PrecisionConfig, RunConfig, check_config
-from megatron_7b.config.schema import ModelConfig
+from megatron_7b.config import RunConfig
 from megatron_7b.conversion.folder_reader import CONFIG_FILE, HuggingFaceFolder
 from megatron_7b.conversion.growing.plan import GrowOptions, plan_growth
 from megatron_7b.conversion.hf_config import from_hugging_face_config
 from megatron_7b.conversion.importing import ImportOptions, import_from_hugging_face
 from megatron_7b.conversion.progress import Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_import
+from megatron_7b.conversion.resized import config_of_resized
 from megatron_7b.conversion.staging import staged_folder, take_checkpoint
-from megatron_7b.errors import ConfigError
 from megatron_7b.model.fitting import check_conversion
 from megatron_7b.runtime.output_paths import check_new_folder
 from megatron_7b.runtime.process.logs import loading
@@ -77,7 +76,7 @@ def grow_checkpoint(
     check_is_whole(source)
     manifest, config = read_manifest(source), read_config(source)
     growth = plan_growth(config.model, options)
-    grown = _grown_config(config, growth.target, report)
+    grown = config_of_resized(config, growth.target, report, size="larger")
     companions = Companions.of_checkpoint(source)
     check_conversion(growth.target, manifest.vocab_size, "fp32")
 
@@ -103,25 +102,6 @@ def grow_checkpoint(
         "wrote", f"{output}: {describe_output(num_bytes, stored, time.perf_counter() - started)}; no optimizer state"
     )
     return GrownCheckpoint(output, grown, parity, growth.preserves)
-
-
-def _grown_config(config: RunConfig, model: ModelConfig, report: Report) -> RunConfig:
-    """Put the larger model into the configuration of the run, whose layout it may not fit.
-
-    Raises:
-        ConfigError: There can be no such model.
-    """
-    grown = replace(config, model=model, checkpoint=replace(config.checkpoint, initialize_from=None))
-    try:
-        check_config(grown)
-    except ConfigError:
-        precision = replace(
-            config.precision, fp8_param_gather=False, optimizer_state_dtype=PrecisionConfig().optimizer_state_dtype
-        )
-        grown = replace(grown, parallel=ParallelConfig(), precision=precision)
-        check_config(grown)
-        report("warning", "the layout of the run does not fit the larger model: its configuration is for one rank now")
-    return grown
 
 
 def _is_hugging_face(folder: Path) -> bool:
