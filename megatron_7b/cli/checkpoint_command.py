@@ -16,12 +16,20 @@ from megatron_7b.parallel import ParallelLayout, build_layout
 from megatron_7b.runtime.process.launch import is_rank, launch, megatron_command
 
 
-def checkpoint_parser(command: str, summary: str) -> Parser:
-    """Return a parser that takes `--checkpoint`, the flags of ranks, and the options of the configuration."""
+def checkpoint_parser(command: str, summary: str, *, takes_several: bool = False) -> Parser:
+    """Return a parser that takes `--checkpoint`, the flags of ranks, and the options of the configuration.
+
+    Args:
+        command: Its name.
+        summary: What it does.
+        takes_several: Whether `--checkpoint` may name several; the flag is a list then.
+    """
     parser = Parser(command, summary, with_config=True)
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="step folder, RUN/checkpoints/latest, or a run folder"
-    )
+    what = "step folder, RUN/checkpoints/latest, or a run folder"
+    if takes_several:
+        parser.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="C", help=what)
+    else:
+        parser.add_argument("--checkpoint", type=Path, required=True, help=what)
     add_launch_flags(parser)
     return parser
 
@@ -36,14 +44,24 @@ class CheckpointCommand:
     world_size: int
 
     @classmethod
-    def read(cls, command_line: CommandLine, requirements: Mapping[str, object] | None = None) -> "CheckpointCommand":
-        """Find the checkpoint and check its configuration; `requirements` are those of `inference_config`.
+    def read(
+        cls,
+        command_line: CommandLine,
+        requirements: Mapping[str, object] | None = None,
+        checkpoint: Path | None = None,
+    ) -> "CheckpointCommand":
+        """Find the checkpoint and check its configuration.
+
+        Args:
+            command_line: What was asked for.
+            requirements: Those of `inference_config`.
+            checkpoint: Which one; None: the one that `--checkpoint` names.
 
         Raises:
             CheckpointError: There is no complete checkpoint.
             ConfigError: An option is unknown or impossible, or the number of ranks does not fit the layout.
         """
-        folder = resolve_checkpoint(command_line.flags.checkpoint)
+        folder = resolve_checkpoint(checkpoint or command_line.flags.checkpoint)
         config = inference_config(
             folder, command_line.overrides, requirements=requirements, problems=command_line.problems
         )

@@ -13,9 +13,11 @@ from megatron_7b.cli.tables import align
 from megatron_7b.data.reading.progress import tell_nobody
 from megatron_7b.data.reading.sources import find_sources
 from megatron_7b.evaluation.texts import TextLoss, TextLosses, measure_texts
-from megatron_7b.generation.setup import REQUIREMENTS, read_setup
+from megatron_7b.generation.setup import REQUIREMENTS, GenerationSetup, read_setup
 from megatron_7b.runtime.output_paths import check_can_create
 from megatron_7b.runtime.process.logs import configure_logging
+
+TEXT_HEADS = ["file", "documents", "tokens", "loss", "perplexity", "bits per byte", "word perplexity"]
 
 
 def add_text_flags(parser: Parser) -> None:
@@ -46,9 +48,17 @@ def evaluate_on_texts(command_line: CommandLine, argv: list[str]) -> int:
     setup.check_scores()
     if not command.runs_here:
         return command.launch("evaluate", argv)
-    rank = int(os.environ.get("RANK", "0"))
-    configure_logging(rank)
-    found = measure_texts(
+    configure_logging(int(os.environ.get("RANK", "0")))
+    found = measure_texts_of(command, setup)
+    if found is not None:
+        _tell(found, flags)
+    return 0
+
+
+def measure_texts_of(command: CheckpointCommand, setup: GenerationSetup) -> TextLosses | None:
+    """Measure a checkpoint on the texts that a command names; returns the figures on the main rank."""
+    flags, is_main = command.command_line.flags, os.environ.get("RANK", "0") == "0"
+    return measure_texts(
         setup,
         flags.text,
         key=flags.json_key,
@@ -56,19 +66,12 @@ def evaluate_on_texts(command_line: CommandLine, argv: list[str]) -> int:
         per_document=flags.per_document,
         batch_size=flags.batch_size,
         fp32_on_cpu=command.fp32_on_cpu,
-        open_progress=open_progress if rank == 0 else tell_nobody,
+        open_progress=open_progress if is_main else tell_nobody,
     )
-    if found is not None:
-        _tell(found, flags)
-    return 0
 
 
 def _tell(found: TextLosses, flags: argparse.Namespace) -> None:
-    by_name = dict(found.by_file)
-    if len(by_name) != 1:
-        by_name["all"] = found.total
-    heads = ["file", "documents", "tokens", "loss", "perplexity", "bits per byte", "word perplexity"]
-    print("\n".join(align([heads, *(_row(name, one) for name, one in by_name.items())], num_left=1)))
+    print("\n".join(align([TEXT_HEADS, *(text_cells(name, one) for name, one in found.rows().items())], num_left=1)))
     print_bad_records(found.bad)
     if flags.json:
         print(
@@ -76,7 +79,8 @@ def _tell(found: TextLosses, flags: argparse.Namespace) -> None:
         )
 
 
-def _row(name: str, one: TextLoss) -> list[str]:
+def text_cells(name: str, one: TextLoss) -> list[str]:
+    """Return what a table says of some texts, below `TEXT_HEADS`."""
     counts = [f"{one.documents:,}", f"{one.tokens:,}"]
     return [
         name,

@@ -1,7 +1,7 @@
 """A checkpoint, a corpus, a loss: all that `megatron-7b evaluate` does. Torch is loaded once everything is checked."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from megatron_7b.checkpoint import resolve_checkpoint, tokenizer_path
@@ -49,14 +49,15 @@ def evaluate(
     folder = resolve_checkpoint(Path(checkpoint))
     config = inference_config(folder, overrides)
     check_evaluation(folder, config, str(corpus), max_samples=max_samples)
-    return measure_checkpoint(
+    (found,) = measure_checkpoint(
         folder,
         config,
-        str(corpus),
+        [str(corpus)],
         fp32_on_cpu="precision.params_dtype" not in (overrides or {}),
         max_samples=max_samples,
         on_progress=on_progress,
     )
+    return found
 
 
 def check_evaluation(folder: Path, config: RunConfig, corpus: str, *, max_samples: int | None = None) -> None:
@@ -82,20 +83,24 @@ def check_evaluation(folder: Path, config: RunConfig, corpus: str, *, max_sample
 def measure_checkpoint(
     folder: Path,
     config: RunConfig,
-    corpus: str,
+    corpora: Sequence[str],
     *,
     fp32_on_cpu: bool = True,
     max_samples: int | None = None,
     on_progress: Callable[[EvaluationProgress], None] | None = None,
-) -> CorpusLoss:
-    """Measure what `check_evaluation` has passed; the arguments are those of `evaluate`. Collective: all ranks."""
-    samples = open_corpus(corpus, folder, config)
+) -> list[CorpusLoss]:
+    """Open a checkpoint once and return its loss on each corpus; all have passed `check_evaluation`.
+
+    The arguments are those of `evaluate`. Collective: all ranks.
+    """
     from megatron_7b.checkpoint.open_model import opened_model
     from megatron_7b.evaluation.corpus_loss import measure_loss
 
     is_main = os.environ.get("RANK", "0") == "0"
+    samples = [open_corpus(corpus, folder, config) for corpus in corpora]
     with opened_model(folder, config, fp32_on_cpu=fp32_on_cpu) as model:
-        return measure_loss(model, samples, max_samples=max_samples, report=on_progress if is_main else None)
+        report = on_progress if is_main else None
+        return [measure_loss(model, one, max_samples=max_samples, report=report) for one in samples]
 
 
 def _check_same_tokenizer(corpus: str, folder: Path) -> None:

@@ -104,6 +104,10 @@ class TextLosses:
             whole.add(one)
         return whole
 
+    def rows(self) -> dict[str, TextLoss]:
+        """Return what a table has: each file by its path, and "all" where there is not one alone."""
+        return dict(self.by_file) if len(self.by_file) == 1 else {**self.by_file, "all": self.total}
+
 
 @dataclass(frozen=True)
 class _Document:

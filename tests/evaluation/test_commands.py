@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,44 @@ def test_evaluate_prints_the_loss_last(run_folder: Path, corpus: str) -> None:
     assert figures["perplexity"] == pytest.approx(torch.tensor(expected).exp().item(), rel=1e-5)
 
 
+def test_several_checkpoints_and_corpora_share_a_table(run_folder: Path, corpus: str, tmp_path: Path) -> None:
+    """Each row is what the command says of its checkpoint and corpus alone, also where ranks meet several times."""
+    other, second = tmp_path / "other", write_corpus(tmp_path / "second", [list(b"My fellow Americans")])
+    shutil.copytree(run_folder, other)
+    single = [
+        run_command("evaluate", "--checkpoint", run_folder, "--data", one, "--json").stdout.splitlines()[-1]
+        for one in (corpus, second)
+    ]
+    table = run_command(
+        "evaluate", "--checkpoint", run_folder, other, "--data", corpus, second, "--json", *PP2, "--data.seq-length", 16
+    )  # fmt: skip
+    assert table.returncode == 0, table.stderr
+    *lines, last = table.stdout.splitlines()
+    rows = json.loads(last)["results"]
+    assert [(row["checkpoint"], row["data"]) for row in rows] == [
+        (str(checkpoint), data) for checkpoint in (run_folder, other) for data in (corpus, second)
+    ]
+    for row, alone in zip(rows, [json.loads(one) for one in single] * 2, strict=True):
+        assert row["tokens"] == alone["tokens"]
+        assert row["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+        assert row["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-6)
+    assert lines[0].split() == ["checkpoint", "corpus", "tokens", "loss", "perplexity"]
+    assert len(lines) == 5
+    assert f"{rows[1]['loss']:.6f}" in lines[2]
+
+
+def test_what_was_measured_is_printed_when_a_later_checkpoint_fails(
+    run_folder: Path, corpus: str, tmp_path: Path
+) -> None:
+    shutil.copytree(run_folder, tmp_path / "torn")
+    weights = next((tmp_path / "torn" / "checkpoints").glob("step_*/*.distcp"))
+    weights.write_bytes(weights.read_bytes()[:-9] + b"corrupted")
+    done = run_command("evaluate", "--checkpoint", run_folder, tmp_path / "torn", "--data", corpus)
+    assert done.returncode == 1
+    assert str(tmp_path / "torn") in done.stderr
+    assert [str(run_folder) in line for line in done.stdout.splitlines()] == [False, True]
+
+
 def test_generate_gives_the_same_text_at_any_layout(run_folder: Path) -> None:
     """The second time under another launcher than ours, whose first rank alone prints."""
     flags = ["--prompt", "Fellow", "--prompt", "é, ", "--num-samples", 2, "--max-new-tokens", 9, "--top-k", 40]
@@ -102,6 +141,10 @@ def test_generate_prints_prompt_and_continuation(run_folder: Path, tmp_path: Pat
         (["evaluate", "--checkpoint", "R", "--data", "C", "--model.vocab-size", 9], 2, "model.vocab_size is 9, but"),
         (["evaluate", "--checkpoint", "R", "--data", "C", *CP2], 2, "parallel.context_parallel_size is 2, but only"),
         (["evaluate", "--checkpoint", "R", "--data", "C", *CP2, "--nproc", 4], 2, "any layout can be loaded at any"),
+        (["evaluate", "--checkpoint", "R", "R", "--data", "C"], 2, "twice"),
+        (["evaluate", "--checkpoint", "R", "R.absent", "--data", "C"], 2, "does not exist"),
+        (["evaluate", "--checkpoint", "R", "--data", "C", "C.absent"], 2, "no corpus"),
+        (["evaluate", "--checkpoint", "R", "R.absent", "--tasks", "arc_easy"], 2, "megatron-7b compare"),
         (["generate", "--checkpoint", "R", "--prompt", "x", *CP2], 2, "parallel.context_parallel_size is 2, but only"),
         (["generate", "--checkpoint", "R", "--prompt", "x", "--nproc", 2], 2, "--nproc 1"),
         (["generate", "--checkpoint", "R"], 2, "nothing to continue"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,25 @@ def test_each_text_costs_what_transformers_says(folder: Path, tmp_path: Path, st
     )
     assert total["word_perplexity"] == pytest.approx(math.exp(sum(nats) / 187), rel=1e-4)
     assert "it.jsonl:3" in done.stdout + done.stderr  # the record that is no text
+
+
+def test_checkpoints_share_a_table_of_texts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": TEXTS[0]}))
+    other = tmp_path / "other"
+    shutil.copytree(folder / "checkpoint", other)
+    files = ("--text", folder / "it.jsonl", tmp_path / "long.jsonl", "--json")
+    alone = json.loads(run_command("evaluate", "--checkpoint", other, *files).stdout.splitlines()[-1])
+    done = run_command("evaluate", "--checkpoint", folder / "checkpoint", other, *files)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert [Path(row["file"]).name for row in rows] == ["it.jsonl", "long.jsonl", "all"] * 2
+    assert [row["bits_per_byte"] for row in rows[:3]] == [row["bits_per_byte"] for row in rows[3:]]
+    assert rows[2]["bits_per_byte"] == pytest.approx(alone["bits_per_byte"])
+    assert "it.jsonl:3" in done.stdout + done.stderr
+    refused = run_command(
+        "evaluate", "--checkpoint", folder / "checkpoint", other, *files, "--per-document", tmp_path / "e"
+    )
+    assert (refused.returncode, (tmp_path / "e").exists()) == (2, False)
 
 
 def test_windows_predict_each_token_once() -> None:

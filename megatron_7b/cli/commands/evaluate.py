@@ -1,6 +1,7 @@
 """`megatron-7b evaluate`: the loss and perplexity of a checkpoint on a corpus, how it does on tasks, what it writes.
 
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --data P_text_document --nproc 2 --json
+    megatron-7b evaluate --checkpoint RUN_A RUN_B --data P_text_document Q_text_document
     megatron-7b evaluate --checkpoint RUN/checkpoints/latest --text speeches.jsonl
     megatron-7b evaluate --checkpoint CLASSIFIER --data labelled.jsonl
     megatron-7b evaluate --checkpoint EMBEDDER --data queries.jsonl
@@ -17,21 +18,19 @@ measured in the same way. An encoder is measured on the tokens that its training
 
 import argparse
 import json
-import math
 import os
-from collections.abc import Callable
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.evaluated_labels import evaluate_on_labels, names_labels
 from megatron_7b.cli.evaluated_programs import add_program_flags, evaluate_on_programs, names_problems
 from megatron_7b.cli.evaluated_retrieval import evaluate_on_queries, names_queries
+from megatron_7b.cli.evaluated_table import evaluate_in_table, figures_of, names_several, show_windows
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
 from megatron_7b.cli.options import Parser, parse_arguments
-from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.text_task import add_written_flags, evaluate_written, names_sources
 from megatron_7b.errors import ConfigError
-from megatron_7b.evaluation import CorpusLoss, EvaluationProgress
+from megatron_7b.evaluation import CorpusLoss
 from megatron_7b.evaluation.evaluating import check_evaluation, measure_checkpoint
 from megatron_7b.runtime.process.logs import configure_logging
 
@@ -76,6 +75,11 @@ def main(argv: list[str]) -> int:
         raise ConfigError(said, hint="--data PREFIX names a corpus, --text files of text, --tasks tasks")
     if flags.max_samples is not None and flags.max_samples < 1:
         raise ConfigError(f"--max-samples is {flags.max_samples}, expected at least 1")
+    if names_several(flags):
+        _refuse_others(parser, flags, "--text" if flags.text else "a corpus or records with labels")
+        return evaluate_in_table(command_line, argv)
+    (flags.checkpoint,) = flags.checkpoint
+    flags.data = flags.data[0] if flags.data else None
     if flags.tasks:
         _refuse_others(parser, flags, "--tasks")
         return evaluate_on_tasks(command_line, argv)
@@ -111,9 +115,12 @@ def _refuse_others(parser: Parser, flags: argparse.Namespace, kind: str) -> None
 
 
 def _parser() -> Parser:
-    parser = checkpoint_parser("evaluate", SUMMARY)
+    parser = checkpoint_parser("evaluate", SUMMARY, takes_several=True)
     parser.add_argument(
-        "--data", metavar="PREFIX", help="corpus: path of the .bin and .idx files; for a head also a file of records"
+        "--data",
+        nargs="+",
+        metavar="PREFIX",
+        help="corpora: paths of .bin and .idx files, without these endings; for a head a file of records",
     )
     parser.add_argument(
         "--max-samples", type=int, metavar="K", help="only the first K windows of data.seq_length tokens; default: all"
@@ -130,29 +137,17 @@ def _evaluate(command: CheckpointCommand) -> int:
     """Measure on this rank, and print on the main one."""
     flags, rank = command.command_line.flags, int(os.environ.get("RANK", "0"))
     configure_logging(rank)  # before libraries are imported that warn while they load
-    result = measure_checkpoint(
+    (result,) = measure_checkpoint(
         command.folder,
         command.config,
-        flags.data,
+        [flags.data],
         fp32_on_cpu=command.fp32_on_cpu,
         max_samples=flags.max_samples,
-        on_progress=_shown(),
+        on_progress=show_windows(),
     )
     if rank == 0:
         _print_result(result, flags.data, as_json=flags.json)
     return 0
-
-
-def _shown() -> Callable[[EvaluationProgress], None]:
-    """Return what shows how far an evaluation is."""
-    line = LineProgress("windows")
-
-    def show(progress: EvaluationProgress) -> None:
-        so_far = progress.so_far
-        pace = f"{so_far.tokens / line.seconds:,.0f} tokens/s"
-        line.update(progress.windows, progress.total_windows, f"loss {so_far.loss:.4f}", pace)
-
-    return show
 
 
 def _print_result(result: CorpusLoss, prefix: str, *, as_json: bool) -> None:
@@ -160,7 +155,4 @@ def _print_result(result: CorpusLoss, prefix: str, *, as_json: bool) -> None:
         figures = f"loss {result.loss:.6f} nats per token, perplexity {result.perplexity:.4f}"
         print(f"{prefix}: {figures}, {result.tokens:,} tokens")
         return
-    values = {"loss": result.loss, "perplexity": result.perplexity, "tokens": result.tokens}
-    # JSON knows no NaN and no infinity.
-    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-    print(json.dumps(finite, allow_nan=False))
+    print(json.dumps(figures_of(result), allow_nan=False))
