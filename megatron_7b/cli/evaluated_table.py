@@ -194,6 +194,8 @@ def _different_contexts(commands: Sequence[CheckpointCommand]) -> list[str]:
         return []
     said = " and ".join(f"{one:,}" for one in lengths)
     return [
-        (f"the windows of these checkpoints have {said} tokens, and a longer context makes prediction easier: "
-        f"--data.seq-length {lengths[0]} gives all of them the same")
+        (
+            f"the windows of these checkpoints have {said} tokens, and a longer context makes prediction easier: "
+            f"--data.seq-length {lengths[0]} gives all of them the same"
+        )
     ]
