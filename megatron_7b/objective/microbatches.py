@@ -1,5 +1,6 @@
 """This rank's microbatches through all pipeline stages."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -159,7 +160,9 @@ def _through_all_stages(
 
     Collective: as `run_microbatches`.
     """
-    inputs = [objective.model_inputs(batch, device, layout) for batch in batches]
+    clock = chunks[0].config.timers
+    with clock.part("data") if clock is not None else contextlib.nullcontext():
+        inputs = [objective.model_inputs(batch, device, layout) for batch in batches]
     if beside is not None:
         inputs = [{**own, **further} for own, further in zip(inputs, beside, strict=True)]
     rows, share = inputs[0]["input_ids"].shape

@@ -128,6 +128,19 @@ def broadcast_from_last_stage(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def sum_over_stages(value: torch.Tensor) -> torch.Tensor:
+    """Sum over pipeline stages; returns `value`, overwritten in place.
+
+    For what only one stage has computed, and the others hold zeros of: unlike after a broadcast, all stages have waited
+    for all others.
+
+    Collective: the pipeline group.
+    """
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.all_reduce(value, group=parallel_state.get_pipeline_model_parallel_group())
+    return value
+
+
 def sum_over_replicas(value: torch.Tensor) -> torch.Tensor:
     """Sum over data- and context-parallel ranks; returns `value`, overwritten in place.
 

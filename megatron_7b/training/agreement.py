@@ -52,6 +52,18 @@ class Ranks:
         dist.all_gather_object(values, value)
         return cast(list[T], values)
 
+    def gather_numbers(self, values: list[float]) -> list[list[float]]:
+        """Return the numbers of each rank, in their order; every rank gets all of them.
+
+        Collective: all ranks, with equally many values; one, of so many FP64 numbers per rank.
+        """
+        if self.world_size == 1:
+            return [values]
+        own = torch.tensor(values, dtype=torch.float64, device=self._device)
+        rows = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(rows, own)
+        return [row.tolist() for row in rows]
+
     def from_main[T](self, value: T) -> T:
         """Return the main rank's value, which can be pickled, on all ranks. Collective: all ranks."""
         if self.world_size == 1:

@@ -196,6 +196,10 @@ class Validation(Hook):
 
     def _validate(self, run: Run) -> None:
         """Measure and report; a request to stop ends it without a result. Collective: all ranks."""
+        with run.learner.clock.between_steps("validating"):
+            self._measure_and_report(run)
+
+    def _measure_and_report(self, run: Run) -> None:
         watch, batch_size, loader = Stopwatch(), run.config.training.global_batch_size, run.trainer.valid_loader
         assert loader is not None
         # A small validation set is read once rather than repeatedly.
@@ -252,8 +256,11 @@ class Saving(Hook):
             finish_save(run)
         interval = run.config.checkpoint.save_interval_steps
         is_due = self._is_overdue or run.is_leaving or (interval > 0 and run.step % interval == 0)
-        if not is_due:
-            return
+        if is_due:
+            with run.learner.clock.between_steps("saving"):
+                self._save(run, metrics)
+
+    def _save(self, run: Run, metrics: StepMetrics) -> None:
         # Once an update has driven the weights out of range, every later step is skipped. Saving them would eventually
         # push all good checkpoints out of the folder, so a save waits for a step that shows the weights are sound.
         self._is_overdue = metrics.skipped

@@ -20,6 +20,7 @@ from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import process_groups
 from megatron_7b.runtime.cpu.allocator import keep_freed_memory
 from megatron_7b.runtime.machine.device import DeviceType
+from megatron_7b.runtime.machine.part_clock import PartClock
 from megatron_7b.training.teacher import Teacher, build_teacher
 
 
@@ -32,6 +33,7 @@ class Learner:
         model: Its chunks, with gradient buffers.
         optimizer: Over their parameters.
         objective: What they are trained for.
+        clock: Counts the time of the parts of a step.
         teacher: What they learn from beside their data, if there is one.
     """
 
@@ -39,6 +41,7 @@ class Learner:
     model: list[DistributedDataParallel]
     optimizer: Optimizer
     objective: Objective
+    clock: PartClock
     teacher: Teacher | None = None
 
     @property
@@ -98,4 +101,8 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
     model = wrap_data_parallel(list(on_ranks.chunks), config, process_groups())
     optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))
     teacher = build_teacher(config, on_ranks) if config.distillation.teacher is not None else None
-    return Learner(on_ranks, model, optimizer, build_objective(config), teacher)
+    clock = PartClock(device_type)
+    for told in (chunk.config for chunk in model), (part.config for part in optimizer.parts):
+        for core_config in told:
+            core_config.timers = clock
+    return Learner(on_ranks, model, optimizer, build_objective(config), clock, teacher)

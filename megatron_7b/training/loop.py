@@ -80,12 +80,14 @@ def do_step(run: Run) -> StepMetrics:
 
     Collective: all ranks.
     """
-    watch, config = Stopwatch(), run.config
+    watch, config, clock = Stopwatch(), run.config, run.learner.clock
     batch_size = global_batch_size(run.counters.consumed_samples, config.training)
     rate = learning_rate(run.step + 1, config.optimizer, config.training.train_steps)
-    with run.ranks.together(f"reading the batch of step {run.step + 1}"):
-        batches = run.trainer.loader.batches(run.counters.consumed_samples, batch_size)
-    result = train_step(run.learner, batches, rate)
+    with clock.step():
+        reading = run.ranks.together(f"reading the batch of step {run.step + 1}")
+        with clock.part("communication"), reading, clock.part("data"):  # the wait for other ranks comes after it
+            batches = run.trainer.loader.batches(run.counters.consumed_samples, batch_size)
+        result = train_step(run.learner, batches, rate)
     seconds = watch.seconds
     run.count_step(batch_size, skipped=result.skipped)
     run.agree_on_stop()
@@ -104,4 +106,5 @@ def do_step(run: Run) -> StepMetrics:
         memory_bytes=run.peak_memory_bytes,
         skipped=result.skipped,
         extra=result.losses.extra,
+        timing=run.timing.report(run.step),
     )

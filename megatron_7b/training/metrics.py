@@ -16,6 +16,7 @@ from megatron_7b.model.sizes import flops_per_token
 from megatron_7b.objective import build_objective
 from megatron_7b.runtime.machine.device import DeviceType
 from megatron_7b.runtime.machine.hardware import MatmulFormat, device_name, peak_tflops
+from megatron_7b.training.timing import Timing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class StepMetrics:
     """Whether the update was left out because loss or gradient was not finite."""
     extra: Mapping[str, float] = field(default_factory=dict)
     """Further means that the objective reports; in metrics.jsonl each has its own name."""
+    timing: Timing | None = None
+    """Where the time went since the last report, if there is a report after this step; named alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,18 +69,25 @@ class ValidationMetrics:
 
 
 def named_values(metrics: StepMetrics | ValidationMetrics) -> dict[str, float | None]:
-    """Return all values by name, those that the objective adds included."""
-    values: dict[str, float | None] = {name: value for name, value in vars(metrics).items() if name != "extra"}
+    """Return all values by name, those that the objective adds and those of reports included."""
+    values: dict[str, float | None] = {
+        name: value for name, value in vars(metrics).items() if name not in ("extra", "timing")
+    }
     prefix = "" if isinstance(metrics, StepMetrics) else "validation_"
-    return values | {f"{prefix}{name}": value for name, value in metrics.extra.items()}
+    values |= {f"{prefix}{name}": value for name, value in metrics.extra.items()}
+    if isinstance(metrics, StepMetrics) and metrics.timing is not None:
+        values |= metrics.timing.values
+    return values
 
 
 def to_json(metrics: StepMetrics | ValidationMetrics) -> str:
     """Return the line of metrics.jsonl, without its newline. JSON knows no NaN and no infinity: they become null."""
-    values = {
+    values: dict[str, float | str | None] = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in named_values(metrics).items()
     }
+    if isinstance(metrics, StepMetrics) and metrics.timing is not None and metrics.timing.slowest is not None:
+        values["slowest_host"] = metrics.timing.slowest.place.host
     return json.dumps(values, allow_nan=False)
 
 

@@ -136,7 +136,11 @@ def _scalars(metrics: StepMetrics | ValidationMetrics) -> Iterator[tuple[str, fl
             if name.startswith("validation_"):
                 yield f"validation/{name.removeprefix('validation_')}", value
         else:
-            yield f"train/{name}", float(value)
+            yield f"{'time' if _is_of_timing(name, metrics) else 'train'}/{name}", float(value)
+
+
+def _is_of_timing(name: str, metrics: StepMetrics) -> bool:
+    return metrics.timing is not None and name in metrics.timing.values
 
 
 class TensorBoard(Sink):
@@ -272,10 +276,13 @@ class LogLines(Sink):
     @override
     def write_step(self, metrics: StepMetrics) -> None:
         remaining, now = self._pace.remaining(metrics.step), time.monotonic()
-        is_due = metrics.step % self._interval == 0 or metrics.step in self._milestones
+        is_due = metrics.step % self._interval == 0 or metrics.step in self._milestones or metrics.timing is not None
         if is_due or now - self._last_time >= SECONDS_BETWEEN_LINES:
             self._last_time = now
-            line = f"step {metrics.step}/{self._train_steps} · {_figures(metrics)} · ETA {remaining}"
+            figures = _figures(metrics, with_parts=True)
+            line = f"step {metrics.step}/{self._train_steps} · {figures} · ETA {remaining}"
+            if metrics.timing is not None and metrics.timing.straggler is not None:
+                line += f" · {metrics.timing.straggler}"
             logger.log(self._level, "%s", line)
 
     @override
@@ -301,12 +308,15 @@ class Pace:
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def _figures(metrics: StepMetrics) -> str:
+def _figures(metrics: StepMetrics, *, with_parts: bool = False) -> str:
+    seconds = f"{metrics.step_seconds:.3g} s"
+    if with_parts and metrics.timing is not None:
+        seconds += f" ({metrics.timing.shares})"
     figures = [
         f"loss {metrics.loss:.4f}",
         f"lr {metrics.learning_rate:.2e}",
         f"grad {metrics.grad_norm:.2f}",
-        f"{metrics.step_seconds:.3g} s",
+        seconds,
         f"{format_count(metrics.tokens_per_second)} tok/s",
         _speed(metrics.tflops_per_device),
         f"{metrics.memory_bytes / 1e9:.2f} GB",

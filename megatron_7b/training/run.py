@@ -19,6 +19,7 @@ from megatron_7b.training.learner import Learner
 from megatron_7b.training.metrics import Throughput
 from megatron_7b.training.opening import OpenFolder
 from megatron_7b.training.run_folder import RunFolder
+from megatron_7b.training.timing import StepTiming
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Run:
         ranks: All ranks, to agree with.
         stop_request: What signals and the time limit have asked of this process.
         throughput: Turns step times into rates.
+        timing: Reports where the time of steps goes.
         counters: Steps done and samples read: what a checkpoint records beside the tensors.
         stop: Why all ranks stop after the current step; NONE while they continue.
         peak_memory_bytes: Most memory that any rank has held.
@@ -56,6 +58,7 @@ class Run:
     ranks: Ranks
     stop_request: StopRequest
     throughput: Throughput
+    timing: StepTiming
     counters: Counters = dataclasses.field(default_factory=Counters)
     stop: StopReason = StopReason.NONE
     peak_memory_bytes: int = 0
@@ -136,7 +139,9 @@ class Run:
         self.early_end = reason
 
     def agree_on_stop(self) -> None:
-        """Agree on whether to stop, even if only one rank was asked to, on the peak memory, and on where the folder is.
+        """Agree on whether to stop, even if only one rank was asked to, and on what else all have to know.
+
+        That is the peak memory, where the folder is, and whether a report of the time is overdue.
 
         Collective: all ranks.
 
@@ -145,10 +150,13 @@ class Run:
         """
         place = self.opened.lock.find_folder() if self.opened is not None else self.folder.root
         has_left = 0 if place == self.folder.root else _DELETED if place is None else _MOVED
-        stop, memory, has_left = self.ranks.maximum(
-            self.stop_request.reason, peak_memory_bytes(self.learner.on_ranks.device_type), has_left
+        stop, memory, has_left, is_overdue = self.ranks.maximum(
+            self.stop_request.reason,
+            peak_memory_bytes(self.learner.on_ranks.device_type),
+            has_left,
+            int(self.timing.seems_overdue),
         )
-        self.stop, self.peak_memory_bytes = StopReason(stop), memory
+        self.stop, self.peak_memory_bytes, self.timing.is_overdue = StopReason(stop), memory, bool(is_overdue)
         if has_left:
             self._follow_folder(place)
 

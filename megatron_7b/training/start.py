@@ -27,6 +27,7 @@ from megatron_7b.training.run import Run
 from megatron_7b.training.run_folder import RunFolder, RunState, keep_metrics_until
 from megatron_7b.training.status import last_step, read_status, record_status
 from megatron_7b.training.teacher import keep_teacher
+from megatron_7b.training.timing import StepTiming
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ def open_run(
         loaders.enter_context(trainer.loader)
         if trainer.valid_loader is not None:
             loaders.enter_context(trainer.valid_loader)
-        yield Run(trainer, folder, ranks, stop_request, throughput)
+        learner = trainer.learner
+        timing = StepTiming(learner.clock, learner.config, ranks, stage=learner.layout.pp_rank + 1)
+        yield Run(trainer, folder, ranks, stop_request, throughput, timing)
         # All leave together: a launcher that sees one rank exit with 75 may end the one that still writes the status.
         ranks.maximum(0)
 

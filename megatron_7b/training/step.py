@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_7b.objective.microbatches import run_microbatches
-from megatron_7b.parallel.groups import broadcast_from_last_stage, sum_over_replicas
+from megatron_7b.parallel.groups import sum_over_replicas, sum_over_stages
 from megatron_7b.training.balance import take_balance
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_onl
     """Run all microbatches through all stages. Collective: all ranks."""
     objective, taught = learner.judging, None
     if learner.teacher is not None:
-        taught = learner.teacher.answers(batches, learner.objective)
+        with learner.clock.part("teacher"):
+            taught = learner.teacher.answers(batches, learner.objective)
     totals = run_microbatches(
         learner.model,
         batches,
@@ -84,7 +85,8 @@ def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_onl
         forward_only=forward_only,
         beside=taught,
     )
-    (loss_sum, num_tokens), *rows = broadcast_from_last_stage(sum_over_replicas(totals)).tolist()
+    with learner.clock.part("communication"):
+        (loss_sum, num_tokens), *rows = sum_over_stages(sum_over_replicas(totals)).tolist()
     further = {name: (total, number) for name, (total, number) in zip(objective.reported, rows, strict=True)}
     return Losses(loss_sum, int(num_tokens), further)
 
@@ -99,13 +101,16 @@ def train_step(learner: "Learner", batches: "Sequence[Batch]", learning_rate: fl
 
     Collective: all ranks.
     """
-    for chunk in learner.model:
-        chunk.train()
-        chunk.zero_grad_buffer()
-    learner.optimizer.zero_grad()
+    clock = learner.clock
+    with clock.part("optimizer"):
+        for chunk in learner.model:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        learner.optimizer.zero_grad()
     losses = _run_schedule(learner, batches, forward_only=False)
     losses = replace(losses, further={**losses.further, **take_balance(learner.config.model, len(batches))})
-    outcome = learner.optimizer.step(learning_rate)
+    with clock.part("optimizer"):
+        outcome = learner.optimizer.step(learning_rate)
     return StepResult(losses=losses, grad_norm=outcome.grad_norm, skipped=outcome.skipped)
 
 

@@ -33,6 +33,7 @@ from megatron_7b.model.on_ranks import ModelOnRanks, build_on_ranks  # noqa: E40
 from megatron_7b.objective import build_objective  # noqa: E402
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel  # noqa: E402
 from megatron_7b.parallel.groups import process_groups  # noqa: E402
+from megatron_7b.runtime.machine.part_clock import PartClock  # noqa: E402
 from megatron_7b.runtime.process.distributed import initialize_process  # noqa: E402
 from megatron_7b.training.learner import Learner  # noqa: E402
 from megatron_7b.training.step import train_step  # noqa: E402
@@ -67,7 +68,11 @@ def build(config: RunConfig, first: ModelOnRanks) -> Learner:
     model = wrap_data_parallel(list(chunks), config, process_groups())
     optimizer = Optimizer(model, config, params_dtype(config.precision, "cpu"))
     return Learner(
-        ModelOnRanks(config, first.layout, "cpu", chunks, adapter), model, optimizer, build_objective(config)
+        ModelOnRanks(config, first.layout, "cpu", chunks, adapter),
+        model,
+        optimizer,
+        build_objective(config),
+        PartClock("cpu"),
     )
 
 
