@@ -13,79 +13,55 @@ import pytest
 import torch
 
 from megatron_7b.config.schema import RunConfig
-from tests.support.conditioned_runs import (
-    BF16,
-    FP8,
-    FP32,
-    NUM_STEPS,
-    REFERENCE,
-    TF32,
-    Format,
-    check_curve,
-    check_gradients,
-    conditioned_config,
-    first_gradients,
-)
+from tests.support import gpu_variants
+from tests.support.conditioned_runs import BF16, REFERENCE, check_curve, check_gradients
+from tests.support.gpu_variants import FIRST, LOCAL_FP32, VARIANTS, Variant
+from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import run_steps
 
 pytestmark = pytest.mark.gpu
 
-SHARDED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 PACKED = {"seq_length": 128, "reset_attention_mask": True}
-UNCLIPPED = {"lr": 3e-4, "clip_grad": 0.0}
-IN_FP8 = {"params_dtype": "bf16", "fp8": "hybrid"}
+NAMES = [pytest.param(name, marks=pytest.mark.gpu_quick if name in FIRST else ()) for name in VARIANTS]
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """Layers, number formats and optimizer, and the format that decides how near FP32 it must stay."""
-
-    impl: str
-    precision: dict[str, Any]
-    number_format: Format
-    parallel: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-LOCAL_FP32 = Variant("local", {"params_dtype": "fp32"}, FP32)
-VARIANTS = {
-    "local fp32": LOCAL_FP32,
-    "local bf16": Variant("local", {"params_dtype": "bf16"}, BF16),
-    "TE fp32": Variant("transformer_engine", {"params_dtype": "fp32"}, TF32),  # its products are in TF32
-    "TE bf16": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16),
-    "TE bf16, sharded": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16, SHARDED),
-    "TE fp8": Variant("transformer_engine", IN_FP8, FP8),
-    "TE fp8 parameters": Variant("transformer_engine", {**IN_FP8, "fp8_param_gather": True}, FP8, SHARDED),
-    "TE fp8, bf16 moments": Variant("transformer_engine", {**IN_FP8, "optimizer_state_dtype": "bf16"}, FP8, SHARDED),
-}
+def runnable(variant: Variant) -> Variant:
+    """Return the variant, or skip the test if what it needs is not installed."""
+    if variant.impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
+        pytest.skip("Transformer Engine is not installed")
+    return variant
 
 
 def gpu_config(variant: Variant, **sections: dict[str, Any]) -> RunConfig:
-    """Return the conditioned run of a variant."""
-    if variant.impl == "transformer_engine" and importlib.util.find_spec("transformer_engine") is None:
-        pytest.skip("Transformer Engine is not installed")
-    return conditioned_config(variant.impl, variant.precision, variant.parallel, **sections)
+    return runnable(variant).config(**sections)
 
 
 def build(config: RunConfig) -> Any:
-    from megatron_7b.training.learner import build_learner
-
-    return build_learner(config, "cuda")
+    return gpu_variants.build(config, "cuda")
 
 
 def curve(config: RunConfig) -> list[tuple[float, float]]:
-    """Loss and gradient norm of every step of a fresh run, of which nothing is left."""
-    from megatron_7b.parallel.groups import leaving_process_groups
-
-    with leaving_process_groups():
-        return run_steps(build(config), range(NUM_STEPS))
+    return gpu_variants.curve(config, "cuda")
 
 
 def gradients(variant: Variant, **data: object) -> dict[str, torch.Tensor]:
-    """The first gradient of every parameter of a fresh run."""
-    from megatron_7b.parallel.groups import leaving_process_groups
+    return gpu_variants.gradients(runnable(variant), "cuda", **data)
 
-    with leaving_process_groups():
-        return first_gradients(build(gpu_config(variant, optimizer=UNCLIPPED, data={"seq_length": 128, **data})))
+
+def gradients_on_a_cpu(**data: object) -> dict[str, torch.Tensor]:
+    """Entry point of a rank, which computes on the CPU."""
+    return gpu_variants.gradients(LOCAL_FP32, "cpu", **data)
+
+
+@pytest.fixture(scope="module")
+def right_gradients() -> dict[str, torch.Tensor]:
+    (right,) = run_ranks(1, gradients_on_a_cpu)
+    return right
+
+
+def packed_gradients_on_a_cpu() -> dict[str, torch.Tensor]:
+    """Entry point of a rank, which computes on the CPU."""
+    return gradients_on_a_cpu(reset_attention_mask=True)
 
 
 @pytest.mark.parametrize("name", ["local bf16", "TE bf16"])
@@ -94,22 +70,22 @@ def test_packed_documents_follow_fp32(name: str) -> None:
     expected = curve(gpu_config(LOCAL_FP32, data=PACKED))
     print(name, check_curve(curve(gpu_config(VARIANTS[name], data=PACKED)), expected, VARIANTS[name].number_format))
     apart = {"reset_attention_mask": True}
-    actual, right = gradients(VARIANTS[name], **apart), gradients(LOCAL_FP32, **apart)
+    actual, (right,) = gradients(VARIANTS[name], **apart), run_ranks(1, packed_gradients_on_a_cpu)
     print(name, check_gradients(actual, right, VARIANTS[name].number_format))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_training_follows_a_cpu_in_fp32(name: str) -> None:
     """Twenty steps, within what the number format explains."""
     print(name, check_curve(curve(gpu_config(VARIANTS[name])), REFERENCE, VARIANTS[name].number_format))
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "local fp32"])
-def test_every_gradient_follows_fp32(name: str) -> None:
-    print(name, check_gradients(gradients(VARIANTS[name]), gradients(LOCAL_FP32), VARIANTS[name].number_format))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_gradient_follows_a_cpu_in_fp32(name: str, right_gradients: dict[str, torch.Tensor]) -> None:
+    print(name, check_gradients(gradients(VARIANTS[name]), right_gradients, VARIANTS[name].number_format))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
 def test_resume_is_exact(name: str, tmp_path: Path) -> None:
     """Parameters, main parameters, moments, and the generators that dropout draws from."""
     from megatron_7b.checkpoint.load import load_checkpoint
@@ -141,6 +117,7 @@ def test_recompute_changes_nothing(granularity: str) -> None:
     check_curve(curve(gpu_config(recomputed)), curve(gpu_config(VARIANTS["local bf16"])), BF16)
 
 
+@pytest.mark.gpu_quick
 def test_groups_take_no_memory_before_they_are_used() -> None:
     """What NCCL holds is outside of torch's allocator, so it shows only in what the device has left."""
     free, _ = torch.cuda.mem_get_info()
@@ -151,6 +128,7 @@ def test_groups_take_no_memory_before_they_are_used() -> None:
     assert taken < 2**30
 
 
+@pytest.mark.gpu_quick
 def test_initial_weights_are_those_of_the_cpu() -> None:
     """The seed and the names decide, not the device."""
     from megatron_7b.model.builder import named_canonical_parameters
