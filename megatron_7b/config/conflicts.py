@@ -10,6 +10,7 @@ from megatron_7b.config import (
     adapter_rules,
     architecture_rules,
     distillation_rules,
+    evaluation_rules,
     expert_rules,
     finetune_rules,
     head_rules,
@@ -32,6 +33,7 @@ _MODULES = (
     finetune_rules,
     distillation_rules,
     run_rules,
+    evaluation_rules,
 )
 """Those that have rules, in the order in which problems are told."""
 

@@ -173,7 +173,8 @@ class CheckpointConfig:
     keep_last: int = 3
     """Number of newest checkpoints to keep; 0 keeps all."""
     keep_best: str | None = None
-    """Keep the weights of the best validation as RUN/best: by validation_loss, or another figure of metrics.jsonl."""
+    """Keep the best weights as RUN/best: by validation_loss, by another figure of validations, or by one of
+    telemetry.eval_tasks such as eval/hellaswag/acc_norm."""
     asynchronous: bool = False
     """Write the checkpoints of the interval while training continues, from copies in host memory."""
     save_optimizer: bool = True
@@ -201,6 +202,22 @@ class TelemetryConfig:
     """Project in Weights & Biases."""
     plot: bool = True
     """Draw loss.png at the end."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness that the model is measured on as it trains: names, groups, or YAML files."""
+    eval_tasks_interval_steps: int = 0
+    """Steps between these measurements; 0 measures only at the end."""
+    eval_tasks_data: str | None = None
+    """Folder with the tasks' data sets, as for `evaluate --task-data`."""
+    eval_tasks_include_path: tuple[str, ...] = ()
+    """Folders with tasks of your own."""
+    eval_tasks_limit: int | None = None
+    """Only the first questions of each task; None: all."""
+    eval_tasks_num_fewshot: int | None = None
+    """Examples before each question; None: as the task says."""
+    eval_tasks_chat_template: bool = False
+    """Put questions into the tokenizer's chat template."""
+    eval_tasks_batch_size: int = 16
+    """Texts of tasks that share a forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)

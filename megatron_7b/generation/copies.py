@@ -66,6 +66,11 @@ class Copies:
             if not self._has_failed:  # others are then in the midst of the work, or gone
                 self._announce(None)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank failed in the midst of what all copies do."""
+        return self._has_failed
+
     def follow(self) -> None:
         """Do what the main rank hands out, on all other ranks, until it has no more. Collective: all ranks."""
         while (work := self._announce(None)) is not None:

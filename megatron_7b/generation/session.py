@@ -84,6 +84,7 @@ class Session:
         max_batch_size: Rows that share a forward pass.
         several_copies: As for `open_session`.
         beside: A session of the same layout, which stays open for longer: parameters that both have are held once.
+        model: The model, if it is there already and stays with whoever made it.
 
     Attributes:
         setup: What is known of the checkpoint: configuration, tokenizer, settings.
@@ -99,6 +100,7 @@ class Session:
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
         several_copies: bool = False,
         beside: "Session | None" = None,
+        model: "ModelOnRanks | None" = None,
     ) -> None:
         from megatron_7b.checkpoint.open_model import open_beside, opened_model
         from megatron_7b.generation.engine import GenerationEngine
@@ -106,10 +108,10 @@ class Session:
         self.setup = setup
         self._samples: dict[int, list[Sample]] = {}  # of a number of the engine
         with contextlib.ExitStack() as stack:
-            if beside is None:
-                model = stack.enter_context(opened_model(setup.folder, setup.config, fp32_on_cpu=fp32_on_cpu))
-            else:
+            if beside is not None:
                 model = open_beside(beside.model, setup.folder, setup.config, fp32_on_cpu=fp32_on_cpu)
+            elif model is None:
+                model = stack.enter_context(opened_model(setup.folder, setup.config, fp32_on_cpu=fp32_on_cpu))
             if not several_copies:
                 check_one_copy(model.layout, model.layout.world_size)
             self._engine = stack.enter_context(

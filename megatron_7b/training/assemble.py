@@ -28,6 +28,7 @@ from megatron_7b.training.prerequisites import companions_of_weights
 from megatron_7b.training.progress import Progress, read_progress
 from megatron_7b.training.run_data import open_run_data
 from megatron_7b.training.run_folder import RunFolder, check_run_folder
+from megatron_7b.training.run_tasks import RunTasks, open_tasks
 from megatron_7b.training.teacher_check import check_teacher
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Trainer:
         valid_loader: The same for validation; None where there is no validation data.
         companions: What checkpoints carry, as it is where the weights come from.
         tokenizer: That of the data; None if it is not known.
+        tasks: What the model is measured on as it trains, beside validation; None: no tasks.
     """
 
     learner: Learner
@@ -54,6 +56,7 @@ class Trainer:
     valid_loader: BatchLoader | None
     companions: Companions
     tokenizer: Tokenizer | None
+    tasks: RunTasks | None = None
 
 
 def build_trainer(config: RunConfig, run_dir: Path, adapter: Adapter | None = None) -> Trainer:
@@ -82,6 +85,7 @@ def build_trainer(config: RunConfig, run_dir: Path, adapter: Adapter | None = No
     progress = find_progress(folder, config, ranks)
     # Before the model, which takes longer: data that does not fit is refused at once.
     data = open_run_data(config, progress, ranks, objective=build_objective(config), tokenizer=tokenizer)
+    tasks = open_tasks(config, ranks, tokenizer)
     learner = build_learner(config, device_type, adapter=adapter)
     if tokenizer is None and learner.layout.is_main:
         logger.warning("the tokenizer is not known: checkpoints and exports will not include it; set data.tokenizer")
@@ -93,6 +97,7 @@ def build_trainer(config: RunConfig, run_dir: Path, adapter: Adapter | None = No
         valid_loader=_build_loader(learner, data.valid) if data.valid is not None else None,
         companions=companions,
         tokenizer=tokenizer,
+        tasks=tasks,
     )
 
 

@@ -22,9 +22,9 @@ from megatron_7b.training.checkpointing import (
     save_after_skipped_step,
     save_before_failing,
 )
-from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, perplexity
-from megatron_7b.training.report import Sink
+from megatron_7b.training.metrics import StepMetrics, TaskMetrics, ValidationMetrics, perplexity
 from megatron_7b.training.run import Run, Stopwatch
+from megatron_7b.training.sink import Sink
 from megatron_7b.training.status import note_step
 from megatron_7b.training.step import Losses, evaluate_step
 
@@ -49,6 +49,9 @@ class Hook:
 
     def after_validation(self, run: Run, metrics: ValidationMetrics) -> None:
         """Called after each validation, which comes after the step that it belongs to, or before the first one."""
+
+    def after_tasks(self, run: Run, metrics: TaskMetrics) -> None:
+        """Called after each measurement on tasks (`telemetry.eval_tasks`), which comes as validations do."""
 
     def before_failing(self, run: Run) -> None:
         """Called on all ranks if the run ends between two steps because something could not be read or written."""
@@ -118,6 +121,13 @@ class Reporting(Hook):
         with run.ranks.together(f"reporting the validation at step {metrics.step}"):
             for sink in self._sinks:
                 sink.write_validation(metrics)
+
+    @override
+    def after_tasks(self, run: Run, metrics: TaskMetrics) -> None:
+        """Write one measurement; raises as `after_step`."""
+        with run.ranks.together(f"reporting the tasks at step {metrics.step}"):
+            for sink in self._sinks:
+                sink.write_tasks(metrics)
 
 
 class StatusKeeping(Hook):

@@ -68,19 +68,34 @@ class ValidationMetrics:
     """Further means that the objective reports; in metrics.jsonl each has its own name after `validation_`."""
 
 
-def named_values(metrics: StepMetrics | ValidationMetrics) -> dict[str, float | None]:
-    """Return all values by name, those that the objective adds and those of reports included."""
+@dataclass(frozen=True, kw_only=True)
+class TaskMetrics:
+    """What the model at one step does on tasks, over all ranks."""
+
+    step: int
+    consumed_samples: int
+    consumed_tokens: int
+    evaluation_seconds: float
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """Figures and their standard errors, as `eval/arc_easy/acc` and `eval/arc_easy/acc_stderr`."""
+
+
+type Metrics = StepMetrics | ValidationMetrics | TaskMetrics
+
+
+def named_values(metrics: Metrics) -> dict[str, float | None]:
+    """Return all values by name, with those that the objective, reports or tasks add."""
     values: dict[str, float | None] = {
         name: value for name, value in vars(metrics).items() if name not in ("extra", "timing")
     }
-    prefix = "" if isinstance(metrics, StepMetrics) else "validation_"
+    prefix = "validation_" if isinstance(metrics, ValidationMetrics) else ""
     values |= {f"{prefix}{name}": value for name, value in metrics.extra.items()}
     if isinstance(metrics, StepMetrics) and metrics.timing is not None:
         values |= metrics.timing.values
     return values
 
 
-def to_json(metrics: StepMetrics | ValidationMetrics) -> str:
+def to_json(metrics: Metrics) -> str:
     """Return the line of metrics.jsonl, without its newline. JSON knows no NaN and no infinity: they become null."""
     values: dict[str, float | str | None] = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ from megatron_7b.config.schema import RunConfig, TelemetryConfig
 from megatron_7b.data import has_split
 from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
 from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.harness.running import check_harness
 from megatron_7b.objective import build_objective
 from megatron_7b.runtime.process.launch import is_rank
 from megatron_7b.training.history import find_start
@@ -73,8 +74,10 @@ def check_telemetry(telemetry: TelemetryConfig) -> None:
     """Refuse a configuration that needs a package which is not installed.
 
     Raises:
-        ConfigError: Weights & Biases is asked for and not installed.
+        ConfigError: Weights & Biases or tasks are asked for, and what they need is not installed.
     """
+    if telemetry.eval_tasks:
+        check_harness()
     if telemetry.wandb and find_spec("wandb") is None:
         raise ConfigError(
             "telemetry.wandb is true, but the package wandb is not installed",

@@ -5,30 +5,29 @@ TensorBoard and Weights & Biases write in threads of their own.
 """
 
 import logging
-import netrc
 import os
-import queue
-import threading
 import time
-import urllib.parse
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, override
+from typing import override
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from megatron_7b.config import config_to_dict
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.runtime.process.logs import console
-from megatron_7b.training.metrics import StepMetrics, ValidationMetrics, format_count, named_values, to_json
+from megatron_7b.training.metrics import (
+    Metrics,
+    StepMetrics,
+    TaskMetrics,
+    ValidationMetrics,
+    format_count,
+    to_json,
+)
 from megatron_7b.training.run_folder import RunFolder
+from megatron_7b.training.services import InBackground, open_services
+from megatron_7b.training.sink import Sink
 
 logger = logging.getLogger(__name__)
-
-CLOSING_SECONDS = 60.0
-"""How long the end of a run waits for a service to finish."""
 
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -39,57 +38,6 @@ WIDE_COLUMNS = 140
 """Width of a terminal on which a line has room for all figures of a step; a narrower one shows the most important."""
 _FURTHER_MEANS_SHOWN = 2
 """How many of the means that an objective reports beside its loss a line of a step has room for."""
-
-
-class Sink:
-    """Something that metrics are written to; methods that it does not override do nothing."""
-
-    def write_step(self, metrics: StepMetrics) -> None:
-        """Take the metrics of one step."""
-
-    def write_validation(self, metrics: ValidationMetrics) -> None:
-        """Take the metrics of one validation."""
-
-    def close(self) -> None:
-        """Flush, and release everything."""
-
-
-class InBackground(Sink):
-    """Feeds a sink from a thread of its own, and drops it for the rest of the run once it fails.
-
-    For services that plot curves: a full disk, a lost connection or a slow server must neither end nor delay training.
-    metrics.jsonl is not written like this: a run whose steps are not recorded must not continue.
-    """
-
-    def __init__(self, sink: Sink) -> None:
-        self._name = type(sink).__name__
-        self._actions: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._sink = sink
-        self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-        self._thread.start()
-
-    @override
-    def write_step(self, metrics: StepMetrics) -> None:
-        self._actions.put(lambda: self._sink.write_step(metrics))
-
-    @override
-    def write_validation(self, metrics: ValidationMetrics) -> None:
-        self._actions.put(lambda: self._sink.write_validation(metrics))
-
-    @override
-    def close(self) -> None:
-        self._actions.put(self._sink.close)
-        self._actions.put(None)
-        self._thread.join(CLOSING_SECONDS)
-        if self._thread.is_alive():
-            logger.warning("%s did not end within %g s and is left running", self._name, CLOSING_SECONDS)
-
-    def _work(self) -> None:
-        try:
-            while (action := self._actions.get()) is not None:
-                action()
-        except Exception as error:  # noqa: BLE001 (whatever a service throws)
-            logger.warning("%s failed and gets nothing more in this run: %s", self._name, error)
 
 
 class MetricsFile(Sink):
@@ -107,13 +55,17 @@ class MetricsFile(Sink):
         self._append(metrics)
 
     @override
+    def write_tasks(self, metrics: TaskMetrics) -> None:
+        self._append(metrics)
+
+    @override
     def close(self) -> None:
         """Close the file once everything is on the disk."""
         with self._named_in_errors(), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def _append(self, metrics: StepMetrics | ValidationMetrics) -> None:
+    def _append(self, metrics: Metrics) -> None:
         # Flushed line by line, so that the lines survive a killed process.
         with self._named_in_errors():
             self._file.write(to_json(metrics) + "\n")
@@ -125,104 +77,6 @@ class MetricsFile(Sink):
             yield
         except OSError as error:  # of a full disk, which names no file
             raise OSError(error.errno, error.strerror, self._file.name) from error
-
-
-def _scalars(metrics: StepMetrics | ValidationMetrics) -> Iterator[tuple[str, float]]:
-    """Yield (tag, value) of every known figure, for the services that plot curves over steps."""
-    for name, value in named_values(metrics).items():
-        if name == "step" or value is None:
-            continue
-        if isinstance(metrics, ValidationMetrics):
-            if name.startswith("validation_"):
-                yield f"validation/{name.removeprefix('validation_')}", value
-        else:
-            yield f"{'time' if _is_of_timing(name, metrics) else 'train'}/{name}", float(value)
-
-
-def _is_of_timing(name: str, metrics: StepMetrics) -> bool:
-    return metrics.timing is not None and name in metrics.timing.values
-
-
-class TensorBoard(Sink):
-    """Event files in R/tensorboard, continued without overlap when a run resumes."""
-
-    def __init__(self, folder: RunFolder, *, resumed_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # purge_step hides what an earlier start wrote about steps that are about to be repeated.
-        self._writer: Any = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1)
-
-    @override
-    def write_step(self, metrics: StepMetrics) -> None:
-        self._add(metrics)
-
-    @override
-    def write_validation(self, metrics: ValidationMetrics) -> None:
-        self._add(metrics)
-
-    @override
-    def close(self) -> None:
-        self._writer.close()
-
-    def _add(self, metrics: StepMetrics | ValidationMetrics) -> None:
-        for tag, value in _scalars(metrics):
-            self._writer.add_scalar(tag, value, metrics.step)
-
-
-class WeightsAndBiases(Sink):
-    """A run of Weights & Biases with the run folder's name; a resumed run continues the same curves."""
-
-    def __init__(self, wandb: ModuleType, folder: RunFolder, config: RunConfig) -> None:
-        self._run: Any = wandb.init(
-            project=config.telemetry.wandb_project,
-            name=folder.root.resolve().name,
-            id=_wandb_id(folder),
-            resume="allow",
-            dir=str(folder.root),
-            config=config_to_dict(config),
-            mode=_wandb_mode(),
-            settings=wandb.Settings(silent=True),
-        )
-        if self._run.offline:
-            logger.info("Weights & Biases is offline; upload later with: wandb sync %s", folder.root / "wandb")
-
-    @override
-    def write_step(self, metrics: StepMetrics) -> None:
-        self._run.log(dict(_scalars(metrics)), step=metrics.step)
-
-    @override
-    def write_validation(self, metrics: ValidationMetrics) -> None:
-        self._run.log(dict(_scalars(metrics)), step=metrics.step)
-
-    @override
-    def close(self) -> None:
-        self._run.finish()
-
-
-def _wandb_id(folder: RunFolder) -> str:
-    """Return the id of this run folder at the service, chosen at its first start."""
-    path = folder.root / "wandb_id"
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
-
-
-def _wandb_mode() -> str:
-    """Return the mode that the environment asks for, else `online` if there is an API key and `offline` if not.
-
-    Otherwise a run on a machine without a key would stop and ask for one.
-    """
-    return os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc().authenticators(str(host)) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class ProgressLine(Sink):
@@ -289,6 +143,10 @@ class LogLines(Sink):
     def write_validation(self, metrics: ValidationMetrics) -> None:
         logger.info("%s", _validation_line(metrics))
 
+    @override
+    def write_tasks(self, metrics: TaskMetrics) -> None:
+        logger.info("%s", _tasks_line(metrics))
+
 
 class Pace:
     """Estimates the remaining time from the pace so far, validation and saving included."""
@@ -341,6 +199,19 @@ def _validation_line(metrics: ValidationMetrics) -> str:
     return " · ".join(figures)
 
 
+def _tasks_line(metrics: TaskMetrics) -> str:
+    found = metrics.extra
+    figures = [
+        f"{name.removeprefix('eval/')} {value:.4f}"
+        + (f" ± {error:.4f}" if (error := found.get(f"{name}_stderr")) else "")
+        for name, value in found.items()
+        if not name.endswith("_stderr")
+    ]
+    return " · ".join(
+        [f"tasks at step {metrics.step}: {figures[0]}", *figures[1:], f"{metrics.evaluation_seconds:.1f} s"]
+    )
+
+
 def _further_means(metrics: StepMetrics | ValidationMetrics) -> list[str]:
     return [f"{name} {value:.4g}" for name, value in metrics.extra.items()]
 
@@ -357,7 +228,7 @@ def open_sinks(folder: RunFolder, config: RunConfig, *, resumed_step: int) -> It
     telemetry, train_steps = config.telemetry, config.training.train_steps
     sinks: list[Sink] = [MetricsFile(folder)]
     try:
-        sinks += [InBackground(service) for service in _services(folder, config, resumed_step)]
+        sinks += [InBackground(service) for service in open_services(folder, config, resumed_step)]
         if console.is_terminal:
             sinks.append(ProgressLine(resumed_step=resumed_step, train_steps=train_steps))
         sinks.append(
@@ -372,20 +243,3 @@ def open_sinks(folder: RunFolder, config: RunConfig, *, resumed_step: int) -> It
                 sink.close()
             except OSError as error:  # must not hide why the run ends, nor make one that has been saved look failed
                 logger.warning("%s did not end well: %s", type(sink).__name__, error)
-
-
-def _services(folder: RunFolder, config: RunConfig, resumed_step: int) -> Iterator[Sink]:
-    """Yield TensorBoard and Weights & Biases if configured; one that cannot be opened is left out."""
-    telemetry = config.telemetry
-    if telemetry.tensorboard:
-        try:
-            yield TensorBoard(folder, resumed_step=resumed_step)
-        except (ImportError, OSError) as error:
-            logger.warning("no TensorBoard files are written: %s", error)
-    if telemetry.wandb:
-        import wandb
-
-        try:
-            yield WeightsAndBiases(wandb, folder, config)
-        except (wandb.Error, OSError) as error:
-            logger.warning("Weights & Biases gets nothing in this run: %s", error)

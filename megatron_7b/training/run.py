@@ -42,6 +42,7 @@ class Run:
         stop: Why all ranks stop after the current step; NONE while they continue.
         peak_memory_bytes: Most memory that any rank has held.
         validated_step: Newest step with a validation in metrics.jsonl.
+        evaluated_step: Newest step with a measurement on tasks there.
         opened: The main rank's hold on the folder.
         saved: Progress at the newest checkpoint of the folder; None if there is none.
         resumed: Progress at the beginning of this start.
@@ -63,6 +64,7 @@ class Run:
     stop: StopReason = StopReason.NONE
     peak_memory_bytes: int = 0
     validated_step: int = 0
+    evaluated_step: int = 0
     opened: OpenFolder | None = None
     saved: Counters | None = None
     resumed: Counters = dataclasses.field(default_factory=Counters)

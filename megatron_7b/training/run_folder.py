@@ -217,9 +217,9 @@ def keep_metrics_until(folder: RunFolder, step: int) -> list[dict[str, object]]:
         step: Last step to keep; 0 empties the file.
 
     Returns:
-        The validation lines that were kept.
+        The lines that were kept of what is not a step: validations, and measurements on tasks.
     """
-    kept, repeated, validations, last_step = [], [], [], 0
+    kept, repeated, measured, last_step = [], [], [], 0
     for line, values in read_metrics(folder.metrics):
         line_step = values.get("step")
         if not isinstance(line_step, int):
@@ -229,15 +229,15 @@ def keep_metrics_until(folder: RunFolder, step: int) -> list[dict[str, object]]:
             continue
         kept.append(line)
         last_step = line_step
-        if "validation_loss" in values:
-            validations.append(values)
+        if "loss" not in values:
+            measured.append(values)
     if repeated:
         with folder.repeated_metrics.open("a", encoding="utf-8") as file:
             file.writelines(repeated)
         flush_to_disk(folder.repeated_metrics)
     replace_text(folder.metrics, "".join(kept))
     _say_what_does_not_fit(folder, step, last_step, has_repeated=bool(repeated))
-    return validations
+    return measured
 
 
 def _say_what_does_not_fit(folder: RunFolder, step: int, last_step: int, *, has_repeated: bool) -> None:

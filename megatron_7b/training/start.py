@@ -26,6 +26,7 @@ from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run import Run
 from megatron_7b.training.run_folder import RunFolder, RunState, keep_metrics_until
 from megatron_7b.training.status import last_step, read_status, record_status
+from megatron_7b.training.task_evaluation import TaskEvaluation
 from megatron_7b.training.teacher import keep_teacher
 from megatron_7b.training.timing import StepTiming
 
@@ -90,12 +91,15 @@ def resume(run: Run) -> None:
         CheckpointError: It is damaged, or does not fit the model.
     """
     load_starting_point(run)
-    validated_step = 0
+    validated, evaluated = 0, 0
     with run.ranks.together("cutting the metrics to the resumed step"):
         if run.ranks.is_main:
-            validations = keep_metrics_until(run.folder, run.step)
-            validated_step = max((int(str(values["step"])) for values in validations), default=0)
-    (run.validated_step,) = run.ranks.maximum(validated_step)
+            measured = keep_metrics_until(run.folder, run.step)
+            validated, evaluated = (
+                max((int(str(values["step"])) for values in measured if name in values), default=0)
+                for name in ("validation_loss", "evaluation_seconds")
+            )
+    run.validated_step, run.evaluated_step = run.ranks.maximum(validated, evaluated)
 
 
 @contextlib.contextmanager
@@ -113,8 +117,11 @@ def _build_hooks(run: Run, callers: Sequence[Hook]) -> Iterator[list[Hook]]:
         guard = NonfiniteGuard(run.config.training.max_consecutive_nonfinite_steps)
         metric, patience = run.config.checkpoint.keep_best, run.config.training.early_stop_validations
         best = [] if metric is None else [KeepingBest(metric, patience)]
-        validation = Validation([reporting, *best, *callers])
-        yield [*best, reporting, StatusKeeping(), guard, validation, *callers, Saving()]
+        listeners = [reporting, *best, *callers]
+        measuring: list[Hook] = [Validation(listeners)]
+        if run.trainer.tasks is not None:
+            measuring.append(TaskEvaluation(run.trainer.tasks, listeners))
+        yield [*best, reporting, StatusKeeping(), guard, *measuring, *callers, Saving()]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from megatron_7b.config.architecture_rules import RULES as ARCHITECTURE_RULES
 from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.distillation_rules import FILE_RULES as DISTILLATION_FILE_RULES
 from megatron_7b.config.distillation_rules import RULES as DISTILLATION_RULES
+from megatron_7b.config.evaluation_rules import RULES as EVALUATION_RULES
 from megatron_7b.config.expert_rules import RULES as EXPERT_RULES
 from megatron_7b.config.model_rules import RULES as MODEL_RULES
 from megatron_7b.config.optimizer_config import OptimizerConfig
@@ -27,7 +28,15 @@ EP = "parallel.expert_model_parallel_size"
 VP = "parallel.virtual_pipeline_model_parallel_size"
 SHARDED = "parallel.use_distributed_optimizer"
 
-RULES = [*MODEL_RULES, *ARCHITECTURE_RULES, *DISTILLATION_RULES, *EXPERT_RULES, *OPTIMIZER_RULES, *RUN_RULES]
+RULES = [
+    *MODEL_RULES,
+    *ARCHITECTURE_RULES,
+    *DISTILLATION_RULES,
+    *EXPERT_RULES,
+    *OPTIMIZER_RULES,
+    *RUN_RULES,
+    *EVALUATION_RULES,
+]
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
 MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
@@ -68,6 +77,15 @@ CASES = [
         "training.early_stop_validations",
         "ranks fall until the last step",
     ),
+    ({"checkpoint.keep_best": "eval/arc_easy/acc"}, 1, "checkpoint.keep_best", "needs telemetry.eval_tasks"),
+    ({"telemetry.eval_tasks": ["a"], **BERT}, 1, "telemetry.eval_tasks", "measured on decoders"),
+    (
+        {"telemetry.eval_tasks": ["a"], PP: 2, VP: 2},
+        2,
+        "telemetry.eval_tasks",
+        "tasks cannot be measured during a run with parallel.virtual",
+    ),
+    ({"telemetry.eval_tasks_limit": 5}, 1, "telemetry.eval_tasks_limit", "only applies with telemetry.eval_tasks"),
     ({"training.early_stop_validations": 2}, 1, "training.early_stop_validations", "needs checkpoint.keep_best"),
     ({"model.num_attention_heads": 7}, 1, "model.num_attention_heads", "must divide model.hidden_size = 256"),
     ({"model.hidden_size": 264}, 1, "model.num_attention_heads", "33 wide"),

@@ -12,6 +12,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.harness.running import DEFAULT_NEW_TOKENS
 from megatron_7b.generation.copies import Copies
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
@@ -21,8 +22,7 @@ from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation, has_
 type Ids = list[int]
 
 _AT_ONCE = 128
-"""Requests between two reports of progress."""
-_DEFAULT_NEW_TOKENS = 256
+"""Requests between two reports of progress, unless fewer are wanted."""
 
 
 class MegatronLM(TemplateLM):
@@ -31,10 +31,12 @@ class MegatronLM(TemplateLM):
     Args:
         copies: The model, of which this is the leading rank.
         report: Takes what is being done, requests done and requests in all.
+        at_once: Requests between two reports.
     """
 
-    def __init__(self, copies: Copies, report: Callable[[str, int, int], None]) -> None:
+    def __init__(self, copies: Copies, report: Callable[[str, int, int], None], *, at_once: int | None = None) -> None:
         super().__init__()
+        self._at_once = at_once or _AT_ONCE
         self._copies, self._report = copies, report
         self._setup = copies.session.setup
         self._template: ChatTemplate | None = None
@@ -105,8 +107,8 @@ class MegatronLM(TemplateLM):
         # In alphabetical order, so that what begins alike is in one portion.
         order = sorted(range(len(asked)), key=lambda number: asked[number].context_ids)
         found: dict[int, tuple[float, bool]] = {}
-        for first in range(0, len(order), _AT_ONCE):
-            some = order[first : first + _AT_ONCE]
+        for first in range(0, len(order), self._at_once):
+            some = order[first : first + self._at_once]
             scores = self._copies.score([asked[number] for number in some])
             found |= {
                 number: (score.log_likelihood, score.is_greedy) for number, score in zip(some, scores, strict=True)
@@ -137,15 +139,15 @@ class MegatronLM(TemplateLM):
         """Continue texts up to the texts that end them."""
         asked = [self._generation(*request.args) for request in requests]
         texts: list[str] = []
-        for first in range(0, len(asked), _AT_ONCE):
-            prompts, options = zip(*asked[first : first + _AT_ONCE], strict=True)
+        for first in range(0, len(asked), self._at_once):
+            prompts, options = zip(*asked[first : first + self._at_once], strict=True)
             texts += [one.text for one in self._copies.generate(prompts, options)]
             if not disable_tqdm:
                 self._report("generated", len(texts), len(asked))
         return texts
 
     def _generation(self, context: str, gen_kwargs: dict[str, Any]) -> tuple[Prompt, GenerationOptions]:
-        kwargs = normalize_gen_kwargs(dict(gen_kwargs), _DEFAULT_NEW_TOKENS)
+        kwargs = normalize_gen_kwargs(dict(gen_kwargs), DEFAULT_NEW_TOKENS)
         until = handle_stop_sequences(kwargs.get("until"), eos=self._setup.tokenizer.spell(self.eot_token_id))
         max_new_tokens = int(kwargs["max_gen_toks"])
         if max_new_tokens >= self.max_length:

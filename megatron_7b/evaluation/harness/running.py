@@ -18,7 +18,12 @@ from megatron_7b.generation.setup import GenerationSetup
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+    from megatron_7b.generation.copies import Copies
+
 type Report = Callable[[str, int, int], None]
+
+DEFAULT_NEW_TOKENS = 256
+"""Of a task that does not say how long its answers are, as the harness has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,7 @@ def evaluate_tasks(
             return None
         assert tasks is not None
         with copies.led():
-            return _run(copies, tasks, options, report or (lambda *_: None))
+            return run_tasks(copies, tasks, options, report or (lambda *_: None))
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,63 @@ class LoadedTasks:
 
     loaded: list[Any]
     manager: "TaskManager"
+
+    def check_lengths(self, context: int, new_tokens: int | None = None) -> None:
+        """Refuse tasks whose answers are longer than a model's context.
+
+        Args:
+            context: Tokens of the longest text.
+            new_tokens: What the options ask for in place of what the tasks do.
+
+        Raises:
+            ConfigError: There is one.
+        """
+        for task in self.tasks():
+            if task.OUTPUT_TYPE != "generate_until":
+                continue
+            kwargs = task.config.generation_kwargs or {}
+            wanted = new_tokens or int(kwargs.get("max_gen_toks") or DEFAULT_NEW_TOKENS)
+            if wanted >= context:
+                raise ConfigError(
+                    f"task {task.task_name} asks for texts of {wanted} tokens, but the model's context is {context}",
+                    hint="generation_kwargs: {max_gen_toks: N} in its YAML file asks for fewer; so does `evaluate "
+                    "--gen-kwargs max_gen_toks=N`",
+                )
+
+    def tasks(self) -> list[Any]:
+        """Return all tasks, those of groups included."""
+        return [
+            task for one in self.loaded for task in (one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one])
+        ]
+
+    def directions(self) -> dict[str, bool]:
+        """Return the measures, as `Measure.path` names them, and whether a larger figure is the better one.
+
+        A group has those of its aggregate; a measure of which the harness does not know which way is better is left
+        out.
+        """
+        found: dict[str, bool] = {}
+        for one in self.loaded:
+            members = one.get_all_tasks() if hasattr(one, "get_all_tasks") else [one]
+            for task in members:
+                found |= _directions(task)
+            for group in [one, *one.get_all_groups()] if members != [one] else []:
+                measured = {entry.metric for entry in group.aggregate_metric_list or ()}
+                for path, larger in [entry for task in members for entry in _directions(task).items()]:
+                    _, measure, *rest = path.split("/")
+                    if measure in measured:
+                        found["/".join([group.name, measure, *rest])] = larger
+        return found
+
+
+def _directions(task: Any) -> dict[str, bool]:
+    filters = [one.name for one in getattr(task, "_filters", ())] or ["none"]
+    return {
+        "/".join([task.task_name, measure, *([] if name == "none" else [name])]): larger
+        for measure, larger in task.higher_is_better().items()
+        if larger is not None
+        for name in filters
+    }
 
 
 def load_tasks(options: HarnessOptions) -> LoadedTasks:
@@ -155,13 +217,24 @@ def load_tasks(options: HarnessOptions) -> LoadedTasks:
     return LoadedTasks(loaded, manager)
 
 
-def _run(copies: Any, tasks: LoadedTasks, options: HarnessOptions, report: Report) -> TaskResults:
+def run_tasks(
+    copies: "Copies", tasks: LoadedTasks, options: HarnessOptions, report: Report, *, at_once: int | None = None
+) -> TaskResults:
+    """Measure a model on tasks, on the main rank, while it leads the others.
+
+    Args:
+        copies: The model.
+        tasks: From `load_tasks`, of the same options.
+        options: How.
+        report: Takes what is being done, requests done and requests in all; what it raises ends the measuring.
+        at_once: Requests between two reports; None: many, which is fastest.
+    """
     import lm_eval
 
     from megatron_7b.evaluation.harness.language_model import MegatronLM
 
     content = lm_eval.simple_evaluate(
-        model=MegatronLM(copies, report),
+        model=MegatronLM(copies, report, at_once=at_once),
         tasks=tasks.loaded,
         task_manager=tasks.manager,
         num_fewshot=options.num_fewshot,
