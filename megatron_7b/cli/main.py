@@ -20,7 +20,7 @@ from megatron_7b.runtime.process.launched import join_launcher, record_failure
 from megatron_7b.runtime.process.terminal import finish_output, say
 
 COMMANDS = {
-    "look around": ("doctor", "config"),
+    "look around": ("doctor", "config", "plan"),
     "text to tokens": ("tokenizer", "preprocess", "data"),
     "tokens to a model": ("pretrain", "finetune"),
     "how good it is": ("evaluate", "compare", "parity"),

@@ -148,7 +148,7 @@ def _config_sources(argv: Sequence[str]) -> list[str]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", nargs="*", default=[])
     sources = finder.parse_known_args([argument for argument in argv if argument not in ("-h", "--help")])[0].config
-    return list(sources)
+    return [source for source in sources if source != "auto"]  # which stands for a layout, not for a file
 
 
 def _describe_options(config: object) -> Iterator[str]:

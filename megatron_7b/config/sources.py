@@ -105,6 +105,11 @@ def _locate(name: str, *, relative_to: Path) -> Path:
         return path
     if path.suffix in (".yaml", ".yml") or "/" in name:
         raise ConfigError(f"no configuration file {path}", hint="give the path of a YAML file, or a preset's name")
+    if name == "auto":
+        raise ConfigError(
+            "--config auto chooses a layout for this machine, which only `megatron-7b pretrain` does",
+            hint="`megatron-7b plan` finds layouts for this machine (--gpu cpu) and for others",
+        )
     guess = nearest(name, preset_names())
     raise ConfigError(
         f"unknown preset {name!r}" + (f"; did you mean {guess}?" if guess else ""),

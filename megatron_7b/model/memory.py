@@ -66,7 +66,6 @@ def training_need(
     elements = count_held_parameters(config.model, layout, adapter=adapter)
     trained = count_held_parameters(config.model, layout, adapter=adapter, counts=is_trained)
     replicas = layout.dp_size * layout.cp_size if config.parallel.use_distributed_optimizer else 1
-    main_parameter = 0 if bytes_per_parameter == 4 else 4
     parallel, training = config.parallel, config.training
     kept_layers = config.model.num_layers // layout.pp_size
     if parallel.recompute_granularity == "full" and parallel.recompute_method == "uniform":
@@ -78,7 +77,7 @@ def training_need(
         parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter)
         - _saved_by_four_bits(config, layout, adapter, bytes_per_parameter),
         gradients=trained * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
-        optimizer=(trained * main_parameter + _state_bytes(config, layout, adapter, is_trained)) // replicas,
+        optimizer=_optimizer_bytes(config, layout, adapter, bytes_per_parameter),
         activations=tokens * config.model.hidden_size * bytes_per_parameter * kept_layers,
     )
     if not config.checkpoint.asynchronous:
@@ -123,6 +122,28 @@ def _trained_by(model: ModelConfig, adapter: Adapter | None) -> Callable[[Parame
         return _all
     trained = adapter.trained_names(parameter_table(model, model.vocab_size or 1))
     return lambda row: row.name in trained
+
+
+def _optimizer_bytes(
+    config: RunConfig, layout: ParallelLayout, adapter: Adapter | None, bytes_per_parameter: int
+) -> int:
+    """Return the bytes of a rank's share of main parameters and of what the optimizer keeps beside them."""
+    is_trained = _trained_by(config.model, adapter)
+    main = 0 if bytes_per_parameter == 4 else 4
+    if main and config.precision.optimizer_state_dtype == "bf16" and not config.precision.fp8_param_gather:
+        main = 2  # Transformer Engine keeps of a main parameter what the working one lacks
+
+    def whole(counts: Callable[[Parameter], bool]) -> int:
+        elements = count_held_parameters(config.model, layout, adapter=adapter, counts=counts)
+        return elements * main + _state_bytes(config, layout, adapter, counts)
+
+    if not config.parallel.use_distributed_optimizer:
+        return whole(is_trained)
+    replicas = layout.dp_size * layout.cp_size
+    experts = 0
+    if config.model.num_moe_experts is not None:  # those of an expert are fewer
+        experts = whole(lambda row: is_trained(row) and row.expert is not None)
+    return (whole(is_trained) - experts) // replicas + experts // (replicas // layout.ep_size)
 
 
 def _state_bytes(

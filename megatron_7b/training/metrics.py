@@ -15,7 +15,8 @@ from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.sizes import flops_per_token
 from megatron_7b.objective import build_objective
 from megatron_7b.runtime.machine.device import DeviceType
-from megatron_7b.runtime.machine.hardware import MatmulFormat, device_name, peak_tflops
+from megatron_7b.runtime.machine.hardware import device_name
+from megatron_7b.runtime.machine.peak_rates import MatmulFormat, peak_tflops
 from megatron_7b.training.timing import Timing
 
 

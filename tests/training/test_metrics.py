@@ -6,7 +6,8 @@ import math
 import pytest
 
 from megatron_7b.config import load_config
-from megatron_7b.runtime.machine.hardware import device_name, peak_memory_bytes, peak_tflops
+from megatron_7b.runtime.machine.hardware import device_name, peak_memory_bytes
+from megatron_7b.runtime.machine.peak_rates import peak_tflops
 from megatron_7b.training.metrics import (
     StepMetrics,
     Throughput,

@@ -4,9 +4,11 @@
 
 The same command continues from the newest checkpoint of R. With `--checkpoint.initialize-from C` a fresh run starts
 from C's weights and takes the shape of the model from C, whatever the preset says. Under torchrun
-(`torchrun … -m megatron_7b pretrain …`) every process is a rank already and `--nproc` is left out.
+(`torchrun … -m megatron_7b pretrain …`) every process is a rank already and `--nproc` is left out. `--config NAME auto`
+has the layout chosen for this machine (docs/planning.md).
 """
 
+from megatron_7b.cli.automatic import with_layout
 from megatron_7b.cli.options import CommandLine, parse_arguments
 from megatron_7b.cli.ranks import given_world_size
 from megatron_7b.cli.training_run import train, training_parser, with_teacher
@@ -25,7 +27,7 @@ def main(argv: list[str]) -> int:
     Raises:
         ConfigError: Before torch is imported and before anything is written, with all problems in one message.
     """
-    command_line = parse_arguments(training_parser("pretrain", SUMMARY), argv)
+    command_line, argv = with_layout(parse_arguments(training_parser("pretrain", SUMMARY), argv), argv)
     config, world_size = _checked_config(command_line)
     return train(["pretrain", *argv], command_line.flags, config, world_size)
 

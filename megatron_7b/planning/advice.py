@@ -1,0 +1,84 @@
+"""What to change if a run fits at no layout: changes that were tried, one by one, and fit."""
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, replace
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import ConfigError
+from megatron_7b.planning.devices import GPUS, Device
+from megatron_7b.planning.planner import Candidate, plan
+
+_MOST_GPUS = 64
+"""Times as many are tried at most."""
+_SHORTEST = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """One change with which the run fits.
+
+    Attributes:
+        change: In words, with the option.
+        candidate: The first choice then.
+    """
+
+    change: str
+    candidate: Candidate
+
+
+def what_would_fit(
+    config: RunConfig, *, gpus: int, device: Device, given: Set[str] = frozenset(), predicted_share: float = 1.0
+) -> list[Advice]:
+    """Return changes of the run or of the devices with which it fits, the mildest first.
+
+    Args:
+        config: The run, which fits at no layout.
+        gpus: Ranks.
+        device: Of each.
+        given: As for `plan`.
+        predicted_share: As for `plan`.
+    """
+
+    def best(config: RunConfig, gpus: int, device: Device) -> Candidate | None:
+        try:
+            return plan(config, gpus=gpus, gpu=device, given=given, predicted_share=predicted_share, limit=1).best
+        except ConfigError:  # a number of ranks that divides nothing, or a change that a rule forbids
+            return None
+
+    found = []
+    for change, changed in _changes(config, device):
+        if candidate := best(changed, gpus, device):
+            found.append(Advice(change=change, candidate=candidate))
+    found += _more_gpus(lambda number: best(config, number, device), gpus, device)
+    for larger in GPUS.values() if device.type == "cuda" else ():
+        if larger.memory_bytes > device.memory_bytes and (candidate := best(config, gpus, larger)):
+            found.append(Advice(change=f"--gpu {larger.name}: {larger.title}", candidate=candidate))
+            break
+    return found
+
+
+def _changes(config: RunConfig, device: Device) -> Iterator[tuple[str, RunConfig]]:
+    precision, optimizer = config.precision, config.optimizer
+    if precision.grad_reduce_in_fp32 and device.type == "cuda":
+        changed = replace(precision, grad_reduce_in_fp32=False)
+        yield "--precision.grad-reduce-in-fp32 False: gradients in BF16", replace(config, precision=changed)
+    if device.type == "cuda" and precision.optimizer_state_dtype == "fp32" and optimizer.name in ("adamw", "adam"):
+        changed = replace(precision, optimizer_state_dtype="bf16")
+        yield "--precision.optimizer-state-dtype bf16: moments in BF16", replace(config, precision=changed)
+        changed = replace(changed, grad_reduce_in_fp32=False)
+        yield "both of these: moments and gradients in BF16", replace(config, precision=changed)
+    length = config.data.seq_length // 2
+    if length >= _SHORTEST:
+        changed_data = replace(config.data, seq_length=length)
+        yield f"--data.seq-length {length}: shorter samples", replace(config, data=changed_data)
+
+
+def _more_gpus(best: Callable[[int], Candidate | None], gpus: int, device: Device) -> Iterator[Advice]:
+    if device.type == "cpu":
+        return
+    number = gpus
+    while number < gpus * _MOST_GPUS:
+        number *= 2
+        if candidate := best(number):
+            yield Advice(change=f"--gpus {number}: more of them", candidate=candidate)
+            return

@@ -1,0 +1,282 @@
+"""How long a step takes, by part, as arithmetic: rates of the device, work of the model, bytes on the links.
+
+A matrix product takes the longer of its arithmetic and its memory traffic; element-wise work is traffic alone;
+communication counts as far as nothing is computed meanwhile. The last pipeline stage, which has the output layer, sets
+the pace. docs/planning.md says which runs the rates were fitted to, and how far the others are off.
+"""
+
+from dataclasses import dataclass, fields
+
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.model.kinds import kind_of
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.planning.communication import Links
+from megatron_7b.planning.counts import Group, ModelCounts
+from megatron_7b.planning.devices import Device
+from megatron_7b.planning.memory import working_width
+
+_SMALL_DIMENSION = 128
+"""Matrix products reach half of their rate, by each of their dimensions, where it is this small."""
+_SHORT_SEQUENCE = 1024
+"""Attention reaches half of its rate at this length."""
+_LOSS_BYTES_PER_LOGIT = {"cuda": 80, "cpu": 12}
+_OPTIMIZER_BYTES = 34
+"""Read and written per element of a rank's share: gradient, main parameter, two moments, working parameter, norm."""
+_HOST_SECONDS = {"cuda": 0.8e-3, "cpu": 0.4e-3}
+"""That a processor takes to start the kernels of one layer, forward and backward; more with FP8."""
+_SHARE_BETWEEN_KERNELS = {"bf16": 0.02, "fp8": 0.06, "fp32": 0.02}
+"""Of the time that kernels take, nothing runs for as long as this."""
+_OVERLAP = 0.85
+"""Of what could be overlapped, this much is: the rest slows down what it runs beside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """Seconds of one step by part, on the rank that all others wait for.
+
+    Attributes:
+        matrix_products: Of layers and output layer, forward and backward.
+        attention: Scores and weighted values.
+        memory_bound: Norms, activations, residuals, rotary embedding, loss.
+        recompute: The forward passes that are done a second time.
+        tensor_parallel: Communication of tensor and sequence parallelism that nothing hides.
+        context_parallel: Of keys and values between context-parallel ranks.
+        expert_parallel: Of tokens to their experts and back.
+        pipeline: Activations between stages, and waiting at both ends of a step (the bubble).
+        data_parallel: Gradients and updated parameters, as far as nothing hides them.
+        optimizer: The update of this rank's share.
+        host: Time in which the device waits for the processor that starts its kernels.
+    """
+
+    matrix_products: float
+    attention: float
+    memory_bound: float
+    recompute: float
+    tensor_parallel: float
+    context_parallel: float
+    expert_parallel: float
+    pipeline: float
+    data_parallel: float
+    optimizer: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return float(sum(getattr(self, field.name) for field in fields(self)))
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the seconds by part, and their sum as `total`."""
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "total": self.total}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compute:
+    """Seconds of one microbatch, forward and backward."""
+
+    products: float = 0.0
+    attention: float = 0.0
+    memory: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.memory
+
+    def times(self, factor: float) -> "_Compute":
+        """Return the same for several layers."""
+        return _Compute(products=self.products * factor, attention=self.attention * factor, memory=self.memory * factor)
+
+
+class StepTimer:
+    """Predicts the steps of one model on one kind of device; what layouts share is computed once.
+
+    Args:
+        counts: The model's parameters.
+        device: One rank's.
+        predicted_share: How many tokens pass the output layer, for each that is read.
+    """
+
+    def __init__(self, counts: ModelCounts, device: Device, *, predicted_share: float = 1.0) -> None:
+        self._counts, self._device, self._share = counts, device, predicted_share
+        self._computed: dict[object, tuple[_Compute, _Compute]] = {}
+
+    def step_time(self, config: RunConfig, layout: ParallelLayout) -> StepTime:
+        """Return how long a step takes.
+
+        Args:
+            config: The run at this layout; the global batch is a multiple of what all replicas take at once.
+            layout: Position of a rank of the last stage.
+        """
+        parallel, training = config.parallel, config.training
+        links = Links(self._device, layout)
+        layer, head = self._compute(config, layout)
+        number = max(1, training.global_batch_size // (training.micro_batch_size * layout.dp_size))
+        layers = self._counts.num_layers / layout.pp_size
+        stage = layer.times(layers)
+        again = self._recomputed_share(config, layout) * stage.total / 3
+        width = working_width(config, self._device)
+        tokens = training.micro_batch_size * config.data.seq_length / layout.cp_size
+        states = tokens * config.model.hidden_size * width
+        tensor = layers * links.tensor_parallel_seconds(states, stage.products / layers)
+        context = layers * links.context_parallel_seconds(
+            tokens * 2 * config.model.query_groups * config.model.head_width * width / layout.tp_size, layer.attention
+        )
+        expert = (
+            self._expert_layers(config)
+            / layout.pp_size
+            * links.expert_parallel_seconds(states * config.model.moe_router_topk)
+        )
+        of_stage = stage.total + again + tensor + context + expert
+        pipeline = 0.0
+        if layout.pp_size > 1:
+            divided = layout.tp_size if parallel.sequence_parallel else 1
+            pipeline = (layout.pp_size - 1) * of_stage / layout.num_chunks
+            pipeline += links.pipeline_seconds(states / divided, number)
+        busy = number * (of_stage + head.total)
+        gaps = busy * _SHARE_BETWEEN_KERNELS[self._format(config)]
+        starting = number * layers * _HOST_SECONDS[self._device.type] * (1.5 if config.precision.fp8 != "none" else 1)
+        data, update = self._update(config, layout, links, window=of_stage + head.total)
+        return StepTime(
+            matrix_products=number * (stage.products + head.products),
+            attention=number * stage.attention,
+            memory_bound=number * (stage.memory + head.memory),
+            recompute=number * again,
+            tensor_parallel=number * tensor,
+            context_parallel=number * context,
+            expert_parallel=number * expert,
+            pipeline=pipeline,
+            data_parallel=data,
+            optimizer=update,
+            host=max(gaps, starting - busy),
+        )
+
+    def _compute(self, config: RunConfig, layout: ParallelLayout) -> tuple[_Compute, _Compute]:
+        """Return what one layer and what the output layer take for a microbatch, forward and backward."""
+        size = config.training.micro_batch_size
+        sp = config.parallel.sequence_parallel
+        key = (layout.tp_size, layout.cp_size, layout.ep_size, size, sp)
+        if key not in self._computed:
+            self._computed[key] = self._layer(config, layout), self._head(config, layout)
+        return self._computed[key]
+
+    def _tokens(self, config: RunConfig, layout: ParallelLayout) -> float:
+        return config.training.micro_batch_size * config.data.seq_length / layout.cp_size
+
+    def _layer(self, config: RunConfig, layout: ParallelLayout) -> _Compute:
+        model, device, tokens = config.model, self._device, self._tokens(config, layout)
+        num_layers = self._counts.num_layers
+        products = sum(
+            number / num_layers * self._product(config, layout, group, tokens)
+            for group, number in self._counts.multiplied()
+            if group.part == "layers"
+        )
+        attended = kind_of(model).attended_positions(model, config.data.seq_length, self._share) / num_layers
+        flops = 3 * 4 * attended * model.num_attention_heads * model.head_width / layout.tp_size * tokens
+        length = config.data.seq_length
+        rate = device.flops["bf16" if working_width(config, device) == 2 else "fp32"]
+        reached = device.efficiency.attention * length / (length + _SHORT_SEQUENCE)
+        return _Compute(
+            products=products,
+            attention=flops / (rate * reached),
+            memory=tokens * self._layer_traffic(config, layout) / self._bandwidth,
+        )
+
+    def _head(self, config: RunConfig, layout: ParallelLayout) -> _Compute:
+        tokens = self._tokens(config, layout) * self._share
+        products = sum(
+            number * self._product(config, layout, group, tokens, in_fp8=False)
+            for group, number in self._counts.multiplied()
+            if group.part != "layers"
+        )
+        logits = tokens * (config.model.vocab_size or 1) / layout.tp_size if not config.model.has_head else 0.0
+        return _Compute(products=products, memory=logits * _LOSS_BYTES_PER_LOGIT[self._device.type] / self._bandwidth)
+
+    def _product(
+        self, config: RunConfig, layout: ParallelLayout, group: Group, tokens: float, *, in_fp8: bool = True
+    ) -> float:
+        """Return the seconds that one matrix takes, forward and backward."""
+        device, width = self._device, working_width(config, self._device)
+        outputs, inputs = (float(size) for size in (group.shape[0], group.shape[-1]))
+        if group.tp_dim == 0:
+            outputs /= layout.tp_size
+        elif group.tp_dim == 1:
+            inputs /= layout.tp_size
+        rows, matrices = tokens * group.share_of_tokens, 1.0
+        if group.is_expert:  # a rank has fewer experts, each of which takes tokens of all ranks that share them
+            rows, matrices = rows * layout.ep_size, 1.0 / layout.ep_size
+        in_fp8 = in_fp8 and config.precision.fp8 != "none" and "fp8" in device.flops
+        kind = "fp8" if in_fp8 else "bf16" if width == 2 else "fp32"
+        efficiency = device.efficiency.fp8_products if in_fp8 else device.efficiency.matrix_products
+        for size in (rows, outputs, inputs):
+            efficiency *= size / (size + _SMALL_DIMENSION)
+        flops = 2 * rows * outputs * inputs
+        traffic = (rows * (outputs + inputs) + outputs * inputs) * width
+        seconds = max(flops / (device.flops[kind] * efficiency), traffic / self._bandwidth)
+        if in_fp8:  # activations and their gradients are cast, and transposed for the weights' gradient
+            seconds += rows * (outputs + inputs) * 2 / self._bandwidth / 3
+        passes = 3 if group.is_trained else 2
+        return matrices * passes * seconds
+
+    @property
+    def _bandwidth(self) -> float:
+        return self._device.memory_bandwidth * self._device.efficiency.memory
+
+    def _layer_traffic(self, config: RunConfig, layout: ParallelLayout) -> float:
+        """Return the bytes per token that a layer's element-wise work reads and writes, forward and backward."""
+        model, tp = config.model, layout.tp_size
+        divided = tp if config.parallel.sequence_parallel else 1
+        elements = 22 * model.hidden_size / divided
+        if model.traits.position_embedding_type == "rope":
+            elements += 4 * (model.num_attention_heads + model.query_groups) * model.head_width / tp
+        per_inner = 8 if model.traits.gated_linear_unit else 6
+        if model.num_moe_experts is None:
+            elements += per_inner * model.ffn_hidden_size / tp
+        else:
+            elements += model.moe_router_topk * (per_inner * model.expert_width / tp + 12 * model.hidden_size / divided)
+        return elements * working_width(config, self._device)
+
+    def _expert_layers(self, config: RunConfig) -> int:
+        return self._counts.num_layers if config.model.num_moe_experts is not None else 0
+
+    def _recomputed_share(self, config: RunConfig, layout: ParallelLayout) -> float:
+        """Return the share of a stage's forward pass that is done twice."""
+        parallel = config.parallel
+        if parallel.recompute_granularity == "none":
+            return 0.0
+        if parallel.recompute_granularity == "selective":
+            layer, _ = self._compute(config, layout)
+            return layer.attention / layer.total
+        if parallel.recompute_method == "uniform":
+            return 1.0
+        layers = self._counts.num_layers / (layout.pp_size * layout.num_chunks)
+        return min(1.0, parallel.recompute_num_layers / layers)
+
+    def _update(self, config: RunConfig, layout: ParallelLayout, links: Links, *, window: float) -> tuple[float, float]:
+        """Return the exposed seconds of reducing gradients and gathering parameters, and those of the update."""
+        parallel, precision, width = config.parallel, config.precision, working_width(config, self._device)
+        trained = self._counts.elements(layout, "trained", lambda group: group.is_trained)
+        gradient_bytes = trained * (4 if precision.grad_reduce_in_fp32 else width)
+        parameter_bytes = trained * (1 if precision.fp8_param_gather else width)
+        replicas = layout.dp_size * layout.cp_size
+        share, exposed = 1, 0.0
+        if replicas > 1 and parallel.use_distributed_optimizer:
+            share = replicas
+            reduce, gather = links.scatter_seconds(gradient_bytes), links.scatter_seconds(parameter_bytes)
+            exposed = _exposed(reduce, window * 2 / 3 if parallel.overlap_grad_reduce else 0.0)
+            exposed += _exposed(gather, window / 3 if parallel.overlap_param_gather else 0.0)
+        elif replicas > 1:
+            exposed = _exposed(
+                2 * links.scatter_seconds(gradient_bytes), window * 2 / 3 if parallel.overlap_grad_reduce else 0.0
+            )
+        traffic = trained / share * _OPTIMIZER_BYTES + gradient_bytes
+        return exposed, traffic / self._bandwidth
+
+    def _format(self, config: RunConfig) -> str:
+        if config.precision.fp8 != "none":
+            return "fp8"
+        return "bf16" if working_width(config, self._device) == 2 else "fp32"
+
+
+def _exposed(seconds: float, window: float) -> float:
+    """Return how much of a transfer shows, if it may run beside `window` seconds of work."""
+    return max(seconds - window * _OVERLAP, seconds * (1 - _OVERLAP)) if window else seconds
