@@ -62,7 +62,8 @@ def environment(task: Task) -> dict[str, Any]:
     from gpu_training import synchronize
 
     from megatron_7b.model.kernels import why_no_transformer_engine
-    from megatron_7b.runtime.machine.hardware import device_name, peak_tflops
+    from megatron_7b.runtime.machine.hardware import device_name
+    from megatron_7b.runtime.machine.peak_rates import peak_tflops
 
     facts: dict[str, Any] = {
         "device": device_name(task.device_type),
