@@ -8,6 +8,7 @@ from typing import cast
 from megatron_7b.config.blend import split_blend
 from megatron_7b.config.options import get_value
 from megatron_7b.config.problems import Problem, nearest
+from megatron_7b.config.profile_steps import read_profile_steps
 from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
 
 RULES: list[Rule] = []
@@ -77,6 +78,34 @@ def _rampup_reaches_the_global_batch(case: Case) -> Iterator[Problem]:
         )
     elif start % unit or (increment % unit and start != training.global_batch_size):
         yield case.problem(path, f"start size and increment must be multiples of {unit} samples, as every batch must")
+
+
+# Profile -----------------------------------------------------------------------------------------------------------
+
+
+@rule("telemetry.profile_steps", "training.train_steps")
+def _profiled_steps_are_steps_of_the_run(case: Case) -> Iterator[Problem]:
+    path, text = "telemetry.profile_steps", case.config.telemetry.profile_steps
+    if text is None:
+        return
+    try:
+        steps = read_profile_steps(text)
+    except ValueError as error:
+        yield case.problem(path, str(error))
+        return
+    if steps[-1] > case.config.training.train_steps:
+        yield case.problem(path, f"the run ends with step {case.config.training.train_steps} (training.train_steps)")
+
+
+@rule("telemetry.profile_ranks")
+def _profiled_ranks_are_ranks_of_the_run(case: Case) -> Iterator[Problem]:
+    ranks, size = case.config.telemetry.profile_ranks, case.world_size
+    wrong = [rank for rank in ranks if rank < 0 or (size is not None and rank >= size)]
+    if not ranks:
+        yield case.problem("telemetry.profile_ranks", "name at least one rank: 0")
+    elif wrong:
+        whole = "" if size is None else f" to {size - 1}"
+        yield case.problem("telemetry.profile_ranks", f"there is no rank {wrong[0]}: ranks are 0{whole}")
 
 
 # Data --------------------------------------------------------------------------------------------------------------

@@ -194,6 +194,10 @@ class TelemetryConfig:
 
     log_interval_steps: int = 10
     """Steps between log lines; slow steps have one a minute."""
+    profile_steps: str | None = None
+    """Steps to profile, such as 10-12: a trace and a table of kernels in the run folder's profile/."""
+    profile_ranks: tuple[int, ...] = (0,)
+    """Ranks whose steps are profiled."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
     wandb: bool = False

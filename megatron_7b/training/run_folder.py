@@ -9,6 +9,7 @@
     R/loss.png         the loss curves, drawn when the run leaves
     R/tokenizer/       files of the tokenizer, which every checkpoint carries on
     R/hugging_face/    what else the imported folder held that the run started from; carried on too
+    R/profile/         traces of some steps, and tables of their kernels
     R/tensorboard/     the same figures for TensorBoard
     R/checkpoints/     step_00000010/ … and `latest`
 
@@ -108,6 +109,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Event files."""
         return self.root / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """Traces and tables of profiled steps."""
+        return self.root / "profile"
 
     @property
     def checkpoints(self) -> Path:

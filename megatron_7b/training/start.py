@@ -21,6 +21,7 @@ from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, 
 from megatron_7b.training.metrics import build_throughput, format_count
 from megatron_7b.training.opening import open_folder
 from megatron_7b.training.plot import plot_loss
+from megatron_7b.training.profiling import profiling_hooks
 from megatron_7b.training.reference import provide_reference
 from megatron_7b.training.report import open_sinks
 from megatron_7b.training.run import Run
@@ -121,7 +122,8 @@ def _build_hooks(run: Run, callers: Sequence[Hook]) -> Iterator[list[Hook]]:
         measuring: list[Hook] = [Validation(listeners)]
         if run.trainer.tasks is not None:
             measuring.append(TaskEvaluation(run.trainer.tasks, listeners))
-        yield [*best, reporting, StatusKeeping(), guard, *measuring, *callers, Saving()]
+        ending, beginning = profiling_hooks(run.config.telemetry)
+        yield [*ending, *best, reporting, StatusKeeping(), guard, *measuring, *callers, Saving(), *beginning]
 
 
 @contextlib.contextmanager

@@ -47,6 +47,18 @@ PAIRS = {"objective.sentence_pairs": "next_sentence"}
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
 # global batch 16, learning rate 3e-4 to 3e-5, 100 steps.
 CASES = [
+    ({"telemetry.profile_steps": "ten"}, 1, "telemetry.profile_steps", "such as 10 or 10-12"),
+    ({"telemetry.profile_steps": "0-2"}, 1, "telemetry.profile_steps", "the first step of a run is step 1"),
+    ({"telemetry.profile_steps": "12-10"}, 1, "telemetry.profile_steps", "did you mean 10-12?"),
+    (
+        {"telemetry.profile_steps": "10-40"},
+        1,
+        "telemetry.profile_steps",
+        "has 31 steps, and a profile holds at most 10",
+    ),
+    ({"telemetry.profile_steps": "99-101"}, 1, "telemetry.profile_steps", "the run ends with step 100"),
+    ({"telemetry.profile_ranks": (0, 2)}, 2, "telemetry.profile_ranks", "there is no rank 2: ranks are 0 to 1"),
+    ({"telemetry.profile_ranks": ()}, 1, "telemetry.profile_ranks", "name at least one rank"),
     ({"distillation.alpha": 0.9}, 1, "distillation.alpha", "only applies with distillation.teacher"),
     ({**TAUGHT, "distillation.jsd_beta": 0.3}, 1, "distillation.jsd_beta", "only applies with distillation.loss jsd"),
     ({**TAUGHT, "distillation.cached_logits": "P"}, 1, "distillation.cached_logits", "takes the place of"),

@@ -18,6 +18,8 @@ import torch
 from megatron_7b.runtime.machine.device import DeviceType
 
 OTHER = "other"
+STEP_RANGE = "step"
+"""The name of whole steps in a trace."""
 STEP_PARTS = ("data", "teacher", "forward", "backward", "communication", "optimizer", OTHER)
 """What a step consists of, in this order; `other` is all that no part claims."""
 BETWEEN_STEPS = ("validating", "saving")
@@ -43,11 +45,16 @@ class PartClock:
 
     Args:
         device_type: What computes.
+
+    Attributes:
+        writes_ranges: Whether steps and parts are named in the profile that is being recorded.
     """
 
     def __init__(self, device_type: DeviceType) -> None:
         self._marks: _Marks = _EventMarks() if device_type == "cuda" else _HostMarks()
         self._running: list[str] = []
+        self._ranges: list[torch.profiler.record_function] = []
+        self.writes_ranges = False
         self._num_steps = 0
 
     def __call__(self, name: str, log_level: int | None = None) -> "_Timer":  # noqa: ARG002 - megatron-core's name
@@ -68,13 +75,12 @@ class PartClock:
     @contextlib.contextmanager
     def _outermost(self, name: str) -> Iterator[None]:
         self._marks.add_up()
-        self._running.clear()  # a step that failed may have left some
         self.begin(name)
         try:
             yield
         finally:
-            del self._running[1:]
-            self.end()
+            while self._running:  # more than one if the block failed
+                self.end()
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -90,10 +96,15 @@ class PartClock:
         """Let the time count for a part until its end, or until an inner part begins."""
         self._marks.mark(self._running[-1] if self._running else None)
         self._running.append(name)
+        if self.writes_ranges:
+            self._ranges.append(torch.profiler.record_function(STEP_RANGE if name == OTHER else name))
+            self._ranges[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def end(self) -> None:
         """Let the time count for the outer part again."""
         self._marks.mark(self._running.pop())
+        if self._ranges:
+            self._ranges.pop().__exit__(None, None, None)
 
     @property
     def is_in_step(self) -> bool:
