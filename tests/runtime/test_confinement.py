@@ -1,7 +1,12 @@
 """Programs that mean harm: each does what it can, and gets nowhere."""
 
+import os
+import platform
 import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -11,6 +16,7 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.confinement import running
 from megatron_7b.runtime.confinement.inside import Isolation
 from megatron_7b.runtime.confinement.running import Limits, ProgramTests, Verdict, check_isolation, run_program
+from megatron_7b.runtime.confinement.system_calls import allowed_calls, limited_calls
 
 TESTS = ProgramTests("assert f(1) == 2  # planted-secret", ("f",))
 
@@ -53,6 +59,34 @@ HARMFUL = {
     "answers too much": "def f(x): return 'x' * 10**8",
     "nests without end": "def f(x):\n    a = []\n    for _ in range(10**5): a = [a]\n    return a",
     "crashes": "import ctypes\ndef f(x): ctypes.string_at(0)",
+    "says that nothing is isolated": "import os\nfor d in range(3, 64):\n    try:\n        os.lseek(d, 0, 0)\n"
+    "    except OSError: pass\n    try: os.write(d, b'{\"calls\": false}\\n')\n    except OSError: pass\n"
+    "def f(x): return 3",
+    "reads what is installed beside Python": "import os, sysconfig\ndef f(x):\n"
+    "    home = os.path.join(sysconfig.get_path('stdlib'), 'site-packages')\n"
+    "    files = [os.path.join(*one) for one in os.scandir(home) if not one.is_dir()]\n"
+    "    files += [os.path.join(one, name) for one in os.scandir(home) if one.is_dir() for name in os.listdir(one)]\n"
+    "    for file in files: open(file).close()\n    return 2 if files else 1",
+}
+
+KNOWN_CALLS = sorted({*allowed_calls("x86_64"), *(number for number, *_ in limited_calls("x86_64")), 335, 336})
+"""On x86_64, with the two by which the kernel's own probes return, which end a process."""
+NATIVE = {
+    "every call that is not on the list": f"import ctypes, errno\ndef f(x):\n"
+    "    library, answers = ctypes.CDLL(None, use_errno=True), set()\n"
+    f"    for number in set(range(600)) - set({KNOWN_CALLS}):\n"
+    "        for wide in (0, 1 << 30):  # those of x32\n"
+    "            library.syscall(ctypes.c_long(wide + number), 0, 0, 0, 0, 0, 0)\n"
+    "            answers.add(ctypes.get_errno())\n    return 1 if answers == {errno.EPERM} else 2",
+    "a call as programs of 32 bits make it": "import ctypes, mmap\ndef f(x):\n"
+    "    code = mmap.mmap(-1, 4096, prot=7, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+    "    code.write(bytes([0xB8, 20, 0, 0, 0, 0xCD, 0x80, 0xC3]))  # getpid\n"
+    "    call = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))\n"
+    "    return 2 if call() > 0 else 1",
+}
+CATCHING = {
+    "whatever is raised": ("import os\ndef f(x): os._exit(0)", "try:\n    f(1)\nexcept:\n    pass\n"),
+    "the end of an iteration": ("def f(x): raise StopIteration", "for one in map(f, [1]):\n    assert one == 2"),
 }
 
 SLOW = {
@@ -69,6 +103,66 @@ def test_harm_fails(name: str) -> None:
     verdict = run_program(HARMFUL[name], TESTS, Limits(seconds=20))
     assert not verdict.passed
     assert verdict.result.startswith("failed: ")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="numbers of calls and machine code are those of x86_64")
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_list_of_calls_has_no_gap(name: str) -> None:
+    assert not run_program(NATIVE[name], TESTS, Limits(seconds=20)).passed
+
+
+@pytest.mark.parametrize("name", CATCHING)
+def test_tests_that_catch_too_much_let_nobody_pass(name: str) -> None:
+    program, tests = CATCHING[name]
+    assert not run_program(program, ProgramTests(tests, ("f",)), Limits(seconds=20)).passed
+
+
+def test_what_a_program_says_steers_no_terminal() -> None:
+    program = "def f(x): raise ValueError('\\x1b[2J\\ud800 猫\\n')"
+    assert run_program(program, TESTS, Limits(seconds=20)).result == r"failed: ValueError: \x1b[2J\ud800 猫\n"
+
+
+def test_libraries_of_a_cluster_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python itself is found by LD_LIBRARY_PATH; nothing else of these folders can be read."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    for name in ("liba.so.1", "secret"):
+        (tmp_path / name).write_text(name)
+    attempt = "import os; assert 'LD_LIBRARY_PATH' not in os.environ; open({!r}).close()"
+    can_read = [
+        run_program(RETURNS_2.format(attempt.format(str(tmp_path / name))), TESTS, Limits(seconds=20)).passed
+        for name in ("liba.so.1", "secret")
+    ]
+    assert can_read == [True, False]
+
+
+def test_users_who_are_not_root_have_namespaces_too() -> None:
+    """What hides a process also takes `/proc/self` from it, which the way into a namespace leads through."""
+    code = (
+        "import os, encodings.ascii\nfrom megatron_7b.runtime.confinement import kernel\n"
+        "if os.geteuid() == 0:\n    os.setgid(65534); os.setuid(65534); kernel._prctl(4, 1)\n"
+        f"kernel.leave_with_parent({os.getpid()})\ntry:\n    kernel.enter_namespaces()\n"
+        "except OSError as error:\n    print(error.strerror, error.filename)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if done.stdout and "/proc" not in done.stdout:
+        pytest.skip(f"this machine has none for them: {done.stdout}")
+    assert not done.stdout
+
+
+def test_programs_end_with_who_started_them() -> None:
+    code = (
+        "from megatron_7b.runtime.confinement.running import *\n"
+        f"run_program({SLOW['sleeps']!r}, ProgramTests('f(1)', ('f',)), Limits(seconds=60))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2]) as outside:
+        children: list[psutil.Process] = []
+        while len(children) < 2 and outside.poll() is None:
+            children = psutil.Process(outside.pid).children()
+        time.sleep(0.3)
+        outside.kill()
+    assert len(children) == 2
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 @pytest.mark.parametrize("name", SLOW)

@@ -1,7 +1,6 @@
 """Programs that a checkpoint writes for problems, run against their tests in confined processes."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from megatron_7b.files import replacing
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.setup import GenerationSetup
 from megatron_7b.runtime.confinement.running import Limits, Verdict, check_isolation, run_program
+from megatron_7b.runtime.machine.device_facts import available_cores
 from megatron_7b.runtime.output_paths import check_can_create
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -247,7 +247,7 @@ def judge_programs(
         problem, text = one
         return run_program(problem.program(text), problem.tests, limits)
 
-    with ThreadPoolExecutor(num_workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(num_workers or available_cores()) as pool:
         try:
             for (problem, text), verdict in zip(distinct, pool.map(judge, distinct), strict=True):
                 found[problem.task_id, text] = verdict

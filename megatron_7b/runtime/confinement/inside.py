@@ -17,6 +17,9 @@ _READABLE = (
     *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"),
     *("/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom", "/dev/random", "/dev/zero"),
 )
+_PACKAGES = ("site-packages", "dist-packages")
+LIBRARY_PATH = "LD_LIBRARY_PATH"
+"""The one variable that these processes get: on clusters Python itself may need it."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Isolation:
 
     Attributes:
         calls: All system calls but those of a list: no sockets, processes, threads, or signals to others.
-        files: All files but the standard library, to read.
+        files: All files but the standard library and the system's libraries, to read.
         network: It has a network of its own, without interfaces.
         folder: It has a folder in memory that it may write to.
         problems: Why something is not there.
@@ -43,9 +46,18 @@ class Isolation:
         return self.calls and self.files
 
 
-def confine(*, cpu_seconds: int, memory_bytes: int) -> Isolation:
-    """Limit this process, whose working directory is an empty folder, and take its rights away as far as possible."""
-    folder = Path.cwd()
+def confine(*, cpu_seconds: int, memory_bytes: int, parent: int) -> Isolation:
+    """Limit this process, whose working directory is an empty folder, and take its rights away as far as possible.
+
+    Args:
+        cpu_seconds: Of one core.
+        memory_bytes: Of address space.
+        parent: Process id of the one that started it, with which it ends.
+
+    Raises:
+        SystemExit: That one has ended.
+    """
+    folder, shared = Path.cwd(), os.environ.pop(LIBRARY_PATH, "")
     done: dict[str, bool] = {}
     problems: dict[str, str] = {}
 
@@ -61,7 +73,7 @@ def confine(*, cpu_seconds: int, memory_bytes: int) -> Isolation:
     if sys.platform == "linux":
         from megatron_7b.runtime.confinement import kernel
 
-        kernel.leave_with_parent()
+        kernel.leave_with_parent(parent)
         with attempt("network"):
             kernel.enter_namespaces()
         with attempt("folder"):
@@ -69,18 +81,24 @@ def confine(*, cpu_seconds: int, memory_bytes: int) -> Isolation:
                 raise OSError("there are no namespaces")
             kernel.mount_private_folder(folder, _PRIVATE_FOLDER_BYTES)
             os.chdir(folder)
+        kernel.hide_from_others()
         with contextlib.suppress(OSError):
             kernel.drop_capabilities()
         with attempt("files"):
             library = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
-            shared = Path(sys.base_prefix) / "lib"
-            readable = [*map(Path, _READABLE), *library, *shared.glob("*.so*")]
-            kernel.restrict_files(readable, [folder] if "folder" in done else [])
+            kernel.restrict_files(_readable(library, shared), library, [folder] if "folder" in done else [])
         with attempt("calls"):
             kernel.restrict_calls()
     else:
         problems["calls"] = problems["files"] = f"{sys.platform} has no such means"
     return Isolation(**done, problems=problems)
+
+
+def _readable(library: list[Path], library_path: str) -> list[Path]:
+    """Return what Python itself needs: its own modules without what was installed beside them, and shared libraries."""
+    modules = [one for folder in library for one in folder.iterdir() if one.name not in _PACKAGES]
+    homes = [Path(sys.base_prefix) / "lib", *(Path(one) for one in library_path.split(":") if one)]
+    return [*map(Path, _READABLE), *modules, *(file for home in homes for file in home.glob("*.so*"))]
 
 
 def set_limits(cpu_seconds: int, memory_bytes: int) -> None:
@@ -111,7 +129,8 @@ def begin(task: dict[str, Any]) -> int:
         SystemExit: The task asks for isolation, and there is not enough of it.
     """
     nothing = os.open(os.devnull, os.O_RDWR)  # confined, it may be read only
-    isolation = confine(cpu_seconds=task["cpu_seconds"], memory_bytes=task["memory_bytes"])
+    limits = {name: task[name] for name in ("cpu_seconds", "memory_bytes", "parent")}
+    isolation = confine(**limits)
     told = os.dup(1)
     os.write(told, json.dumps(asdict(isolation)).encode() + b"\n")
     if task["must_isolate"] and not isolation.is_enough:

@@ -25,6 +25,16 @@ class _Program:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._ending: ChannelClosed | None = None
+
+    def check_is_there(self) -> None:
+        """Refuse to let a program pass that has ended while tests caught whatever was raised.
+
+        Raises:
+            ChannelClosed: It has.
+        """
+        if self._ending is not None:
+            raise self._ending
 
     def ask(self, kind: str, subject: object, *given: object) -> list[Any]:
         """Have the program do something.
@@ -34,8 +44,13 @@ class _Program:
             _ProgramEnded: It raised what ends a program.
             ChannelClosed: It has ended.
         """
-        self._channel.send([kind, subject, *(pack(one, self._number) for one in given)])
-        return self.answer()
+        message = [kind, subject, *(pack(one, self._number) for one in given)]
+        try:
+            self._channel.send(message)
+            return self.answer()
+        except ChannelClosed as error:
+            self._ending = error
+            raise
 
     def answer(self) -> list[Any]:
         """Wait for what the program says; raises as `ask`."""
@@ -50,6 +65,8 @@ class _Program:
             raise RuntimeError(f"{name}: {text}")
         if not issubclass(kind, Exception):
             raise _ProgramEnded(f"{name}: {text}")
+        if issubclass(kind, StopIteration | StopAsyncIteration):  # would end a `map` over the tests' own examples
+            raise RuntimeError(f"{name}: {text}")
         try:
             error = kind(text)
         except TypeError:  # such as UnicodeDecodeError, which takes more
@@ -112,13 +129,18 @@ def main() -> None:
         judge(task, _Program(Channel(task["channel"])))
         verdict = {"passed": True, "result": "passed"}
     except BaseException as error:  # noqa: BLE001  # SystemExit of a test, too
-        text = str(error)[:300]
+        text = _printable(str(error)[:300])
         verdict = {
             "passed": False,
             "result": f"failed: {type(error).__name__.lstrip('_')}" + (f": {text}" if text else ""),
         }
     os.write(told, json.dumps(verdict).encode() + b"\n")
     os._exit(0)  # nothing that tests have left behind has a say
+
+
+def _printable(text: str) -> str:
+    """Return a text of a program for a line of a terminal or file, without what would steer these."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def judge(task: dict[str, Any], program: _Program) -> None:
@@ -141,3 +163,4 @@ def judge(task: dict[str, Any], program: _Program) -> None:
         else:
             namespace[name] = program.ask("name", name)[0]
     exec(compile(task["tests"], "tests", "exec"), namespace)  # noqa: S102
+    program.check_is_there()

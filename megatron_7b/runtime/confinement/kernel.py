@@ -28,16 +28,29 @@ _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
 _CALL, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # where they are in the kernel's seccomp_data
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on all machines
-_READ = 1 << 2 | 1 << 3
+_READ_FILES, _LIST = 1 << 2, 1 << 3
 _FILE_RIGHTS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 _RIGHTS_BY_VERSION = {1: 13, 2: 14, 3: 15, 4: 15}
 _ALL_RIGHTS = 16
 """How many rights of files Landlock knows, by the version of its interface; from 5 on all of these."""
 
 
-def leave_with_parent() -> None:
-    """Have the kernel end this process when the one that started it ends; and no other process look into it."""
+def leave_with_parent(parent: int) -> None:
+    """Have the kernel end this process when the one that started it ends.
+
+    Args:
+        parent: Process id of that one.
+
+    Raises:
+        SystemExit: It has ended already.
+    """
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+def hide_from_others() -> None:
+    """Have no other process of this user look into this one; after `enter_namespaces`, as it takes `/proc/self`."""
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
@@ -76,10 +89,16 @@ def drop_capabilities() -> None:
     _check(_libc().capset(header, bytes(24)))
 
 
-def restrict_files(readable: Iterable[Path], writable: Iterable[Path]) -> int:
-    """Take all rights to files away, but for reading some folders and for what is below some others.
+def restrict_files(readable: Iterable[Path], listable: Iterable[Path], writable: Iterable[Path]) -> int:
+    """Take all rights to files away, but for some and what is below them.
 
-    Newer kernels also forbid TCP, signals to processes outside, and abstract sockets.
+    Newer kernels also forbid TCP, signals to processes outside, and abstract sockets. No kernel hides whether a path
+    exists, and how large it is.
+
+    Args:
+        readable: Files, and folders with all that they hold, to read.
+        listable: Folders whose names of files may be read, not the files.
+        writable: Folders for everything.
 
     Returns:
         The version of the kernel's interface.
@@ -92,7 +111,7 @@ def restrict_files(readable: Iterable[Path], writable: Iterable[Path]) -> int:
     rights = (1 << _RIGHTS_BY_VERSION.get(version, _ALL_RIGHTS)) - 1
     attributes = struct.pack("=QQQ", rights, 3, 3)[: 8 if version < 4 else 16 if version < 6 else 24]
     rules = _check(libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
-    for paths, allowed in ((readable, _READ), (writable, rights)):
+    for paths, allowed in ((readable, _READ_FILES | _LIST), (listable, _LIST), (writable, rights)):
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 _allow_below(rules, path, allowed & rights)

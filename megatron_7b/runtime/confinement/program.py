@@ -4,6 +4,7 @@ Everything here may be changed or replaced by the program, which can do no more 
 """
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -28,7 +29,7 @@ class _Objects:
 def main() -> None:
     """Run the task that standard input holds; the channel to the judge is the file descriptor that it names."""
     task = json.loads(sys.stdin.buffer.read())
-    begin(task)
+    os.close(begin(task))  # nothing but the channel leads outside
     channel, objects = Channel(task["channel"]), _Objects()
     namespace: dict[str, Any] = {"__name__": "program"}
     try:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -13,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import megatron_7b
 from megatron_7b.errors import ConfigError
-from megatron_7b.runtime.confinement.inside import Isolation
+from megatron_7b.runtime.confinement.inside import LIBRARY_PATH, Isolation
 
-_MAX_VERDICT_BYTES = 64 * 1024
-_START_SECONDS = 20.0
+_MAX_LINE_BYTES = 64 * 1024
+_START_SECONDS = 60.0
 """What both processes may take to start, beyond the time of the program."""
 
 
@@ -91,30 +92,31 @@ def run_program(program: str, tests: ProgramTests, limits: Limits | None = None)
     """
     limits = limits or Limits()
     ours, theirs = socket.socketpair()
-    task: dict[str, Any] = {
-        "cpu_seconds": max(1, round(limits.seconds + 0.5)),
-        "memory_bytes": limits.memory_bytes,
+    task = {
+        **_task(max(1, round(limits.seconds + 0.5)), limits.memory_bytes),
         "must_isolate": limits.must_isolate,
     }
     of_judge = {**task, "channel": ours.fileno(), "tests": tests.code, "names": tests.names, "prelude": tests.prelude}
     of_program = {**task, "channel": theirs.fileno(), "program": program}
-    with tempfile.TemporaryDirectory(prefix="confined.") as name, tempfile.TemporaryFile() as said, ours, theirs:
-        with (
-            _started("program", of_program, theirs, name, said) as running,
-            _started("judge", of_judge, ours, name, subprocess.PIPE) as judging,
-        ):
-            ours.close()
-            theirs.close()
-            assert judging.stdout is not None
-            lines, in_time = _lines_within(judging.stdout, limits.seconds)
-        said.seek(0)
-        for line in (said.read(_MAX_VERDICT_BYTES), *lines[:1]):
-            _check(_read_isolation(line), limits)
-    if not in_time:
+    # Without isolation a program may leave behind what cannot be removed.
+    with (
+        tempfile.TemporaryDirectory(prefix="confined.", ignore_cleanup_errors=True) as name,
+        ours,
+        theirs,
+        _started("program", of_program, theirs, name) as running,
+        _started("judge", of_judge, ours, name) as judging,
+    ):
+        ours.close()
+        theirs.close()
+        # The first line of each is written before it has read anything of a program.
+        for process in (running, judging):
+            _check(_read_isolation(_next_line(process, _START_SECONDS) or b""), limits)
+        line = _next_line(judging, limits.seconds)
+    if line is None:
         return Verdict(False, "timed out")
-    if len(lines) < 2:
+    if not line:
         return Verdict(False, f"failed: the tests ended without a verdict ({_ending(judging.returncode)})")
-    verdict = json.loads(lines[1])
+    verdict = json.loads(line)
     result = str(verdict["result"])
     if "ChannelClosed" in result and running.returncode not in (0, -9):
         result = f"{result} ({_ending(running.returncode)})"
@@ -125,10 +127,10 @@ def run_program(program: str, tests: ProgramTests, limits: Limits | None = None)
 def isolation_here() -> Isolation:
     """Return what this machine can keep a program from, as tried by a process that then ends."""
     with tempfile.TemporaryDirectory(prefix="confined.") as name:
-        task = {"cpu_seconds": 5, "memory_bytes": 2**30, "must_isolate": False}
+        task = {**_task(5, 2**30), "must_isolate": False}
         process = subprocess.run(
             _command("inside", "begin(json.load(sys.stdin))"), input=json.dumps(task).encode(), capture_output=True,
-            cwd=name, env={}, timeout=60, check=False,
+            cwd=name, env=_environment(), timeout=60, check=False,
         )  # fmt: skip
     return _read_isolation(process.stdout.partition(b"\n")[0])
 
@@ -158,6 +160,14 @@ def _read_isolation(line: bytes) -> Isolation:
         return Isolation(problems={"start": f"a confined process did not start: {line[:200]!r}"})
 
 
+def _task(cpu_seconds: int, memory_bytes: int) -> dict[str, Any]:
+    return {"cpu_seconds": cpu_seconds, "memory_bytes": memory_bytes, "parent": os.getpid()}
+
+
+def _environment() -> dict[str, str]:
+    return {LIBRARY_PATH: os.environ[LIBRARY_PATH]} if LIBRARY_PATH in os.environ else {}
+
+
 def _command(module: str, call: str) -> list[str]:
     """Return the command of an interpreter without site-packages and without the user's environment."""
     root = str(Path(megatron_7b.__file__).parents[1])
@@ -170,41 +180,42 @@ def _command(module: str, call: str) -> list[str]:
 
 @contextlib.contextmanager
 def _started(
-    module: str, task: dict[str, Any], channel: socket.socket, folder: str, out: IO[bytes] | int
+    module: str, task: dict[str, Any], channel: socket.socket, folder: str
 ) -> "Iterator[subprocess.Popen[bytes]]":
-    """Start one of the two processes, and end it with the block."""
+    """Start one of the two processes; end it, and all of its group, with the block."""
     own = Path(folder) / module
     own.mkdir()
     with tempfile.TemporaryFile() as given:
         given.write(json.dumps(task).encode())
         given.seek(0)
         process = subprocess.Popen(
-            _command(module, "main()"), stdin=given, stdout=out, stderr=subprocess.DEVNULL, cwd=own, env={},
-            pass_fds=[channel.fileno()], start_new_session=True,
+            _command(module, "main()"), stdin=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=own,
+            env=_environment(), pass_fds=[channel.fileno()], start_new_session=True, bufsize=0,
         )  # fmt: skip
     try:
         yield process
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS has the latter for ended ones
+            os.killpg(process.pid, signal.SIGKILL)  # it is the first of its group, and nobody has waited for it
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
 
 
-def _lines_within(stream: IO[bytes], seconds: float) -> tuple[list[bytes], bool]:
-    """Return the lines of a judge, and whether it ended in time; the clock starts with the first one."""
-    content, deadline = b"", time.monotonic() + _START_SECONDS
-    has_begun = False
-    while (left := deadline - time.monotonic()) > 0 and len(content) < _MAX_VERDICT_BYTES:
-        if not select.select([stream], [], [], left)[0]:
-            continue
-        part = os.read(stream.fileno(), _MAX_VERDICT_BYTES)
+def _next_line(process: "subprocess.Popen[bytes]", seconds: float) -> bytes | None:
+    """Return the next line of a process; empty if it has ended without one, None if it takes longer."""
+    assert process.stdout is not None
+    line, deadline = b"", time.monotonic() + seconds
+    while not line.endswith(b"\n") and len(line) < _MAX_LINE_BYTES:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+            return None
+        # One byte at a time: what comes after the line is the next one's.
+        part = os.read(process.stdout.fileno(), 1)
         if not part:
-            return content.splitlines(), True
-        content += part
-        if not has_begun and b"\n" in content:
-            has_begun, deadline = True, time.monotonic() + seconds
-    return content.splitlines(), False
+            return b""
+        line += part
+    return line
 
 
 def _ending(code: int) -> str:
