@@ -100,6 +100,26 @@ class KeyValueCache:
         """Memory that is held."""
         return sum(block.nbytes for block in (*self._keys, *self._values))
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that there is room for, all rows together."""
+        return self._num_rows * self._num_positions
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of each row."""
+        return self._num_positions
+
+    def tokens_within(self, max_bytes: int) -> int:
+        """Return how many tokens fit into this much memory, while the cache is resized too.
+
+        A resize copies block by block, the keys or the values of a layer: what is old and what is new together are
+        never more than the larger of both and one block.
+        """
+        blocks = [*self._keys, *self._values]
+        widths = [block.shape[1] * block.shape[3] * block.element_size() for block in blocks]
+        return max_bytes // (sum(widths) + max(widths))
+
     def reserve(self, num_rows: int, num_positions: int, most_positions: int | None = None) -> None:
         """Make room for the rows in use and for positions, keeping what they have.
 
@@ -120,13 +140,17 @@ class KeyValueCache:
             positions = max(num_positions, int(positions * _GROWTH))
         if self._most_positions is not None:
             positions = max(num_positions, min(positions, self._most_positions))
-        rows, kept = min(num_rows, self._num_rows), min(positions, self._num_positions)
+        self.resize(num_rows, positions)
+
+    def resize(self, num_rows: int, num_positions: int) -> None:
+        """Have these rows and positions exactly, keeping of what there is as much as finds room."""
+        rows, kept = min(num_rows, self._num_rows), min(num_positions, self._num_positions)
         for blocks in (self._keys, self._values):
             for layer, old in enumerate(blocks):
-                new = old.new_zeros(num_rows, old.shape[1], positions, old.shape[3])
+                new = old.new_zeros(num_rows, old.shape[1], num_positions, old.shape[3])
                 new[:rows, :, :kept] = old[:rows, :, :kept]
                 blocks[layer] = new
-        self._num_rows, self._num_positions = num_rows, positions
+        self._num_rows, self._num_positions = num_rows, num_positions
 
     def begin(self, placement: Placement) -> None:
         """Announce where the tokens of the next forward pass stand; the room for them is reserved."""
@@ -167,6 +191,15 @@ class KeyValueCache:
     def blocks(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return all keys and values of one layer, [rows, g/tp, positions, d]: the cache itself."""
         return self._keys[layer], self._values[layer]
+
+    def copy_out(self, row: int, positions: slice) -> Tensor:
+        """Return a copy of some positions of a row, [2 × layers, g/tp, s, d]: keys of all layers, then values."""
+        return torch.stack([block[row, :, positions] for block in (*self._keys, *self._values)])
+
+    def copy_in(self, row: int, start: int, content: Tensor) -> None:
+        """Put what `copy_out` returned into a row, from a position on."""
+        for block, of_block in zip((*self._keys, *self._values), content, strict=True):
+            block[row, :, start : start + content.shape[2]] = of_block
 
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
         """Copy positions of rows to others, in all layers.

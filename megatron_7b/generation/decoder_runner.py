@@ -1,6 +1,6 @@
 """A decoder, one forward pass through all pipeline stages at a time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.runner import TOKENS_AHEAD, ModelRunner
 from megatron_7b.model.kinds.decoder.network import LanguageModel
 from megatron_7b.runtime.cpu import kernels
+
+_SHORT = 64
+"""Tokens that may be filled up rather than read in a pass of their own, which would read all weights again."""
 
 
 class DecoderRunner(ModelRunner):
@@ -61,19 +64,37 @@ class DecoderRunner(ModelRunner):
         """Return the prompt."""
         return tuple(prompt_ids)
 
+    def positions_of(self, requests: Iterable[GenerationRequest]) -> int:
+        """Return the tokens of the longest text with its prompt."""
+        return max((len(request.prompt_ids) + request.max_new_tokens for request in requests), default=0)
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens that the cache has room for."""
+        return self._cache.num_tokens
+
+    def tokens_within(self, max_bytes: int) -> int:
+        """Return how many tokens fit into memory."""
+        return self._cache.tokens_within(max_bytes)
+
     def reserve(self, num_rows: int, texts: Iterable[tuple[GenerationRequest, int]]) -> None:
         """Make room for prompts and new tokens."""
         ahead, most = 0, 0
         for request, length in texts:
-            known, end = max(length, len(request.prompt_ids)), len(request.prompt_ids) + request.max_new_tokens
+            known, end = max(length, len(request.prompt_ids)), self.positions_of([request])
             ahead, most = max(ahead, min(known + TOKENS_AHEAD, end)), max(most, end)
         self._cache.reserve(num_rows, ahead, most)
 
-    def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:
-        """Read prompts of any lengths in one pass."""
-        longest = max(map(len, prompts))
-        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
-        return self._logits_after(padded, first_row, [0] * len(prompts), [len(prompt) - 1 for prompt in prompts])
+    def read(self, prompts: Sequence[Sequence[int]], first_row: int, starts: Sequence[int]) -> Tensor | None:
+        """Read prompts of any lengths, those of similar length in one pass."""
+        unread = [prompt[start:] for prompt, start in zip(prompts, starts, strict=True)]
+        parts = []
+        for begin, end in _passes([len(ids) for ids in unread], starts, self._cache.num_positions):
+            longest = len(unread[end - 1])
+            padded = [[*ids, *[0] * (longest - len(ids))] for ids in unread[begin:end]]
+            last = [len(ids) - 1 for ids in unread[begin:end]]
+            parts.append(self._logits_after(padded, first_row + begin, starts[begin:end], last))
+        return torch.cat([part for part in parts if part is not None]) if self._is_last else None
 
     def advance(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor | None:
         """Append a token to each row."""
@@ -85,6 +106,18 @@ class DecoderRunner(ModelRunner):
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
         """Copy keys and values."""
         self._cache.copy_rows(copies, positions)
+
+    def copy_out(self, row: int, positions: slice) -> Tensor:
+        """Return a copy of keys and values of a row, as `KeyValueCache.copy_out`."""
+        return self._cache.copy_out(row, positions)
+
+    def copy_in(self, row: int, start: int, content: Tensor) -> None:
+        """Put what `copy_out` returned into a row, from a position on."""
+        self._cache.copy_in(row, start, content)
+
+    def give_back(self, num_rows: int, num_positions: int) -> None:
+        """Keep room for these rows and as many positions at most."""
+        self._cache.resize(num_rows, min(num_positions, self._cache.num_positions))
 
     def forward(self, tokens: Sequence[Sequence[int]], first_row: int, starts: Sequence[int]) -> Tensor | None:
         """Append tokens to rows of the cache, for which there must be room.
@@ -108,9 +141,9 @@ class DecoderRunner(ModelRunner):
             return None
         return hidden
 
-    def make_room(self, num_rows: int, num_positions: int) -> None:
-        """Reserve rows and positions of the cache for `forward`."""
-        self._cache.reserve(num_rows, num_positions)
+    def make_room(self, num_rows: int, num_positions: int, most_positions: int) -> None:
+        """Reserve rows and positions of the cache for `forward`, as `KeyValueCache.reserve`."""
+        self._cache.reserve(num_rows, num_positions, most_positions)
 
     def _logits_after(
         self, tokens: Sequence[Sequence[int]], first_row: int, starts: Sequence[int], last: Sequence[int]
@@ -192,6 +225,28 @@ class DecoderRunner(ModelRunner):
             length = max(num_positions, 2 * self._angles.shape[0])
             self._angles = self._model.rotary_pos_emb.get_emb(length)[:, 0, 0].to(self._parameter.device)
         return self._angles
+
+
+def _passes(lengths: Sequence[int], starts: Sequence[int], num_positions: int) -> Iterator[tuple[int, int]]:
+    """Divide prompts among forward passes.
+
+    A pass is as long as its longest prompt: little of it should be filling, and none of it beyond the last position.
+
+    Args:
+        lengths: What is to be read of each, in rising order.
+        starts: Where each begins.
+        num_positions: That the cache has.
+
+    Yields:
+        The first prompt of a pass, and that of the next one.
+    """
+    begin, latest = 0, starts[0]
+    for number, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+        latest = max(latest, start)
+        if number > begin and (length > 2 * lengths[begin] + _SHORT or latest + length > num_positions):
+            yield begin, number
+            begin, latest = number, start
+    yield begin, len(lengths)
 
 
 def _check(model: LanguageModel) -> None:

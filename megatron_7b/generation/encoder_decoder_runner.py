@@ -73,15 +73,40 @@ class EncoderDecoderRunner(ModelRunner):
         """Return what the decoder begins with, whatever the prompt is."""
         return (self._start_id,)
 
+    def positions_of(self, requests: Iterable[GenerationRequest]) -> int:
+        """Return the tokens of the longest prompt and of the longest text, which are in a cache each."""
+        given = list(requests)
+        return _longest_source(given) + _longest_text(given)
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens that both caches have room for."""
+        return self._cache.num_tokens + self._sources.num_tokens
+
+    def tokens_within(self, max_bytes: int) -> int:
+        """Return how many tokens fit into memory; those of both caches take the same."""
+        return self._cache.tokens_within(max_bytes)
+
     def reserve(self, num_rows: int, texts: Iterable[tuple[GenerationRequest, int]]) -> None:
         """Make room for prompts in one cache, and for new tokens in another."""
-        requests = [request for request, _ in texts]
-        self._cache.reserve(num_rows, 1 + max(min(one.max_new_tokens, TOKENS_AHEAD) for one in requests))
-        self._sources.reserve(num_rows, max(len(one.prompt_ids) for one in requests))
+        given = list(texts)
+        requests = [request for request, _ in given]
+        source, text = _longest_source(requests), _longest_text(requests)
+        ahead = max(min(length + TOKENS_AHEAD, _longest_text([request])) for request, length in given)
+        rooms = ((self._sources, source, source), (self._cache, ahead, text))
+        in_the_end = sum(max(cache.num_tokens, num_rows * most) for cache, _, most in rooms)
+        if in_the_end > max(self.num_cached, num_rows * (source + text)):
+            # One would grow, while the other has what ended texts have left behind.
+            for cache, num_positions, most in rooms:
+                if cache.num_tokens > num_rows * most:
+                    cache.resize(num_rows, num_positions)
+        for cache, num_positions, most in rooms:
+            cache.reserve(num_rows, num_positions, most)
         self._source_lengths += [0] * (num_rows - len(self._source_lengths))
 
-    def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:
+    def read(self, prompts: Sequence[Sequence[int]], first_row: int, starts: Sequence[int]) -> Tensor | None:
         """Encode prompts of any lengths in one pass, and decode the first token."""
+        assert not any(starts), "a prompt is encoded as a whole"
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
         ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=self.device)
@@ -126,6 +151,15 @@ class EncoderDecoderRunner(ModelRunner):
         logits = model.logits(model.decode(ids, nothing, attention_bias=bias)[0])
         gathered: Tensor = gather_from_tensor_model_parallel_region(logits, group=self._groups.tp)
         return gathered
+
+
+def _longest_source(requests: Sequence[GenerationRequest]) -> int:
+    return max((len(request.prompt_ids) for request in requests), default=0)
+
+
+def _longest_text(requests: Sequence[GenerationRequest]) -> int:
+    """Return the tokens of the longest text, with what the decoder begins with."""
+    return 1 + max((request.max_new_tokens for request in requests), default=0)
 
 
 def _mask(lengths: Sequence[int], device: torch.device) -> Tensor | None:

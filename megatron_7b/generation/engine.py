@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.beams import check_vocabulary
+from megatron_7b.generation.cache_room import CacheRoom
 from megatron_7b.generation.decoder_runner import DecoderRunner
 from megatron_7b.generation.encoder_decoder_runner import EncoderDecoderRunner
 from megatron_7b.generation.options import BeamOptions
@@ -45,6 +46,8 @@ class GenerationEngine:
         max_batch_size: Rows that share a forward pass: a text has one, a beam search `num_beams`.
         max_length: Tokens of a text, prompt included; longer requests are refused. An encoder-decoder, whose texts are
             apart from their prompts, has no limit.
+        max_cache_bytes: As for `limit_cache`; None: the cache grows with what is asked.
+        prefix_cache: As for `limit_cache`.
         decoder_start_id: Token that the decoder of an encoder-decoder begins with; needed there only.
 
     Raises:
@@ -58,6 +61,8 @@ class GenerationEngine:
         stop_ids: Collection[int] = (),
         max_batch_size: int = 32,
         max_length: int | None = None,
+        max_cache_bytes: int | None = None,
+        prefix_cache: bool = False,
         decoder_start_id: int | None = None,
     ) -> None:
         self.stop_ids = frozenset(stop_ids)
@@ -70,6 +75,11 @@ class GenerationEngine:
         self._waiting: collections.deque[RunningText] = collections.deque()
         self._running: list[RunningText] = []  # together they have rows [0, n) of the cache
         self._num_submitted = 0
+        self._room: CacheRoom | None = None
+        if max_cache_bytes is not None:
+            self.limit_cache(max_cache_bytes, prefix_cache=prefix_cache)
+        elif prefix_cache:
+            raise ConfigError("prefix_cache needs max_cache_bytes: what is kept would grow without end")
 
     def __enter__(self) -> Self:
         """Use the engine for the duration of a with block."""
@@ -85,6 +95,36 @@ class GenerationEngine:
         self._runner.close()
         self._model.train(self._was_training)
 
+    def limit_cache(self, max_bytes: int, *, prefix_cache: bool = False) -> None:
+        """Bound the memory of keys and values on each rank, before the first text; texts wait until there is room.
+
+        Args:
+            max_bytes: Memory, what a resize takes for a moment included.
+            prefix_cache: Keep what texts began with where others leave room: who begins alike is read from there on.
+
+        Raises:
+            ConfigError: There would be no room for a token, or the model reads prompts as a whole.
+
+        **Collective:** all ranks.
+        """
+        assert self._runner.num_cached == 0, "texts were submitted already"
+        self._room = CacheRoom(self._runner, max_bytes, keeps_prefixes=prefix_cache)
+
+    @property
+    def max_cache_tokens(self) -> int | None:
+        """Tokens, all rows together, that the cache has room for; None: as many as are asked."""
+        return None if self._room is None else self._room.max_tokens
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens that memory is allocated for now, beside kept prefixes."""
+        return self._runner.num_cached
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of texts' beginnings that are kept."""
+        return 0 if self._room is None else self._room.num_prefix_tokens
+
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score]]:
         """Yield the position of each request and how likely its continuation is, as they come.
 
@@ -97,7 +137,7 @@ class GenerationEngine:
             raise ConfigError("continuations are scored by decoders; this model reads and writes apart")
         if self.num_unfinished:
             raise ConfigError(f"{self.num_unfinished} texts are running, whose cache scoring would overwrite")
-        scorer = Scorer(self._runner, max_batch_size=self.max_batch_size, max_length=self.max_length)
+        scorer = Scorer(self._runner, max_batch_size=self.max_batch_size, max_length=self.max_length, room=self._room)
         return scorer.score(requests)
 
     @property
@@ -113,7 +153,7 @@ class GenerationEngine:
 
         Raises:
             ConfigError: the text would be longer than `max_length`, has tokens that the model does not know, or asks
-                for more beams than there are places or tokens.
+                for more beams than there are places or tokens, or there is never room for it.
         """
         if self.max_length is not None:
             request.check_length(self.max_length)
@@ -137,6 +177,8 @@ class GenerationEngine:
                 f"num_beams is {request.num_rows}, but a forward pass has room for {self.max_batch_size} texts",
                 hint="ask for fewer beams, or open with a larger max_batch_size",
             )
+        if self._room is not None:
+            self._room.check(request)
         text = self._begin(self._num_submitted, request)
         self._num_submitted += 1
         self._waiting.append(text)
@@ -201,11 +243,15 @@ class GenerationEngine:
                     del positions[event.request]
 
     def _admit(self) -> list[RunningText]:
-        """Take texts from the queue, as many as there are places for."""
+        """Take texts from the queue, the oldest first, as many as there are places and room for."""
         num_free = self.max_batch_size - self._num_rows
         admitted: list[RunningText] = []
-        while self._waiting and self._waiting[0].request.num_rows <= num_free:
-            num_free -= self._waiting[0].request.num_rows
+        together = [text.request for text in self._running]
+        while self._waiting and (request := self._waiting[0].request).num_rows <= num_free:
+            together.append(request)
+            if self._room is not None and not self._room.fits(together):
+                break
+            num_free -= request.num_rows
             admitted.append(self._waiting.popleft())
         return admitted
 
@@ -220,17 +266,26 @@ class GenerationEngine:
         Returns:
             For each text the logits of its first new token [1, v], on the last stage, else None.
         """
-        prompts = list(dict.fromkeys(text.request.prompt_ids for text in texts))
         first_row = self._num_rows
-        num_rows = first_row + sum(text.request.num_rows for text in texts)
-        self._runner.reserve(num_rows, [(text.request, text.length) for text in (*self._running, *texts)])
-        logits = self._runner.read(prompts, first_row)
+        together = [(text.request, text.length) for text in (*self._running, *texts)]
+        prompts = list(dict.fromkeys(text.request.prompt_ids for text in texts))
+        if self._room is None:
+            self._runner.reserve(sum(request.num_rows for request, _ in together), together)
+            known = dict.fromkeys(prompts, 0)
+        else:
+            known = self._room.reserve(together, prompts)
+        prompts.sort(key=lambda prompt: len(prompt) - known[prompt])
+        for row, prompt in enumerate(prompts, first_row):
+            if self._room is not None:
+                self._room.restore(prompt, known[prompt], row)
+        logits = self._runner.read(prompts, first_row, [known[prompt] for prompt in prompts])
         row_of_prompt = {prompt: first_row + index for index, prompt in enumerate(prompts)}
         untaken = dict(row_of_prompt)
         free_rows = itertools.count(first_row + len(prompts))
         for text in texts:
             prompt, num_rows = text.request.prompt_ids, text.request.num_rows
             text.length = text.num_shared_tokens = len(self._runner.context_of(prompt))
+            text.num_reused = known[prompt]
             source = row_of_prompt[prompt]
             own = [untaken.pop(prompt)] if prompt in untaken else []
             text.rows = [*own, *itertools.islice(free_rows, num_rows - len(own))]
@@ -238,6 +293,8 @@ class GenerationEngine:
             if copies:
                 self._runner.copy_rows(copies, slice(0, text.length))
         self._running += texts
+        for text in texts:
+            self._keep(text)
         if logits is None:
             return [None] * len(texts)
         return [logits[prompts.index(text.request.prompt_ids)][None] for text in texts]
@@ -287,6 +344,8 @@ class GenerationEngine:
         """End running texts; the last rows move into the places that become free."""
         if not texts:
             return
+        for text in texts:
+            self._keep(text)
         self._running = [text for text in self._running if text not in texts]
         num_rows = self._num_rows
         free = [row for text in texts for row in text.rows if row < num_rows]
@@ -295,6 +354,11 @@ class GenerationEngine:
             if moved:
                 self._runner.copy_rows(list(moved.items()), slice(0, text.length))
                 text.rows = [moved.get(row, row) for row in text.rows]
+
+    def _keep(self, text: RunningText) -> None:
+        """Keep what a running text begins with, if prefixes are kept."""
+        if self._room is not None:
+            self._room.keep(text.shared_ids, text.rows[0], [running.request for running in self._running])
 
 
 def _build_runner(model: ModelChunk, decoder_start_id: int | None) -> ModelRunner:

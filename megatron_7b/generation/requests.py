@@ -87,12 +87,14 @@ class GeneratedToken:
         token_id: The token; one that ends the text is reported too.
         finish_reason: Why the text ends with this token; None if it continues.
         logprobs: If they were asked for.
+        num_reused: Tokens of the prompt that an earlier text has read.
     """
 
     request: int
     token_id: int
     finish_reason: FinishReason | None
     logprobs: TokenLogprobs | None = None
+    num_reused: int = 0
 
     @property
     def is_last(self) -> bool:

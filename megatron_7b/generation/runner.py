@@ -44,8 +44,24 @@ class ModelRunner(ABC):
         """Return the tokens that a text begins with: the prompt, or what a decoder begins with."""
 
     @abstractmethod
+    def positions_of(self, requests: Iterable[GenerationRequest]) -> int:
+        """Return the positions that a row must have in the end, whichever of the texts it gets."""
+
+    @property
+    @abstractmethod
+    def num_cached(self) -> int:
+        """Tokens that the cache has room for, all rows together."""
+
+    @abstractmethod
+    def tokens_within(self, max_bytes: int) -> int:
+        """Return how many tokens of the cache fit into this much memory of this rank, resizing included."""
+
+    @abstractmethod
     def reserve(self, num_rows: int, texts: Iterable[tuple[GenerationRequest, int]]) -> None:
         """Make room in the cache for this many rows, each of which may get any of the texts; it grows with them.
+
+        Until the next call, the cache never becomes larger than it is now or than these rows times `positions_of` the
+        texts, whichever is more.
 
         Args:
             num_rows: Rows of all texts, running and new.
@@ -53,8 +69,13 @@ class ModelRunner(ABC):
         """
 
     @abstractmethod
-    def read(self, prompts: Sequence[Sequence[int]], first_row: int) -> Tensor | None:
+    def read(self, prompts: Sequence[Sequence[int]], first_row: int, starts: Sequence[int]) -> Tensor | None:
         """Read prompts into rows [first_row, first_row + b) of the cache.
+
+        Args:
+            prompts: What is to be in the rows; those with the least left to be read come first.
+            first_row: Of the first prompt.
+            starts: How many tokens of each are in its row already, [b]; none where prompts are read as a whole.
 
         Returns:
             Logits of the first new tokens, [b, v] with masked padding on the ranks of the last stage, else None.
@@ -83,6 +104,14 @@ class ModelRunner(ABC):
     @abstractmethod
     def close(self) -> None:
         """Restore the model. Collective: none."""
+
+    def least(self, value: int) -> int:
+        """Return the smallest of all ranks' values. Collective: all ranks that built a runner."""
+        if dist.get_world_size() == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.int64, device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MIN)
+        return int(shared)
 
     def share(self, values: Sequence[int] | None, num_values: int) -> list[int]:
         """Tell all ranks what one of them has chosen.

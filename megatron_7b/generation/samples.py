@@ -27,6 +27,7 @@ class Sample:
             it grows.
         logprobs: Of its new tokens, if they were asked for.
         score: What beam search ranks it by; None if its tokens are drawn.
+        num_reused: Tokens of its prompt that were kept of an earlier text, and not read again.
     """
 
     def __init__(self, prompt: Prompt, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -35,6 +36,7 @@ class Sample:
         self.text = ""
         self.finish_reason: FinishReason | Literal["stop"] | None = None
         self.score: float | None = None
+        self.num_reused = 0
         self.logprobs: list[TokenLogprobs] = []
         self._stream = text_stream(tokenizer, () if prompt.is_source else prompt.ids)
         self._stop = StopTexts(stop)

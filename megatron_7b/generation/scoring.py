@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation.cache_room import CacheRoom
 from megatron_7b.generation.decoder_runner import DecoderRunner
 from megatron_7b.generation.score import Score, ScoreRequest
 
@@ -43,12 +44,22 @@ class Scorer:
         runner: Of this rank's part of the model.
         max_batch_size: Texts that share a forward pass.
         max_length: Tokens of a text; of a longer one the last are read.
+        room: What the cache may hold; None: as much as it is asked.
     """
 
-    def __init__(self, runner: DecoderRunner, *, max_batch_size: int = 16, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        runner: DecoderRunner,
+        *,
+        max_batch_size: int = 16,
+        max_length: int | None = None,
+        room: CacheRoom | None = None,
+    ) -> None:
         self._runner = runner
         self._max_batch_size = max_batch_size
         self._max_length = max_length
+        self._room = room
+        self._most_positions = 0
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> Iterator[tuple[int, Score]]:
@@ -58,7 +69,7 @@ class Scorer:
         token fit, as lm-evaluation-harness has it; a continuation that is longer by itself is refused.
 
         Raises:
-            ConfigError: A continuation is too long, or a token is unknown to the model.
+            ConfigError: A continuation is too long, a token is unknown to the model, or the cache has no room.
 
         **Collective:** all ranks that hold the model, which take everything from the iterator.
         """
@@ -67,7 +78,13 @@ class Scorer:
         for number, text in enumerate(texts):
             of_text.setdefault(text.ids, []).append(number)
         firsts = {ids: min(texts[number].first for number in numbers) for ids, numbers in of_text.items()}
-        lanes = _lanes(sorted(of_text), self._max_batch_size)
+        longest = max(map(len, of_text), default=0)
+        num_lanes = self._max_batch_size
+        if self._room is not None:
+            num_lanes = self._room.reserve_lanes(longest, num_lanes)
+        # What fills up a row may come after its end, by as much again as the longest text has.
+        self._most_positions = longest if num_lanes == 1 else 2 * longest
+        lanes = _lanes(sorted(of_text), num_lanes)
         before: list[tuple[int, ...]] = [()] * len(lanes)
         for step in range(max(map(len, lanes), default=0)):
             lanes = [lane for lane in lanes if step < len(lane)]  # the longer ones come first
@@ -104,7 +121,7 @@ class Scorer:
         """Read what each row does not hold yet; returns hidden states [s, b, h] on the last stage."""
         fed = [ids[start:] for ids, start in zip(texts, starts, strict=True)]
         longest = max(map(len, fed))
-        self._runner.make_room(len(texts), max(starts) + longest)
+        self._runner.make_room(len(texts), max(starts) + longest, self._most_positions)
         return self._runner.forward([[*ids, *[0] * (longest - len(ids))] for ids in fed], 0, starts)
 
     def _scores(

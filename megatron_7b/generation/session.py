@@ -41,6 +41,8 @@ def open_session(
     tokenizer: Path | str | None = None,
     overrides: Mapping[str, object] | None = None,
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+    max_cache_bytes: int | None = None,
+    prefix_cache: bool = False,
     several_copies: bool = False,
 ) -> "Session":
     """Load a checkpoint of any layout to generate with it.
@@ -53,6 +55,10 @@ def open_session(
         tokenizer: Instead of the one that the checkpoint carries.
         overrides: Options of the configuration by dotted path, such as `{"parallel.tensor_model_parallel_size": 2}`.
         max_batch_size: Texts (beams, in a search) that share a forward pass.
+        max_cache_bytes: Memory that the keys and values of texts may take on each rank, resizing included; texts wait
+            until there is room, and one that never fits is refused. None: as much as is asked.
+        prefix_cache: Keep what texts began with in memory that others leave free: a prompt that begins alike is read
+            from there on. Of decoders, and within `max_cache_bytes`.
         several_copies: Ranks may hold more than one copy of the model, each of which is told what to do apart; see
             `copies.Copies`.
 
@@ -61,7 +67,7 @@ def open_session(
 
     Raises:
         CheckpointError: There is no complete checkpoint, or it is damaged.
-        ConfigError: An option is impossible, or the model cannot generate text.
+        ConfigError: An option is impossible, the model cannot generate text, or the cache has no room for a token.
         DataFormatError: The tokenizer is damaged.
 
     Collective: all ranks.
@@ -70,7 +76,14 @@ def open_session(
     config = inference_config(folder, overrides, requirements=REQUIREMENTS)
     setup = read_setup(folder, config, tokenizer)
     fp32_on_cpu = "precision.params_dtype" not in (overrides or {})
-    return Session(setup, fp32_on_cpu=fp32_on_cpu, max_batch_size=max_batch_size, several_copies=several_copies)
+    return Session(
+        setup,
+        fp32_on_cpu=fp32_on_cpu,
+        max_batch_size=max_batch_size,
+        max_cache_bytes=max_cache_bytes,
+        prefix_cache=prefix_cache,
+        several_copies=several_copies,
+    )
 
 
 class Session:
@@ -82,6 +95,8 @@ class Session:
         setup: Of the checkpoint.
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says.
         max_batch_size: Rows that share a forward pass.
+        max_cache_bytes: As for `open_session`.
+        prefix_cache: As for `open_session`.
         several_copies: As for `open_session`.
         beside: A session of the same layout, which stays open for longer: parameters that both have are held once.
         model: The model, if it is there already and stays with whoever made it.
@@ -98,6 +113,8 @@ class Session:
         *,
         fp32_on_cpu: bool = True,
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        max_cache_bytes: int | None = None,
+        prefix_cache: bool = False,
         several_copies: bool = False,
         beside: "Session | None" = None,
         model: "ModelOnRanks | None" = None,
@@ -120,6 +137,8 @@ class Session:
                     stop_ids=setup.stop_ids,
                     max_batch_size=max_batch_size,
                     max_length=setup.context,
+                    max_cache_bytes=max_cache_bytes,
+                    prefix_cache=prefix_cache,
                     decoder_start_id=setup.decoder_start_id,
                 )
             )
@@ -140,6 +159,19 @@ class Session:
     def is_main(self) -> bool:
         """Whether this is the rank that prints."""
         return self.layout.is_main
+
+    def limit_cache(self, max_bytes: int, *, prefix_cache: bool = False) -> None:
+        """Bound the memory of keys and values, as `open_session` does, once the model is loaded; before the first text.
+
+        Raises:
+            ConfigError: There would be no room for a token, or prefixes are to be kept of an encoder-decoder.
+        """
+        self._engine.limit_cache(max_bytes, prefix_cache=prefix_cache)
+
+    @property
+    def max_cache_tokens(self) -> int | None:
+        """Tokens, all texts together, that the cache has room for on every rank; None: as many as are asked."""
+        return self._engine.max_cache_tokens
 
     def close(self) -> None:
         """Leave the process groups. Collective: all ranks."""
@@ -166,7 +198,7 @@ class Session:
             `num_return_sequences` samples of the first prompt, then those of the second, and so on.
 
         Raises:
-            ConfigError: An option is impossible, or a text does not fit into the model's context.
+            ConfigError: An option is impossible, or a text does not fit into the model's context or into the cache.
         """
         samples = self._submit_all(prompts, options or GenerationOptions())
         for _ in self._pieces(samples):
@@ -222,6 +254,7 @@ class Session:
                 found = zip(samples, event.hypotheses, strict=True)
                 pieces += [Piece(sample, sample.take(text), len(text.token_ids)) for sample, text in found]
             else:
+                samples[0].num_reused = event.num_reused
                 pieces.append(Piece(samples[0], samples[0].add(event.token_id, event.finish_reason, event.logprobs)))
             if event.is_last:
                 del self._samples[event.request]

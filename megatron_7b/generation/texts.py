@@ -33,6 +33,7 @@ class RunningText(ABC):
         rows: Its rows of the cache.
         length: Tokens of each that are in the cache.
         num_shared_tokens: How many of them all rows have in common: what the text begins with.
+        num_reused: How many tokens of its prompt an earlier text has read.
         last_tokens: The newest token of each row, not in the cache yet.
         is_done: Nothing follows.
     """
@@ -41,7 +42,7 @@ class RunningText(ABC):
         self.number = number
         self.request = request
         self.rows: list[int] = []
-        self.length = self.num_shared_tokens = 0
+        self.length = self.num_shared_tokens = self.num_reused = 0
         self.last_tokens: list[int] = []
         self.is_done = False
 
@@ -49,6 +50,11 @@ class RunningText(ABC):
     @abstractmethod
     def num_values(self) -> int:
         """How many integers `choose` returns."""
+
+    @property
+    def shared_ids(self) -> Sequence[int]:
+        """Tokens that are in the cache in all its rows."""
+        return self.request.prompt_ids
 
     @abstractmethod
     def choose(self, logits: Tensor) -> list[int]:
@@ -90,8 +96,13 @@ class SampledText(RunningText):
             request.decoding, request.sample_index, context, stop_ids=stop_ids, grammar=request.grammar
         )
         self._stop_ids = stop_ids
-        self._num_new = 0
+        self._new_ids: list[int] = []
         self._num_reported = request.decoding.logprobs
+
+    @property
+    def shared_ids(self) -> Sequence[int]:
+        """All of its tokens but the newest."""
+        return (*self.request.prompt_ids, *self._new_ids[:-1])
 
     @property
     def num_values(self) -> int:
@@ -101,7 +112,7 @@ class SampledText(RunningText):
     def choose(self, logits: Tensor) -> list[int]:
         """Draw a token."""
         forced = self.request.forced_last_id
-        is_forced = forced is not None and self._is_forced(self._num_new)
+        is_forced = forced is not None and self._is_forced(len(self._new_ids))
         token = forced if forced is not None and is_forced else self._sampler.choose(logits[0])
         if self._num_reported is None:
             return [token]
@@ -113,18 +124,18 @@ class SampledText(RunningText):
         """Append the token."""
         token_id, *reported = values
         self.last_tokens = [token_id]
-        self._num_new += 1
+        self._new_ids.append(token_id)
         reason: FinishReason | None = None
         if token_id in self._stop_ids:
             reason = "eod"
-        elif self._num_new == self.request.max_new_tokens:
+        elif len(self._new_ids) == self.request.max_new_tokens:
             reason = "length"
         self.is_done = reason is not None
         logprobs = None
         if self._num_reported is not None:
             own, *top = map(_number_of, reported[: 1 + self._num_reported])
             logprobs = TokenLogprobs(own, tuple(zip(reported[1 + self._num_reported :], top, strict=True)))
-        return GeneratedToken(self.number, token_id, reason, logprobs), []
+        return GeneratedToken(self.number, token_id, reason, logprobs, self.num_reused), []
 
 
 class SearchedText(RunningText):

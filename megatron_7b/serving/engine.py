@@ -217,6 +217,8 @@ class ServingEngine:
             if job.first_token is None:
                 job.first_token = now
                 self.metrics.time_to_first_token.observe(now - job.begun)
+                self.metrics.reused_tokens.inc(one.num_reused)
+                job.num_reused = one.num_reused
             self._outbox.append((job, one))
             self._end(admission, job, one)
         self.metrics.generated_tokens.inc(num_tokens)

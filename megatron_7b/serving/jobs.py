@@ -67,6 +67,9 @@ class WritingJob(Job):
         prompt: What is continued.
         options: How.
         max_length: Tokens of the longest text, prompt included.
+
+    Attributes:
+        num_reused: Tokens of the prompt that were kept of an earlier text, known from the first token on.
     """
 
     def __init__(self, model: int, prompt: Prompt, options: GenerationOptions, max_length: int) -> None:
@@ -77,6 +80,7 @@ class WritingJob(Job):
         self.copy = 0
         self.num_unfinished = options.num_return_sequences
         self.first_token: float | None = None
+        self.num_reused = 0
 
     @property
     def num_texts(self) -> int:

@@ -21,7 +21,8 @@ class Metrics:
         running: Texts that are being written.
         waiting: Texts that wait for a place.
         cache_usage: Share of the key-value cache that running texts may come to need.
-        prompt_tokens: Tokens of prompts that were read.
+        prompt_tokens: Tokens of prompts.
+        reused_tokens: Those of them that were kept of an earlier text, and not read again.
         generated_tokens: Tokens that were written.
         dropped: Prompts given up because their client left, or took too long.
         time_to_first_token: From a request to its first token.
@@ -38,7 +39,10 @@ class Metrics:
         self.cache_usage = Gauge(
             f"{name}_cache_usage_ratio", "Share of the cache that running texts may need", registry=registry
         )
-        self.prompt_tokens = Counter(f"{name}_prompt_tokens", "Tokens of prompts that were read", registry=registry)
+        self.prompt_tokens = Counter(f"{name}_prompt_tokens", "Tokens of prompts", registry=registry)
+        self.reused_tokens = Counter(
+            f"{name}_prompt_tokens_reused", "Tokens of prompts that were kept of an earlier text", registry=registry
+        )
         self.generated_tokens = Counter(f"{name}_generated_tokens", "Tokens that were written", registry=registry)
         self.dropped = Counter(f"{name}_prompts_dropped", "Prompts whose client has left", registry=registry)
         self.time_to_first_token = Histogram(

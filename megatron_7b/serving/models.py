@@ -71,7 +71,7 @@ class WritingModel:
         ticket, index = self._place[id(sample)]
         came = tuple(sample.token_ids[len(sample.token_ids) - piece.num_tokens :])
         logprobs = tuple(sample.logprobs[-piece.num_tokens :])
-        return Written(ticket, index, piece.text, came, sample.finish_reason, logprobs)
+        return Written(ticket, index, piece.text, came, sample.finish_reason, logprobs, sample.num_reused)
 
     def _gathered(self, news: list[News]) -> list[News]:
         """Return on the main rank what all copies have written. Collective: all ranks."""

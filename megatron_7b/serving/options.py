@@ -21,8 +21,9 @@ class ServerOptions:
         api_keys: Any of them lets a request in; none: everybody on this machine is let in, and nobody else.
         max_batch_size: Texts that share a forward pass.
         max_waiting: Texts that may wait for a place; further ones are refused (429).
-        max_cache_gib: Memory for keys and values on each rank; None takes a share of what is free once the model is
-            loaded.
+        max_cache_gib: Memory for keys and values on each rank, those of all models together; None takes a share of
+            what is free once the models are loaded.
+        prefix_cache: Keep what texts began with in memory for keys and values that others leave free.
         max_body_mib: Larger requests are refused (413).
         max_request_seconds: A request that takes longer is ended.
         receive_seconds: A client has this long to send a request (slow ones would hold connections).
@@ -37,6 +38,7 @@ class ServerOptions:
     max_batch_size: int = 32
     max_waiting: int = 256
     max_cache_gib: float | None = None
+    prefix_cache: bool = True
     max_body_mib: float = 4.0
     max_request_seconds: float = 600.0
     receive_seconds: float = 30.0

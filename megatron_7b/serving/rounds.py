@@ -58,6 +58,7 @@ class Written:
         token_ids: The tokens that came.
         finish_reason: `eod`, `stop` or `length` if the text ends; None while it continues.
         logprobs: Of the tokens, if they were asked for.
+        num_reused: Tokens of the prompt that were kept of an earlier text.
     """
 
     ticket: Ticket
@@ -66,6 +67,7 @@ class Written:
     token_ids: tuple[int, ...]
     finish_reason: str | None
     logprobs: tuple[TokenLogprobs, ...] = ()
+    num_reused: int = 0
 
 
 @dataclass(frozen=True)

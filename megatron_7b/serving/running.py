@@ -54,6 +54,10 @@ def serve(
     Collective: all ranks.
     """
     with opened_models(models, fp32_on_cpu=fp32_on_cpu, max_batch_size=options.max_batch_size) as opened:
+        writing = {number: model.session for number, model in enumerate(opened) if isinstance(model, WritingModel)}
+        for session in writing.values():
+            has_prefixes = options.prefix_cache and not session.setup.is_encoder_decoder
+            session.limit_cache(_cache_bytes(session, options, len(writing)), prefix_cache=has_prefixes)
         layout = (opened[0].session if isinstance(opened[0], WritingModel) else opened[0].model).layout
         leader = RankLeader(
             opened,
@@ -68,11 +72,7 @@ def serve(
         metrics = Metrics()
         engine = ServingEngine(
             leader,
-            {
-                number: _admission(model.session, options, len(models))
-                for number, model in enumerate(opened)
-                if isinstance(model, WritingModel)
-            },
+            {number: _admission(session, options) for number, session in writing.items()},
             max_waiting=options.max_waiting,
             stop_seconds=options.stop_seconds,
             metrics=metrics,
@@ -165,31 +165,23 @@ def _ignoring_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _admission(session: Session, options: ServerOptions, num_models: int) -> Admission:
-    layout = session.layout
-    per_token = _cache_bytes_per_token(session)
-    if options.max_cache_gib is not None:
-        room = options.max_cache_gib * 2**30
-    else:
-        room = _free_bytes(session) * _CACHE_SHARE / num_models
-    longest = session.setup.config.model.max_position_embeddings
-    most = options.max_batch_size * longest
+def _admission(session: Session, options: ServerOptions) -> Admission:
+    tokens, context = session.max_cache_tokens, session.setup.config.model.max_position_embeddings
+    assert tokens is not None
+    if tokens < context:
+        logger.warning("the cache has room for %d tokens, less than the model's context of %d", tokens, context)
     return Admission(
-        num_copies=layout.dp_size,
+        num_copies=session.layout.dp_size,
         max_rows=options.max_batch_size,
-        max_cache_tokens=max(1, min(most, int(room / per_token))),
+        max_cache_tokens=min(tokens, options.max_batch_size * context),
     )
 
 
-def _cache_bytes_per_token(session: Session) -> float:
-    """Return the bytes of keys and values that a token takes on a rank."""
-    model, layout = session.setup.config.model, session.layout
-    parameter = next(session.model.only_chunk.parameters())
-    ranks_of_copy = layout.world_size // layout.dp_size
-    heads = model.num_query_groups or model.num_attention_heads
-    width = model.kv_channels or model.hidden_size // model.num_attention_heads
-    num_numbers = 2 * model.decoder_layers * heads * width / ranks_of_copy
-    return float(num_numbers * parameter.element_size())
+def _cache_bytes(session: Session, options: ServerOptions, num_models: int) -> int:
+    """Return the memory that the cache of one of several models may take on this rank."""
+    if options.max_cache_gib is not None:
+        return int(options.max_cache_gib * 2**30) // num_models
+    return int(_free_bytes(session) * _CACHE_SHARE) // num_models
 
 
 def _free_bytes(session: Session) -> float:

@@ -142,9 +142,9 @@ class ServedModel:
 
     def job(self, prompt: Prompt, options: GenerationOptions) -> WritingJob:
         """Return the job of a prompt, in the thread of the event loop."""
-        own = 1 if prompt.is_source else len(prompt.ids)
+        start = 1 if prompt.is_source else 0  # what a decoder begins with, apart from the prompt
         assert options.max_new_tokens is not None
-        return WritingJob(self.number, prompt, options, own + options.max_new_tokens)
+        return WritingJob(self.number, prompt, options, len(prompt.ids) + start + options.max_new_tokens)
 
 
 def find_model(models: Sequence[ServedModel], name: str | None, path: str) -> ServedModel:

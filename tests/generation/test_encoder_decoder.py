@@ -158,6 +158,43 @@ def test_the_cache_grows_with_a_text(model: tuple[Path, Path]):
     assert grown == reserved
 
 
+def within_a_limit(checkpoint: Path) -> tuple[list[list[int]], list[list[int]], int]:
+    """Entry point of a rank: texts with and without a limit of 150 tokens, and the most that there was room for."""
+    from megatron_7b.checkpoint.inference_config import inference_config
+    from megatron_7b.checkpoint.open_model import opened_model
+    from megatron_7b.generation.engine import GenerationEngine
+
+    # Long texts of short prompts, then the other way around: each cache must give back what the other needs.
+    lengths = [(3, 20)] * 6 + [(70, 3)] * 2 + [(2, 90)] + [(10, 10)] * 4
+    requests = [
+        GenerationRequest(
+            prompt_ids=PROMPTS[0][:1] * length, max_new_tokens=count, decoding=SamplingOptions(temperature=0.0)
+        )
+        for length, count in lengths
+    ]
+    results, most = [], 0
+    with opened_model(checkpoint, inference_config(checkpoint)) as opened:
+        for limit in (None, 150):
+            with GenerationEngine(opened.only_chunk, decoder_start_id=START_ID, max_batch_size=6) as engine:
+                cache = engine._runner._cache  # type: ignore[attr-defined]
+                if limit is not None:
+                    widths = [block.shape[1] * block.shape[3] * 4 for block in (*cache._keys, *cache._values)]
+                    engine.limit_cache(limit * (sum(widths) + max(widths)))
+                    assert engine.max_cache_tokens == limit
+                found: list[list[int]] = [[] for _ in requests]
+                for event in engine.generate(requests):
+                    found[event.request].append(event.token_id)
+                    most = max(most, engine.num_cached_tokens) if limit else 0
+                results.append(found)
+    return *results, most
+
+
+def test_both_caches_share_a_limit(model: tuple[Path, Path]):
+    ((free, limited, most),) = run_ranks(1, within_a_limit, model[1])
+    assert limited == free
+    assert 93 <= most <= 150
+
+
 def test_a_conversation_is_refused_and_a_source_ends_as_in_training():
     tokenizer = load_tokenizer("bytes")
     config = tiny_config(model={"architecture": "t5", "num_query_groups": None})

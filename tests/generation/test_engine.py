@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
-from megatron_7b.generation.cache import CachedAttention, attention_layers, place, visible_keys
+from megatron_7b.generation.cache import CachedAttention, KeyValueCache, attention_layers, place, visible_keys
 from megatron_7b.generation.engine import GenerationEngine
 from megatron_7b.generation.options import SamplingOptions
 from megatron_7b.generation.requests import GenerationRequest
+from megatron_7b.generation.score import ScoreRequest
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.kinds.decoder.network import LanguageModel
 from megatron_7b.parallel.groups import initialize_model_parallel, process_groups
@@ -29,6 +31,7 @@ LAYOUTS = {
 # Large enough initial weights that the logits tell positions and layers apart.
 MODEL = {"init_method_std": 0.2, "qk_layernorm": True, "add_qkv_bias": True}
 RANDOM = np.random.default_rng(7)
+LONG = tuple(int(i) for i in RANDOM.integers(0, VOCAB_SIZE, size=50))
 PROMPTS = [tuple(int(i) for i in RANDOM.integers(0, VOCAB_SIZE, size=length)) for length in (3, 17, 1, 8)]
 
 
@@ -250,3 +253,64 @@ def test_room_of_ended_texts_is_given_back() -> None:
     assert room[3] == room[2]  # what fits is not allocated anew
     assert all(text == texts[0] for text in (*texts[:8], *texts[9:]))
     assert texts[8][:4] == texts[0]
+
+
+class Recorded(list[torch.Tensor]):
+    """Blocks of a cache, and the most memory that it had while one of them was replaced."""
+
+    def __init__(self, cache: KeyValueCache, blocks: Sequence[torch.Tensor], peaks: list[int]) -> None:
+        super().__init__(blocks)
+        self._cache, self._peaks = cache, peaks
+
+    def __setitem__(self, layer: Any, new: Any) -> None:
+        self._peaks.append(self._cache.num_bytes + new.nbytes)
+        super().__setitem__(layer, new)
+
+
+def within_a_limit(
+    config: RunConfig, num_tokens: int | None
+) -> tuple[list[list[int]], int, int | None, str, list[float]]:
+    """Entry point of a rank: short texts, a long one and short ones, in a cache of limited room."""
+    lengths = [(3, 5)] * 9 + [(17, 60)] + [(8, 9), (1, 20)] * 3
+    requests = [
+        GenerationRequest(prompt_ids=LONG[:length], max_new_tokens=count, decoding=GREEDY) for length, count in lengths
+    ]
+    texts: list[list[int]] = [[] for _ in requests]
+    scored = [ScoreRequest(LONG[:length], LONG[length : length + 9]) for length in range(1, 30)]
+    with GenerationEngine(build(config), max_batch_size=8) as engine:
+        cache, peaks, refusal = engine._runner._cache, [0], ""
+        one_token = sum(block.shape[1] * block.shape[3] * 4 for block in (*cache._keys, *cache._values))
+        limit = (10**6 if num_tokens is None else num_tokens) * one_token
+        if num_tokens is not None:
+            engine.limit_cache(limit * (1 + torch.distributed.get_rank()))  # the rank with the least decides
+        cache._keys, cache._values = (Recorded(cache, blocks, peaks) for blocks in (cache._keys, cache._values))
+        for event in engine.generate(requests):
+            texts[event.request].append(event.token_id)
+        scores = dict(engine.score(scored))
+        try:
+            engine.submit(GenerationRequest(prompt_ids=LONG, max_new_tokens=60))
+        except ConfigError as error:
+            refusal = str(error)
+        assert max(peaks) <= limit
+        return texts, max(peaks), engine.max_cache_tokens, refusal, [scores[i].log_likelihood for i in range(29)]
+
+
+@pytest.mark.parametrize("name", ["TP1", "PP2"])
+def test_a_cache_never_takes_more_than_its_limit(name: str) -> None:
+    world_size, parallel = LAYOUTS[name]
+    config = tiny_config(model=MODEL, parallel=parallel)
+    (free, free_peak, _, _, free_scores), *_ = run_ranks(world_size, within_a_limit, config, None)
+    of_ranks = run_ranks(world_size, within_a_limit, config, 100)
+    assert len({tokens for _, _, tokens, _, _ in of_ranks}) == 1
+    for texts, peak, tokens, refusal, scores in of_ranks:
+        assert texts == free, "texts wait, and are the same"
+        assert tokens is not None
+        assert 77 <= tokens < 100, "a long text, and room for a resize"
+        assert peak < free_peak / 3
+        assert f"do not fit into the cache, which has room for {tokens} tokens" in refusal
+        np.testing.assert_allclose(scores, free_scores, rtol=1e-5)
+
+
+def test_a_cache_without_room_for_a_token_is_refused() -> None:
+    with pytest.raises(RankFailedError, match="less than the keys and values of a token take"):
+        run_ranks(1, within_a_limit, tiny_config(model=MODEL), 0)

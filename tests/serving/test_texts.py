@@ -17,6 +17,8 @@ from tests.support.serving import Server, running_server
 from tools.benchmarks import serve_load
 
 PROMPTS = ["the cat sat", "12 o'clock", "on the mat, the"]
+LONG = "the cat sat on the mat, " * 12
+LONG_PROMPTS = [LONG, LONG + "the cat", LONG + "on the mat"]
 MESSAGES = [{"role": "user", "content": "the cat"}, {"role": "user", "content": " sat"}]
 
 
@@ -41,6 +43,7 @@ def generated(checkpoint: Path) -> list[tuple[str, int, str]]:
     options = GenerationOptions(temperature=0.0, max_new_tokens=12, num_beams=1)
     with open_session(checkpoint) as session:
         prompts = [session.encode(prompt) for prompt in PROMPTS] + [session.encode_chat(MESSAGES)]
+        prompts += [session.encode(prompt) for prompt in LONG_PROMPTS]
         reasons = {"eod": "stop", "length": "length"}
         found = session.generate(prompts, options)
         return [(one.text, len(one.token_ids), reasons[str(one.finish_reason)]) for one in found]
@@ -134,6 +137,21 @@ def test_log_probabilities_and_grammars(server: Server, expected: list[tuple[str
     wrong = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
     with pytest.raises(openai.BadRequestError, match="cannot be followed"):
         client.completions.create(**asked, extra_body={"response_format": wrong})
+
+
+def test_what_prompts_begin_with_is_read_once(server: Server, expected: list[tuple[str, int, str]]):
+    client = client_of(server)
+    before = server.metric("prompt_tokens_reused_total")
+    cached = []
+    for prompt, (text, *_) in zip(LONG_PROMPTS, expected[4:], strict=True):
+        reply = client.completions.create(model="tiny", prompt=prompt, max_tokens=12, temperature=0)
+        assert reply.choices[0].text == text
+        assert reply.usage is not None
+        assert reply.usage.prompt_tokens_details is not None
+        cached.append(reply.usage.prompt_tokens_details.cached_tokens)
+    assert cached[0] == 0
+    assert cached[1] == cached[2] > 32
+    assert server.metric("prompt_tokens_reused_total") == before + sum(cached)
 
 
 def test_wrong_requests_are_refused_as_the_page_says(server: Server):

@@ -92,6 +92,12 @@ def _parser() -> Parser:
     limits.add_argument(
         "--max-cache-gib", type=float, metavar="G", help="memory for keys and values; default: 0.4 of what is free"
     )
+    limits.add_argument(
+        "--no-prefix-cache",
+        dest="prefix_cache",
+        action="store_false",
+        help="keep nothing of texts that have ended; default: prompts that begin alike are read from there on",
+    )
     for name, unit, what in (
         ("max_body_mib", "M", "larger requests get 413"),
         ("max_request_seconds", "S", "a request that takes longer is ended"),

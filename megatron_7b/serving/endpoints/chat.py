@@ -49,7 +49,7 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
         }
         for index, text in enumerate(texts)
     ]
-    numbers = usage(len(prompt.ids), sum(text.num_tokens for text in texts))
+    numbers = usage([job], sum(text.num_tokens for text in texts))
     return as_json({**new_head("chat.completion", "chatcmpl", model.name), "choices": choices, "usage": numbers})
 
 
@@ -70,7 +70,7 @@ async def _chunks(
         if reason is not None:
             yield {**head, "choices": [_choice(written.index, {}, reason)], **rest}
     if asked.wants_usage:
-        yield {**head, "choices": [], "usage": usage(len(job.prompt.ids), num_written)}
+        yield {**head, "choices": [], "usage": usage([job], num_written)}
 
 
 def _choice(index: int, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _whole(
             choices.append(_choice(len(choices), begin + text.text, text.finish_reason))
             choices[-1]["logprobs"] = token_texts.completion(text.written)
     num_written = sum(text.num_tokens for of_job in texts for text in of_job)
-    return {**head, "choices": choices, "usage": usage(_num_prompt(jobs), num_written)}
+    return {**head, "choices": choices, "usage": usage(jobs, num_written)}
 
 
 async def _chunks(
@@ -81,12 +81,8 @@ async def _chunks(
             lengths[number] += len(written.text)
             yield {**head, "choices": [choice], **rest}
     if asked.wants_usage:
-        yield {**head, "choices": [], "usage": usage(_num_prompt(jobs), num_written)}
+        yield {**head, "choices": [], "usage": usage(jobs, num_written)}
 
 
 def _choice(index: int, text: str, reason: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-
-
-def _num_prompt(jobs: Sequence[WritingJob]) -> int:
-    return sum(len(job.prompt.ids) for job in jobs)

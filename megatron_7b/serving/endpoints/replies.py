@@ -58,9 +58,15 @@ def new_head(kind: str, prefix: str, model: str) -> dict[str, Any]:
     return {"id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model}
 
 
-def usage(num_prompt: int, num_written: int) -> dict[str, int]:
-    """Return the numbers of tokens as OpenAI has them."""
-    return {"prompt_tokens": num_prompt, "completion_tokens": num_written, "total_tokens": num_prompt + num_written}
+def usage(jobs: Sequence[WritingJob], num_written: int) -> dict[str, Any]:
+    """Return the numbers of tokens as OpenAI has them, once all jobs have ended."""
+    num_prompt = sum(len(job.prompt.ids) for job in jobs)
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_written,
+        "total_tokens": num_prompt + num_written,
+        "prompt_tokens_details": {"cached_tokens": sum(job.num_reused for job in jobs)},
+    }
 
 
 def as_json(content: Any) -> Response:
