@@ -4,6 +4,7 @@ llguidance knows which tokens continue a text that can still become one that fit
 """
 
 import functools
+import importlib.util
 import json
 import logging
 import re
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 logger = logging.getLogger(__name__)
+
+_NUM_READY = 64
+"""Grammars that are kept ready: applications have a few schemas, and ask for them again and again."""
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -63,7 +67,9 @@ class Grammar:
 
 
 class GrammarVocabulary:
-    """The tokens of a model as bytes, made when first needed.
+    """The tokens of a model as bytes, and grammars ready to be followed: made when first needed, or by `prepare`.
+
+    May be used by several threads.
 
     Args:
         tokenizer: What the model writes with.
@@ -73,6 +79,15 @@ class GrammarVocabulary:
     def __init__(self, tokenizer: Tokenizer, stop_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
         self.stop_ids = sorted(stop_ids)
+        self._ready = functools.lru_cache(_NUM_READY)(self._make_ready)
+
+    def prepare(self, grammar: Grammar | None = None) -> None:
+        """Do ahead what takes its time: the tables of the tokens, and what is made of a grammar.
+
+        Nothing happens if llguidance is not installed, or no token ends a text.
+        """
+        if self.stop_ids and importlib.util.find_spec("llguidance") is not None:
+            _ = self._tokens if grammar is None else self._ready(grammar)
 
     def follow(self, grammar: Grammar) -> "GrammarState":
         """Begin a text that must fit a grammar.
@@ -82,7 +97,10 @@ class GrammarVocabulary:
         """
         if not self.stop_ids:
             raise ConfigError("no token ends a text of this model, so none can fit a grammar")
-        return GrammarState(_llguidance().LLMatcher(self._tokens, grammar.spelled), self.stop_ids)
+        return GrammarState(self._ready(grammar).deep_copy(), self.stop_ids)
+
+    def _make_ready(self, grammar: Grammar) -> Any:
+        return _llguidance().LLMatcher(self._tokens, grammar.spelled)
 
     @functools.cached_property
     def _tokens(self) -> "LLTokenizer":

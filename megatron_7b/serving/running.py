@@ -58,6 +58,7 @@ def serve(
         for session in writing.values():
             has_prefixes = options.prefix_cache and not session.setup.is_encoder_decoder
             session.limit_cache(_cache_bytes(session, options, len(writing)), prefix_cache=has_prefixes)
+            session.setup.grammar_vocabulary.prepare()  # once texts are being written, all of them would wait for it
         layout = (opened[0].session if isinstance(opened[0], WritingModel) else opened[0].model).layout
         leader = RankLeader(
             opened,

@@ -136,6 +136,8 @@ class ServedModel:
             self.setup.requests([prompt], options)
             if options.response_format is not None and not self.setup.stop_ids:
                 raise ConfigError(f"the model {self.name!r} has no token that ends a text, so none can fit a format")
+            if options.response_format is not None:  # here rather than in the engine's thread, where others would wait
+                self.setup.grammar_vocabulary.prepare(options.response_format)
         except ConfigError as error:
             raise refusal(error) from None
         return options

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -139,3 +140,16 @@ def test_random_texts_fit_their_grammar(kind: str, tmp_path: Path) -> None:
             random_text(vocabulary, Grammar("regex", "(yes|no), [a-c]{3}"), tokenizer.vocab_size, seed, 40)
         )
         assert re.fullmatch("(yes|no), [a-c]{3}", words.strip())
+
+
+def test_a_grammar_is_made_ready_once_and_followed_by_each_text_alone() -> None:
+    """By whoever prepares it: a server's engine would let all other texts wait."""
+    tokenizer = load_tokenizer("bytes")
+    vocabulary = GrammarVocabulary(tokenizer, [tokenizer.vocab_size - 1])
+    grammar = Grammar("regex", "ab?c")
+    vocabulary.prepare(grammar)
+    states = [vocabulary.follow(grammar) for _ in range(2)]
+    assert vocabulary._ready.cache_info()[:2] == (2, 1), "hits and misses"
+    states[0].accept(ord("a"))
+    allowed = [np.flatnonzero(state.allowed(tokenizer.vocab_size)).tolist() for state in states]
+    assert allowed == [[ord("b"), ord("c")], [ord("a")]]
