@@ -10,6 +10,7 @@ import torch
 from megatron_7b.compression import QuantizeOptions, quantize
 from megatron_7b.compression.quantization.grid import round_inputs
 from megatron_7b.compression.quantization.schemes import SCHEMES
+from megatron_7b.conversion import import_from_hugging_face
 from megatron_7b.errors import ConfigError, ConversionError, MegatronError, PathError
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.commands import run_command
@@ -146,6 +147,9 @@ def test_other_models_are_refused(models: Path, tmp_path: Path) -> None:
         save_tiny_model(case, tmp_path / case)
         with pytest.raises(ConfigError, match=says):
             quantize(tmp_path / "out", QuantizeOptions(scheme="w8a16"), hf=tmp_path / case)
+    import_from_hugging_face(tmp_path / "mixtral", tmp_path / "of_experts")
+    with pytest.raises(ConfigError, match="of_experts is a mixture of experts"):
+        quantize(tmp_path / "out", QuantizeOptions(scheme="w8a16"), checkpoint=tmp_path / "of_experts")
     with pytest.raises(ConfigError, match="lm_head to --ignore"):
         quantize(tmp_path / "out", options(models, scheme="w4a16", ignore=()), hf=models / "qwen2_tied")
     with pytest.raises(ConfigError, match="given by --checkpoint C, or by --hf"):
@@ -172,7 +176,17 @@ def test_too_much_loss_is_refused_and_an_output_is_not_overwritten(models: Path,
 
 
 def test_the_command_prints_a_table(models: Path, tmp_path: Path) -> None:
-    arguments = ("--hf", models / "llama", "--scheme", "w8a16", "--held-out", models / "text.jsonl", "--seq-length", 32)
+    import_from_hugging_face(models / "llama", tmp_path / "checkpoint")
+    arguments = (
+        "--checkpoint",
+        tmp_path / "checkpoint",
+        "--scheme",
+        "w8a16",
+        "--held-out",
+        models / "text.jsonl",
+        "--seq-length",
+        32,
+    )
     done = run_command("compress", "quantize", *arguments, "--output", tmp_path / "a")
     assert done.returncode == 0, done.stderr
     assert "perplexity" in done.stdout

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_7b.checkpoint import read_manifest, resolve_checkpoint
+from megatron_7b.checkpoint.manifest import read_config
+from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion import ExportOptions, HuggingFaceFolder, export_to_hugging_face
 from megatron_7b.conversion.json_files import read_json
 from megatron_7b.conversion.progress import Report
@@ -49,6 +51,7 @@ def opened_source(
             f"{folder} holds an adapter, and what is quantised is a whole model",
             hint=f"megatron-7b convert to-hf --merge --checkpoint {folder} --output MERGED, then --hf MERGED",
         )
+    _check_model(folder, read_config(folder).model)  # before the export, which takes a while
     beside.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(prefix=f".{beside.name}.export-", suffix=".tmp", dir=beside.parent))
     try:
@@ -60,17 +63,29 @@ def opened_source(
             remove_any(room)
 
 
+def _check_model(folder: Path, model: ModelConfig) -> None:
+    if model.num_moe_experts:
+        raise _of_experts(folder, model.architecture)
+    if model.has_head or model.traits.kind != "decoder":
+        what = f"a head for {model.head}" if model.has_head else f"an {model.traits.kind.replace('_', '-')}"
+        raise ConfigError(f"{folder} holds {what} ({model.architecture}), expected a decoder that predicts tokens")
+
+
+def _of_experts(path: Path, name: object) -> ConfigError:
+    return ConfigError(
+        f"{path} is a mixture of experts ({name}), whose experts transformers stores as one tensor: they are not "
+        "quantised here",
+        hint="llm-compressor and llama.cpp's own converter quantise mixtures of experts",
+    )
+
+
 def _checked(path: Path) -> HuggingFaceFolder:
     _refuse_quantized(path)
     folder = HuggingFaceFolder(path)
     architectures = folder.config.get("architectures")
     name = folder.config.get("model_type")
     if any(folder.config.get(key) for key in _EXPERTS):
-        raise ConfigError(
-            f"{path} is a mixture of experts ({name}), whose experts transformers stores as one tensor: they are not "
-            "quantised here",
-            hint="llm-compressor and llama.cpp's own converter quantise mixtures of experts",
-        )
+        raise _of_experts(path, name)
     if not isinstance(architectures, list) or not any(
         str(one).endswith(("ForCausalLM", "LMHeadModel")) for one in architectures
     ):
