@@ -13,6 +13,7 @@ import pytest
 from megatron_7b.cli.main import main
 from megatron_7b.generation import GenerationOptions, open_session
 from megatron_7b.prediction import predict
+from megatron_7b.serving.converted import converted
 from tests.adapter.peft_oracle import save_adapter
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.commands import run_command
@@ -136,7 +137,8 @@ def test_what_is_refused_before_anything_is_loaded(folder: Path):
 
 
 def test_slow_and_silent_clients_are_sent_away(folder: Path):
-    with running_server("--hf", folder / "base_hf", "--receive-seconds", 0.5) as server:
+    kept = ("--converted", folder / "kept")
+    with running_server("--hf", folder / "base_hf", *kept, "--receive-seconds", 0.5) as server:
         host, port = server.address.removeprefix("http://").split(":")
         silent = socket.create_connection((host, int(port)))
         slow = socket.create_connection((host, int(port)))
@@ -148,3 +150,8 @@ def test_slow_and_silent_clients_are_sent_away(folder: Path):
         assert silent.recv(100) == b""
         assert b"408" in slow.recv(100)
         assert server.ask("/v1/models")[1]["data"][0]["id"] == "base_hf"
+
+    def never(_output: Path) -> None:
+        raise AssertionError("it was converted a second time")
+
+    assert converted(folder / "base_hf", folder / "kept", never).name == "base_hf"

@@ -10,7 +10,6 @@ import dataclasses
 import importlib.util
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 from megatron_7b.checkpoint import resolve_checkpoint
@@ -52,19 +51,28 @@ def main(argv: list[str]) -> int:
             "--hf is converted once, before ranks are started; under a launcher each would do it",
             hint=f"megatron-7b convert from-hf --input {flags.hf} --output C, then --checkpoint C",
         )
-    with tempfile.TemporaryDirectory(prefix="megatron_7b-serve-") as temporary:
-        checkpoint = Path(temporary, flags.hf.resolve().name)
-        convert = ["convert", "from-hf", "--input", str(flags.hf), "--output", str(checkpoint)]
-        if (code := subprocess.run(megatron_command(convert)).returncode) != 0:
-            return code
-        of_checkpoint, words = _of_checkpoint(command_line, argv, checkpoint)
-        return _serve(of_checkpoint, options, words)
+    from megatron_7b.serving.converted import converted, default_folder
+
+    def convert(output: Path) -> None:
+        words = ["convert", "from-hf", "--input", str(flags.hf), "--output", str(output)]
+        if (code := subprocess.run(megatron_command(words)).returncode) != 0:
+            raise SystemExit(code)  # it has said why
+
+    checkpoint = converted(flags.hf, flags.converted or default_folder(), convert)
+    of_checkpoint, words = _of_checkpoint(command_line, argv, checkpoint)
+    return _serve(of_checkpoint, options, words)
 
 
 def _parser() -> Parser:
     parser = Parser("serve", SUMMARY, with_config=True)
     parser.add_argument("--checkpoint", type=Path, help="step folder, RUN/checkpoints/latest, or a run folder")
-    parser.add_argument("--hf", type=Path, metavar="H", help="a Hugging Face folder instead; converted as it starts")
+    parser.add_argument(
+        "--hf", type=Path, metavar="H", help="a Hugging Face folder instead; converted at the first start"
+    )
+    parser.add_argument(
+        "--converted", type=Path, metavar="DIR",
+        help="where conversions of --hf are kept; default: ~/.cache/megatron_7b/converted",
+    )  # fmt: skip
     parser.add_argument(
         "--adapter",
         action="append",
