@@ -39,20 +39,19 @@ def vllm_command(
             "--engine vllm serves a Hugging Face folder",
             hint=f"megatron-7b convert to-hf --checkpoint {flags.checkpoint} --output H, then --engine vllm --hf H",
         )
-    program = shutil.which("vllm")
-    if program is None:
-        raise ConfigError(
-            "--engine vllm needs vLLM, and there is no program `vllm` in the PATH",
-            hint="pip install vllm, in an environment of its own; or leave out --engine, and ours serves the folder",
-        )
+    start = _start(flags)
     if len(options.api_keys) > 1:
         raise ConfigError(f"--engine vllm takes one key, and --api-key-file has {len(options.api_keys)}")
     unknown = sorted(set(overrides) - set(_PARALLEL) - {"precision.params_dtype"})
     if unknown:
         raise ConfigError(f"--engine vllm has no counterpart of {', '.join(unknown)}")
-    command = [program, "serve", str(flags.hf), "--host", options.host, "--port", str(options.port)]
+    command = [*start, str(flags.hf), "--host", options.host, "--port", str(options.port)]
     command += ["--served-model-name", flags.name or flags.hf.resolve().name]
     command += ["--max-num-seqs", str(options.max_batch_size)]
+    if options.max_cache_gib is not None:
+        command += ["--kv-cache-memory-bytes", str(int(options.max_cache_gib * 2**30))]
+    if not options.prefix_cache:
+        command += ["--no-enable-prefix-caching"]
     for path, option in _PARALLEL.items():
         if path in overrides:
             command += [option, str(overrides[path])]
@@ -63,6 +62,23 @@ def vllm_command(
     if flags.adapter:
         command += ["--enable-lora", "--lora-modules", *map(_lora_module, flags.adapter)]
     return command, {"VLLM_API_KEY": options.api_keys[0]} if options.api_keys else {}
+
+
+def _start(flags: argparse.Namespace) -> list[str]:
+    """Return the words that start vLLM, up to the model."""
+    if flags.vllm_python is not None:
+        python = shutil.which(flags.vllm_python)
+        if python is None:
+            raise ConfigError(f"--vllm-python {flags.vllm_python} is no program")
+        return [python, "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    program = shutil.which("vllm")
+    if program is None:
+        raise ConfigError(
+            "--engine vllm needs vLLM, and there is no program `vllm` in the PATH",
+            hint="--vllm-python names the interpreter of the environment that has it (pip install vllm, in one of its "
+            "own); or leave out --engine, and ours serves the folder",
+        )
+    return [program, "serve"]
 
 
 def _lora_module(text: str) -> str:

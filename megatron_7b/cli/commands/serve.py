@@ -83,6 +83,7 @@ def _parser() -> Parser:
     parser.add_argument("--name", help="what clients call the model; default: the run's or the folder's name")
     parser.add_argument("--tokenizer", type=Path, help="instead of the one that the checkpoint carries")
     parser.add_argument("--engine", choices=("own", "vllm"), default="own", help="vllm starts `vllm serve` with --hf")
+    parser.add_argument("--vllm-python", metavar="PYTHON", help="interpreter that has vLLM, if it is not in the PATH")
     defaults = ServerOptions()
     web = parser.add_argument_group("web server")
     web.add_argument("--host", default=defaults.host, help="address to listen at; default: only this machine's")
