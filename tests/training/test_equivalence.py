@@ -10,8 +10,15 @@ import pytest
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
-from megatron_7b.training.equivalence import Comparison, compare_recordings, read_layouts, record_steps
-from megatron_7b.training.equivalence.comparing import BANDS
+from megatron_7b.training.equivalence import (
+    FP32,
+    Comparison,
+    compare_recordings,
+    measure_rounding,
+    read_layouts,
+    record_steps,
+)
+from megatron_7b.training.equivalence.comparing import TIMES_ITS_ERROR
 from tests.support.commands import run_command
 from tests.support.ranks import run_ranks
 from tests.training import runs
@@ -19,7 +26,7 @@ from tests.training import runs
 STEPS = 2
 
 
-def record(config: RunConfig, folder: Path, fault: str | None) -> None:
+def record(config: RunConfig, folder: Path, fault: str | None, from_rounded: bool = False) -> None:
     """Entry point of a rank: record steps, with a fault if one is wanted."""
     if fault == "norms are not summed":
         finalizing = importlib.import_module("megatron.core.distributed.finalize_model_grads")
@@ -31,17 +38,44 @@ def record(config: RunConfig, folder: Path, fault: str | None) -> None:
 
         step = Optimizer.step
         Optimizer.step = lambda self, rate: step(self, rate * (1 + dist.get_rank()))  # type: ignore[method-assign]
-    elif fault == "a layer computes something else":
+    elif fault in SCALES:
         from megatron.core.transformer.mlp import MLP
 
         forward = MLP.forward
 
         def scaled(self: Any, *arguments: Any, **named: Any) -> Any:
             output, bias = forward(self, *arguments, **named)
-            return output * 30.0, bias
+            return output * SCALES[fault], bias
 
         MLP.forward = scaled
-    record_steps(config, folder, STEPS)
+    elif fault == "keys learn from their own rank only":
+        from megatron_7b.model import local_layers
+
+        gather = local_layers.gather_sequence
+
+        def gathered(share: Any, group: Any) -> Any:
+            own = share.detach().requires_grad_()
+            return gather(own, group).detach() + 0.0 * gather(share, group)
+
+        local_layers.gather_sequence = gathered  # type: ignore[attr-defined]
+    elif fault == "experts are not averaged":
+        from megatron.core.distributed.distributed_data_parallel import DistributedDataParallel
+
+        build = DistributedDataParallel.__init__
+
+        def built(self: Any, *arguments: Any, **named: Any) -> None:
+            build(self, *arguments, **named)
+            for buffer in self.expert_parallel_buffers:
+                for group in self.expert_parallel_bucket_groups:
+                    for bucket in group.buckets:
+                        bucket.gradient_scaling_factor *= 2.0
+                assert buffer
+
+        DistributedDataParallel.__init__ = built  # type: ignore[method-assign]
+    record_steps(config, folder, STEPS, from_rounded=from_rounded)
+
+
+SCALES = {"a layer computes something else": 30.0, "a layer computes a little else": 1.05}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +95,7 @@ def beside_one_rank(
 ) -> Comparison:
     run_ranks(ranks, record, runs.config(corpus, parallel=parallel), folder, fault)
     return compare_recordings(
-        one_rank, folder, STEPS, reference_ranks=1, other_ranks=ranks, band=BANDS["fp32"]
+        one_rank, folder, STEPS, reference_ranks=1, other_ranks=ranks, band=FP32
     )  # fmt: skip
 
 
@@ -109,6 +143,58 @@ def test_another_forward_pass_is_seen_in_the_loss(one_rank: Path, corpus: str, t
     assert (found.first_parameter.step, found.first_parameter.what) == (1, "gradient")
 
 
+CP2 = {"context_parallel_size": 2}
+EXPERTS = {
+    "architecture": "mixtral", "num_moe_experts": 4, "moe_aux_loss_coeff": 0.01, "num_layers": 1,
+}  # fmt: skip
+
+
+def test_what_context_parallel_ranks_keep_to_themselves_is_named(one_rank: Path, corpus: str, tmp_path: Path) -> None:
+    """The loss of the first step shows nothing; the first wrong gradient is that of the last layer's keys."""
+    found = beside_one_rank(one_rank, corpus, tmp_path, CP2, fault="keys learn from their own rank only")
+    assert found.first is not None
+    assert found.first.step == 1
+    assert found.first.what == "gradient"
+    assert found.first.name == "decoder.layers.1.self_attention.linear_qkv.weight"
+
+
+@pytest.mark.parametrize("fault", [None, "experts are not averaged"])
+def test_experts_on_other_ranks_learn_the_same(corpus: str, tmp_path: Path, fault: str | None) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    run_ranks(1, record, runs.config(corpus, model=EXPERTS), one, None)
+    run_ranks(2, record, runs.config(corpus, model=EXPERTS, parallel={"expert_model_parallel_size": 2}), two, fault)
+    found = compare_recordings(one, two, STEPS, reference_ranks=1, other_ranks=2, band=FP32)
+    if fault is None:
+        assert found.agrees, found.first
+        assert found.largest["gradient"].distance < 1e-5
+        return
+    assert found.first is not None
+    assert (found.first.step, found.first.what) == (1, "gradient")
+    assert found.first.name.startswith("decoder.layers.0.mlp.experts.")
+    assert found.first.distance == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("fault", [None, "a layer computes a little else"])
+def test_bf16_is_measured_by_its_own_rounding(corpus: str, tmp_path: Path, fault: str | None) -> None:
+    """Other layouts may be twice as far from FP32 as one rank, which a layer that is 5 % off is not."""
+    exact, one, two = (tmp_path / name for name in ("exact", "one", "two"))
+    for folder in (exact, one, two):
+        folder.mkdir()
+    rounded = {"params_dtype": "bf16"}
+    run_ranks(1, record, runs.config(corpus), exact, None, True)
+    run_ranks(1, record, runs.config(corpus, precision=rounded), one, None)
+    run_ranks(2, record, runs.config(corpus, precision=rounded, parallel=TP2_SP), two, fault)
+    band = measure_rounding(exact, one, STEPS, num_ranks=1)
+    itself = compare_recordings(exact, one, STEPS, reference_ranks=1, other_ranks=1, band=band)
+    assert itself.nearest_to_bound.share_of_bound == 1 / TIMES_ITS_ERROR
+    assert itself.largest["initial weight"].distance == 0.0
+    assert 2**-9 < itself.largest["gradient"].distance < 2**-4
+    found = compare_recordings(exact, two, STEPS, reference_ranks=1, other_ranks=2, band=band)
+    assert found.agrees == (fault is None), found.first
+
+
 def test_layouts_are_read_and_checked() -> None:
     said: list[tuple[dict[str, object], int]] = []
 
@@ -149,6 +235,19 @@ def test_the_command_generates_data_and_compares(tmp_path: Path) -> None:
     assert said["layouts"][0]["layout"] == "tp=2 sp"
     assert said["layouts"][0]["first"] is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_compares_experts_and_sequences_in_bf16(tmp_path: Path) -> None:
+    arguments = ["--model.architecture", "mixtral", "--model.num-moe-experts", 4]
+    done = run_command(
+        "parity", *SMALL, *arguments, "--precision.params-dtype", "bf16", "--layout", "ep=2 cp=2", "--layout", "tp=1",
+        "--folder", tmp_path, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert [layout["layout"] for layout in said["layouts"]] == ["tp=1", "ep=2 cp=2"]
+    assert said["layouts"][0]["times_error"] == 1.0
+    assert 0 < said["layouts"][1]["times_error"] < 2.0
 
 
 def test_the_command_names_what_is_broken(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@
 
 The same initial weights and the same batches at each layout; losses, the gradient of every parameter, and the weights
 after every update are compared with those at the layout with the fewest ranks. Ends with code 1 if something is further
-apart than rounding, and says what was first. Without --data.train, the data is generated.
+apart than rounding, and says what was first. In BF16, that layout is computed in FP32 as well, and none of the others
+may be much further from this than it is itself. Without --data.train, the data is generated.
 """
 
 import argparse
@@ -12,12 +13,13 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_7b.adapter import build_adapter
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
@@ -28,12 +30,26 @@ from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.runtime.process.launch import LaunchPlan, launch, megatron_command
 from megatron_7b.training import load_run_config
-from megatron_7b.training.equivalence import Comparison, NamedLayout, compare_recordings, read_layouts, record_steps
-from megatron_7b.training.equivalence.comparing import BANDS, What
+from megatron_7b.training.equivalence import (
+    FP32,
+    Band,
+    Comparison,
+    Deviation,
+    NamedLayout,
+    compare_recordings,
+    in_fp32,
+    measure_rounding,
+    read_layouts,
+    record_steps,
+)
+from megatron_7b.training.equivalence.comparing import TIMES_ITS_ERROR, What
 from megatron_7b.training.equivalence.generated import write_generated_corpus
 
 SUMMARY = "check that a run computes the same at several layouts"
 
+_KINDS: tuple[What, ...] = ("loss", "gradient norm", "gradient", "weight")
+_EXACT = "exact"
+"""What is recorded in FP32 beside a comparison in another number format."""
 _DROPOUT = ("model.hidden_dropout", "model.attention_dropout", "adapter.dropout")
 
 
@@ -57,14 +73,16 @@ def main(argv: list[str]) -> int:
             given |= _generated(command_line, folder)
         layouts = _layouts(command_line, given)
         if flags.record is not None:
-            (layout,) = [one for one in layouts if one.name == flags.only]
-            record_steps(layout.config, flags.record, flags.steps)
+            _record_own(layouts, flags.record, flags.steps)
             return 0
         _check_room(layouts, flags.steps, folder)
-        for number, layout in enumerate(layouts):
-            code = _record(argv, layout, folder / str(number), given)
+        for number in range(len(layouts)):
+            (folder / str(number)).mkdir()
+        (folder / _EXACT).mkdir()
+        for world_size in sorted({layout.world_size for layout in layouts}):
+            threads = layouts[0].config.runtime.num_threads
+            code = _start_ranks(argv, folder, given, world_size=world_size, num_threads=threads)
             if code:
-                print(f"layout {layout.name!r} failed", file=sys.stderr)
                 return code
         return _compare(layouts, flags, folder)
 
@@ -80,7 +98,6 @@ def _parser() -> Parser:
     parser.add_argument("--folder", type=Path, help="for what is recorded meanwhile; default: that of temporary files")
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)  # what a rank is told
-    parser.add_argument("--only", help=argparse.SUPPRESS)
     return parser
 
 
@@ -128,7 +145,7 @@ def _check_room(layouts: list[NamedLayout], steps: int, folder: Path) -> None:
         ConfigError: It has too little room.
     """
     needed = 0
-    for layout in layouts:
+    for layout in (*layouts, *(layouts[:1] if _rounds(layouts[0]) else ())):
         copies = layout.world_size / layout.config.parallel.model_parallel_size
         copies *= layout.config.parallel.context_parallel_size
         needed += int(
@@ -144,20 +161,45 @@ def _check_room(layouts: list[NamedLayout], steps: int, folder: Path) -> None:
         )
 
 
-def _record(argv: list[str], layout: NamedLayout, folder: Path, given: Mapping[str, object]) -> int:
-    folder.mkdir()
-    (folder / "logs").mkdir()
-    print(f"{layout.name}: {layout.world_size} rank{'s' if layout.world_size > 1 else ''}", file=sys.stderr, flush=True)
+def _rounds(layout: NamedLayout) -> bool:
+    """Return whether the run computes in a number format shorter than FP32."""
+    return layout.config.precision.params_dtype != "fp32"
+
+
+def _record_own(layouts: list[NamedLayout], folder: Path, steps: int) -> None:
+    """Record the layouts of as many ranks as there are here, one after another.
+
+    Collective: all ranks of the launcher's world.
+    """
+    ranks = int(os.environ["WORLD_SIZE"])
+    is_main = os.environ["RANK"] == "0"
+    for number, layout in enumerate(layouts):
+        if layout.world_size != ranks:
+            continue
+        said = f"{layout.name}: {ranks} rank{'s' if ranks > 1 else ''}"
+        if number == 0 and _rounds(layout):
+            if is_main:
+                print(f"{said} in FP32", file=sys.stderr, flush=True)
+            record_steps(in_fp32(layout.config), folder / _EXACT, steps, from_rounded=True)
+        if is_main:
+            print(said, file=sys.stderr, flush=True)
+        record_steps(layout.config, folder / str(number), steps)
+
+
+def _start_ranks(
+    argv: list[str], folder: Path, given: Mapping[str, object], *, world_size: int, num_threads: int | None
+) -> int:
+    """Have the layouts of so many ranks recorded: each process takes them all, as starting one takes seconds."""
+    logs = folder / f"logs_{world_size}"
+    logs.mkdir()
     generated = [
         word
         for path, value in given.items()
         if f"--{_flag(path)}" not in argv
         for word in (f"--{_flag(path)}", *(map(str, value) if isinstance(value, list) else [str(value)]))
     ]
-    words = ["parity", *argv, *generated, "--record", str(folder), "--only", layout.name]
-    plan = LaunchPlan(
-        num_local_ranks=layout.world_size, num_threads=layout.config.runtime.num_threads, log_folder=folder / "logs"
-    )
+    words = ["parity", *argv, *generated, "--record", str(folder)]
+    plan = LaunchPlan(num_local_ranks=world_size, num_threads=num_threads, log_folder=logs)
     return launch(megatron_command(words), plan)
 
 
@@ -167,59 +209,78 @@ def _flag(path: str) -> str:
 
 def _compare(layouts: list[NamedLayout], flags: argparse.Namespace, folder: Path) -> int:
     """Compare all layouts with the first one, print, and return the exit code."""
-    reference, *others = layouts
-    number_format = reference.config.precision.params_dtype
-    found: list[tuple[NamedLayout, Comparison]] = []
-    for number, layout in enumerate(others, start=1):
-        compared = compare_recordings(
-            folder / "0", folder / str(number), flags.steps, reference_ranks=reference.world_size,
-            other_ranks=layout.world_size, band=BANDS[number_format],
-        )  # fmt: skip
-        found.append((layout, compared))
-    print(f"{flags.steps} steps in {number_format.upper()}, beside {reference.name!r}; largest relative distances:")
-    kinds: tuple[What, ...] = ("loss", "gradient norm", "gradient", "weight")
-    band = BANDS[number_format]
-    rows = [["layout", *kinds, "result"]]
-    for layout, compared in found:
-        cells = [f"{compared.largest[kind].distance:.1e}" for kind in kinds]
-        rows.append([layout.name, *cells, "agrees" if compared.agrees else "parts"])
-    rows.append(["allowed", *(f"{band.of(kind):.0e}" for kind in kinds), ""])
-    print("\n".join(align(rows, num_left=1)))
-    for layout, compared in found:
-        if compared.first is not None:
-            print(f"{layout.name!r} parts from {reference.name!r} at {compared.first}")
-            if compared.first_parameter not in (None, compared.first):
-                print(f"  the first parameter: {compared.first_parameter}")
-            for one in compared.others:
+    reference = layouts[0]
+    beside, band, compared = folder / "0", cast(Band, FP32), list(enumerate(layouts))[1:]
+    if _rounds(reference):
+        beside, compared = folder / _EXACT, list(enumerate(layouts))
+        band = measure_rounding(beside, folder / "0", flags.steps, num_ranks=reference.world_size)
+    found = [
+        (
+            layout,
+            compare_recordings(
+                beside, folder / str(number), flags.steps, reference_ranks=reference.world_size,
+                other_ranks=layout.world_size, band=band,
+            ),
+        )
+        for number, layout in compared
+    ]  # fmt: skip
+    print("\n".join(_table(reference, found, flags.steps)))
+    for layout, comparison in found:
+        if comparison.first is not None:
+            print(f"{layout.name!r} parts from {reference.name!r} at {comparison.first}")
+            if comparison.first_parameter not in (None, comparison.first):
+                print(f"  the first parameter: {comparison.first_parameter}")
+            for one in comparison.others:
                 print(f"  farthest: {one}")
-    agrees = all(compared.agrees for _, compared in found)
+    agrees = all(comparison.agrees for _, comparison in found)
     if flags.json:
-        print(json.dumps(_as_json(reference, number_format, found, agrees=agrees, steps=flags.steps)))
+        print(json.dumps(_as_json(reference, found, agrees=agrees, steps=flags.steps)))
     return 0 if agrees else 1
 
 
+def _table(reference: NamedLayout, found: list[tuple[NamedLayout, Comparison]], steps: int) -> list[str]:
+    """Return the lines of the comparison: the largest distances, and what was allowed."""
+    rounds, number_format = _rounds(reference), reference.config.precision.params_dtype.upper()
+    rows = [["layout", *_KINDS, *(["of its error"] if rounds else []), "result"]]
+    for layout, comparison in found:
+        cells = [f"{comparison.largest[kind].distance:.1e}" for kind in _KINDS]
+        if rounds:  # the nearest to its bound, as a multiple of the reference's own error
+            cells.append(f"{_times_error(comparison):.2f}")
+        rows.append([layout.name, *cells, "agrees" if comparison.agrees else "parts"])
+    if rounds:
+        rows.append(["allowed", *("" for _ in _KINDS), f"{TIMES_ITS_ERROR:.2f}", ""])
+        title = f"{steps} steps in {number_format}, beside {reference.name!r} in FP32; largest relative distances:"
+    else:
+        rows.append(["allowed", *(f"{FP32.of(1, kind, ''):.0e}" for kind in _KINDS), ""])
+        title = f"{steps} steps in {number_format}, beside {reference.name!r}; largest relative distances:"
+    return [title, *align(rows, num_left=1)]
+
+
+def _times_error(comparison: Comparison) -> float:
+    """Return the most that a figure is away from exact ones, as a multiple of what the reference is."""
+    return comparison.nearest_to_bound.share_of_bound * TIMES_ITS_ERROR
+
+
 def _as_json(
-    reference: NamedLayout,
-    number_format: str,
-    found: list[tuple[NamedLayout, Comparison]],
-    *,
-    agrees: bool,
-    steps: int,
+    reference: NamedLayout, found: list[tuple[NamedLayout, Comparison]], *, agrees: bool, steps: int
 ) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
+    def plain(value: Deviation) -> Any:
         fields = dataclasses.asdict(value)
-        return {**fields, "distance": value.distance if math.isfinite(value.distance) else None}
+        numbers = {key: fields[key] if math.isfinite(fields[key]) else None for key in ("distance", "bound")}
+        return {**fields, **numbers}
 
     return {
         "agrees": agrees,
         "steps": steps,
-        "precision": number_format,
+        "precision": reference.config.precision.params_dtype,
         "reference": reference.name,
         "layouts": [
             {
                 "layout": layout.name,
                 "agrees": compared.agrees,
                 "largest": {kind: plain(one) for kind, one in compared.largest.items()},
+                "times_error": _times_error(compared) if _rounds(reference) else None,
+                "nearest_to_bound": plain(compared.nearest_to_bound),
                 "first": plain(compared.first) if compared.first else None,
                 "first_parameter": plain(compared.first_parameter) if compared.first_parameter else None,
                 "others": [plain(one) for one in compared.others],

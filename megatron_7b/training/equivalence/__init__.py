@@ -4,8 +4,26 @@
 have recorded. The first and the last need no torch to be imported.
 """
 
-from megatron_7b.training.equivalence.comparing import Comparison, Deviation, compare_recordings
+from megatron_7b.training.equivalence.comparing import (
+    FP32,
+    Band,
+    Comparison,
+    Deviation,
+    compare_recordings,
+    measure_rounding,
+)
 from megatron_7b.training.equivalence.layouts import NamedLayout, read_layouts
-from megatron_7b.training.equivalence.recording import record_steps
+from megatron_7b.training.equivalence.recording import in_fp32, record_steps
 
-__all__ = ["Comparison", "Deviation", "NamedLayout", "compare_recordings", "read_layouts", "record_steps"]
+__all__ = [
+    "FP32",
+    "Band",
+    "Comparison",
+    "Deviation",
+    "NamedLayout",
+    "compare_recordings",
+    "in_fp32",
+    "measure_rounding",
+    "read_layouts",
+    "record_steps",
+]

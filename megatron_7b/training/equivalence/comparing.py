@@ -1,43 +1,95 @@
 """What two layouts have recorded, compared: losses, gradients and weights, step by step, rank by rank."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 type What = Literal["initial weight", "loss", "gradient norm", "gradient", "weight"]
 
-_LEAST_SHARE = 1e-2
-"""Weights count where the gradient is at least this part of its parameter's mean: elsewhere it is rounding, and Adam's
-step has the size of the learning rate whatever the gradient's."""
+
+class Band(Protocol):
+    """How far a layout may be from the reference."""
+
+    @property
+    def least_share(self) -> float:
+        """Weights count where their gradient is at least this part of its parameter's root mean square.
+
+        Elsewhere its sign may be that of rounding, and Adam's step has the size of the learning rate whatever the
+        gradient's.
+        """
+        ...
+
+    def of(self, step: int, what: What, name: str) -> float:
+        """Return the bound of one figure; `name` is that of a parameter, or empty."""
+        ...
 
 
 @dataclass(frozen=True)
-class Band:
-    """How far two layouts may be apart, relatively, in one number format.
+class FixedBand:
+    """The same bounds at every step.
 
     Attributes:
         loss: Of a step.
         norm: Of all gradients of a step.
         gradient: Norm of the difference over the norm, for each parameter.
         weight: The same for weights after the update.
+        least_share: Which weights count.
     """
 
     loss: float
     norm: float
     gradient: float
     weight: float
+    least_share: float = 1e-2
 
-    def of(self, what: What) -> float:
+    def of(self, step: int, what: What, name: str) -> float:  # noqa: ARG002 - part of the protocol
         """Return the bound of one kind of figure."""
         kinds = {"loss": self.loss, "gradient norm": self.norm, "gradient": self.gradient, "weight": self.weight}
         return 0.0 if what == "initial weight" else kinds[what]
 
 
-BANDS = {"fp32": Band(1e-5, 1e-4, 1e-4, 1e-4), "bf16": Band(2.0**-8, 2.0**-5, 2.0**-4, 2.0**-6)}
-"""FP32 rounds at 2^-24, and a sum in another order of some thousand numbers is off by some hundred such roundings;
-BF16 rounds at 2^-9, of which a gradient collects several."""
+FP32 = FixedBand(1e-5, 1e-4, 1e-4, 1e-4)
+"""FP32 rounds at 2^-24, and a sum in another order of some thousand numbers is off by some hundred such roundings."""
+
+TIMES_ITS_ERROR = 2.0
+"""How many times the rounding error of the reference layout another layout may have.
+
+Its roundings are others of the same size, so its distance from exact figures is that of the reference, give or take the
+spread of a norm over many numbers; partial sums of tensor ranks are rounded once more before they are added.
+"""
+
+
+@dataclass(frozen=True)
+class RoundingBand:
+    """Bounds that follow from what one layout loses by rounding: its own distance from the same steps in FP32.
+
+    Attributes:
+        errors: That distance of each figure: by step, kind and parameter. Those of the loss and of the norm of all
+            gradients are single numbers that can be right by chance: of each, the largest of all steps counts.
+        least_share: Which weights count; BF16 moves a gradient by some hundredths of its root mean square.
+    """
+
+    errors: Mapping[tuple[int, What, str], float]
+    least_share: float = 0.25
+
+    def of(self, step: int, what: What, name: str) -> float:
+        """Return the bound of one figure; of initial weights, which are the same ones, none."""
+        if what == "initial weight":
+            return 0.0
+        if name:
+            return TIMES_ITS_ERROR * self.errors.get((step, what, name), 0.0)
+        return TIMES_ITS_ERROR * max(error for (_, kind, _), error in self.errors.items() if kind == what)
+
+
+@dataclass(frozen=True)
+class _NoBand:
+    least_share: float = RoundingBand.least_share
+
+    def of(self, step: int, what: What, name: str) -> float:  # noqa: ARG002
+        return math.inf
 
 
 @dataclass(frozen=True)
@@ -61,6 +113,11 @@ class Deviation:
     rank: int | None = None
 
     @property
+    def share_of_bound(self) -> float:
+        """How much of the bound the distance is; above 1 it is outside."""
+        return _ratio(self.distance, self.bound)
+
+    @property
     def is_outside(self) -> bool:
         """Whether it is more than rounding."""
         return not self.distance <= self.bound  # nor may it be no number
@@ -77,6 +134,7 @@ class Comparison:
     Attributes:
         steps: Recorded.
         largest: The largest deviation of each kind.
+        nearest_to_bound: The deviation that takes most of its bound, of all but initial weights.
         first: The first one that is outside of the band: of the earliest step, in the order in which a step computes
             (loss, gradients from the last parameter to the first one, norm, weights); None: there is none.
         first_parameter: The first one outside that is of a parameter, of the same step if that has one.
@@ -85,6 +143,7 @@ class Comparison:
 
     steps: int
     largest: dict[What, Deviation]
+    nearest_to_bound: Deviation
     first: Deviation | None
     first_parameter: Deviation | None
     others: tuple[Deviation, ...]
@@ -109,6 +168,7 @@ def compare_recordings(
         band: What is taken for rounding.
     """
     largest: dict[What, Deviation] = {}
+    nearest = Deviation(0, "loss", "", 0.0, math.inf)
     first: Deviation | None = None
     first_parameter: Deviation | None = None
     others: list[Deviation] = []
@@ -119,6 +179,8 @@ def compare_recordings(
             known = largest.get(one.what)
             if known is None or not one.distance <= known.distance:
                 largest[one.what] = one
+            if one.what != "initial weight" and not one.share_of_bound <= nearest.share_of_bound:
+                nearest = one
         outside = [one for one in found if one.is_outside]
         first = first or next(iter(outside), None)
         of_parameters = [one for one in outside if one.name]
@@ -126,7 +188,42 @@ def compare_recordings(
             first_parameter = of_parameters[0]
             alike = [one for one in of_parameters if one.what == first_parameter.what]
             others = sorted(alike, key=lambda one: math.inf if math.isnan(one.distance) else one.distance)[:-6:-1]
-    return Comparison(num_steps, largest, first, first_parameter, tuple(others))
+    return Comparison(num_steps, largest, nearest, first, first_parameter, tuple(others))
+
+
+def measure_rounding(exact: Path, rounded: Path, num_steps: int, *, num_ranks: int) -> RoundingBand:
+    """Return the bounds for other layouts that follow from what one layout loses by rounding.
+
+    Args:
+        exact: What the layout has recorded in FP32, from rounded weights.
+        rounded: What it has recorded in another number format.
+        num_steps: Recorded in both.
+        num_ranks: Of the layout.
+    """
+    settled: dict[str, Any] = {}
+    errors: dict[tuple[int, What, str], float] = {}
+    for step in range(1, num_steps + 1):
+        for one in _deviations(exact, rounded, step, num_ranks, num_ranks, _NoBand(), settled):
+            errors[step, one.what, one.name] = one.distance
+    if any(".mlp.router." in name for _, _, name in errors):
+        errors = _shared_by_layers(errors)
+    return RoundingBand(errors)
+
+
+def _shared_by_layers(errors: Mapping[tuple[int, What, str], float]) -> dict[tuple[int, What, str], float]:
+    """Return the errors with the largest one of all layers and experts for each of their parameters.
+
+    A token that two experts are equally good for goes to the one or the other by rounding, and moves the gradients of
+    both, of the router and of what is around them by its own: where that happens is chance, how far it moves is not.
+    """
+    shared: dict[tuple[int, What, str], float] = {}
+
+    def family(key: tuple[int, What, str]) -> tuple[int, What, str]:
+        return key[0], key[1], re.sub(r"\.\d+\.", ".", key[2])
+
+    for key, error in errors.items():
+        shared[family(key)] = max(error, shared.get(family(key), 0.0))
+    return {key: shared[family(key)] for key in errors}
 
 
 def _deviations(
@@ -141,17 +238,17 @@ def _deviations(
     actual = [_read(other, step, rank) for rank in range(other_ranks)]
     gradients, weights = _whole(expected, "gradients"), _whole(expected, "weights")
     if step == 0:
-        yield from _of_parameters(step, "initial weight", weights, actual, "weights", 0.0, {})
+        yield from _of_parameters(step, "initial weight", weights, actual, "weights", band, {})
         return
-    yield Deviation(step, "loss", "", _apart(actual[0].loss, expected[0].loss), band.loss)
+    yield Deviation(step, "loss", "", _apart(actual[0].loss, expected[0].loss), band.of(step, "loss", ""))
     # Gradients are computed from the last parameter to the first one.
-    yield from reversed(list(_of_parameters(step, "gradient", gradients, actual, "gradients", band.gradient, {})))
+    yield from reversed(list(_of_parameters(step, "gradient", gradients, actual, "gradients", band, {})))
     norms = _apart(actual[0].grad_norm, expected[0].grad_norm)
-    yield Deviation(step, "gradient norm", "", norms, band.norm)
+    yield Deviation(step, "gradient norm", "", norms, band.of(step, "gradient norm", ""))
     for name, gradient in gradients.items():
-        counts = gradient.abs() >= _LEAST_SHARE * gradient.square().mean().sqrt()
+        counts = gradient.abs() >= band.least_share * gradient.square().mean().sqrt()
         settled[name] = counts & settled[name] if name in settled else counts
-    yield from _of_parameters(step, "weight", weights, actual, "weights", band.weight, settled)
+    yield from _of_parameters(step, "weight", weights, actual, "weights", band, settled)
 
 
 def _read(folder: Path, step: int, rank: int) -> Any:
@@ -197,7 +294,7 @@ def _of_parameters(
     whole: dict[str, Any],
     records: list[Any],
     kind: str,
-    bound: float,
+    band: Band,
     settled: dict[str, Any],
 ) -> Iterator[Deviation]:
     """Yield the largest deviation of each parameter over the ranks that hold it, in the order of the model."""
@@ -206,7 +303,7 @@ def _of_parameters(
     worst: dict[str, Deviation] = {}
     for rank, record in enumerate(records):
         for shard in getattr(record, kind):
-            expected = whole.get(shard.name)
+            expected, bound = whole.get(shard.name), band.of(step, what, shard.name)
             if expected is None or tuple(expected.shape) != tuple(shard.shape):
                 worst[shard.name] = Deviation(step, what, shard.name, math.inf, bound, rank)
                 continue
@@ -220,7 +317,9 @@ def _of_parameters(
             known = worst.get(shard.name)
             if known is None or not distance <= known.distance:
                 worst[shard.name] = Deviation(step, what, shard.name, distance, bound, rank)
-    missing = {name: Deviation(step, what, name, math.inf, bound) for name in whole if name not in worst}
+    missing = {
+        name: Deviation(step, what, name, math.inf, band.of(step, what, name)) for name in whole if name not in worst
+    }
     both = worst | missing
     yield from (both[name] for name in [*whole, *(name for name in worst if name not in whole)])
 

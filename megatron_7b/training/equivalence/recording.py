@@ -59,13 +59,20 @@ def file_of(folder: Path, step: int, rank: int) -> Path:
     return folder / f"step_{step:06d}_rank_{rank:05d}.pt"
 
 
-def record_steps(config: RunConfig, folder: Path, num_steps: int) -> None:
+def in_fp32(config: RunConfig) -> RunConfig:
+    """Return the same run without any rounding to a shorter number format."""
+    precision = dataclasses.replace(config.precision, params_dtype="fp32", fp8="none", optimizer_state_dtype="fp32")
+    return dataclasses.replace(config, precision=dataclasses.replace(precision, fp8_param_gather=False))
+
+
+def record_steps(config: RunConfig, folder: Path, num_steps: int, *, from_rounded: bool = False) -> None:
     """Start a run, do a few steps, and write what each rank has at each of them; nothing else is written.
 
     Args:
         config: The run, checked.
         folder: An existing folder that all ranks can write to, empty but for files of other layouts' folders.
         num_steps: How many.
+        from_rounded: Round the initial weights to BF16, which those of a run in BF16 are.
 
     Collective: all ranks of the launcher's world.
 
@@ -83,6 +90,8 @@ def record_steps(config: RunConfig, folder: Path, num_steps: int) -> None:
 
     with open_run(config, RunFolder(folder / "run"), StopRequest(0.0)) as run:
         load_starting_point(run)
+        if from_rounded:
+            _round_weights(run.learner)
         provide_reference(run)
         learner, rank = run.learner, run.ranks.rank
         recorder = _Recorder(learner)
@@ -92,6 +101,20 @@ def record_steps(config: RunConfig, folder: Path, num_steps: int) -> None:
             metrics = do_step(run)
             done = RecordedStep(metrics.loss, metrics.grad_norm, recorder.gradients, list(_weights(learner)))
             torch.save(done, file_of(folder, step, rank))
+
+
+def _round_weights(learner: "Learner") -> None:
+    """Round the parameters to BF16, and keep them in FP32."""
+    import torch
+
+    from megatron_7b.optim.state import renew_main_parameters
+
+    with torch.no_grad():
+        for chunk in learner.model:
+            for parameter in chunk.module.parameters():
+                if parameter.is_floating_point():
+                    parameter.copy_(parameter.bfloat16())
+    renew_main_parameters(learner.optimizer)
 
 
 class _Recorder:
