@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from megatron_7b.config.options import get_value, options
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.rule import LAYOUT, Case, Rule, adder_to, nearest_divisors, nearest_multiples
+from megatron_7b.config.stages import divide_layers
 
 RULES: list[Rule] = []
 rule = adder_to(RULES)
@@ -132,16 +133,48 @@ def _sequence_splits_evenly(case: Case) -> Iterator[Problem]:
         )
 
 
-@rule("model.num_layers", "parallel.pipeline_model_parallel_size", "parallel.virtual_pipeline_model_parallel_size")
-def _pipeline_splits_layers(case: Case) -> Iterator[Problem]:
+_STAGES = ("parallel.pipeline_model_parallel_size", "parallel.virtual_pipeline_model_parallel_size")
+
+
+@rule("model.num_layers", *_STAGES)
+def _stages_have_layers(case: Case) -> Iterator[Problem]:
     layers = case.config.model.num_layers
     virtual = case.config.parallel.virtual_pipeline_model_parallel_size
-    if layers % case.chunks:
+    if layers < case.chunks:
         yield case.problem(
             "parallel.pipeline_model_parallel_size",
             f"{f'times virtual_pipeline_model_parallel_size = {virtual} ' if virtual else ''}"
-            f"must divide model.num_layers = {layers}; "
-            f"nearest{' product' if virtual else ''}: {nearest_divisors(layers, case.chunks)}",
+            f"must be at most model.num_layers = {layers}, so that every stage has a layer",
+        )
+
+
+@rule("model.num_layers", "model.architecture", *_STAGES)
+def _encoders_split_layers_evenly(case: Case) -> Iterator[Problem]:
+    layers, model = case.config.model.num_layers, case.config.model
+    if model.traits.kind == "encoder" and case.chunks <= layers and layers % case.chunks:
+        yield case.problem(
+            "parallel.pipeline_model_parallel_size",
+            f"must divide model.num_layers = {layers} in {model.architecture}; only the stages of decoders may be "
+            f"uneven; nearest: {nearest_divisors(layers, case.chunks)}",
+        )
+
+
+@rule("parallel.pipeline_model_parallel_layout", "model.num_layers", "model.architecture", *_STAGES)
+def _layout_is_of_these_stages(case: Case) -> Iterator[Problem]:
+    path, layout = "parallel.pipeline_model_parallel_layout", case.config.parallel.pipeline_model_parallel_layout
+    layers, model = case.config.model.num_layers, case.config.model
+    if not layout:
+        return
+    if model.traits.kind != "decoder":
+        yield case.problem(path, f"only applies to decoders, not to {model.architecture}")
+    elif case.chunks == 1:
+        yield case.problem(path, "needs parallel.pipeline_model_parallel_size above 1")
+    elif len(layout) != case.chunks or sum(layout) != layers or min(layout) < 1:
+        usual = ", ".join(map(str, divide_layers(layers, case.chunks)))
+        yield case.problem(
+            path,
+            f"must be {case.chunks} numbers of at least 1 that add up to model.num_layers = {layers}, one for each "
+            f"stage; if left out: {usual}",
         )
 
 
@@ -185,14 +218,16 @@ def _overlap_needs_sharded_optimizer(case: Case) -> Iterator[Problem]:
     "parallel.recompute_granularity",
     "parallel.recompute_num_layers",
     "model.num_layers",
-    "parallel.pipeline_model_parallel_size",
-    "parallel.virtual_pipeline_model_parallel_size",
+    "parallel.pipeline_model_parallel_layout",
+    *_STAGES,
 )
 def _recompute_fits_a_stage(case: Case) -> Iterator[Problem]:
     parallel = case.config.parallel
-    layers = case.config.model.num_layers // case.chunks
+    layers = min(parallel.stage_layers(case.config.model.num_layers))
     if parallel.recompute_granularity == "full" and parallel.recompute_num_layers > max(layers, 1):
-        yield case.problem("parallel.recompute_num_layers", f"must be at most {layers}, the layers of one stage")
+        yield case.problem(
+            "parallel.recompute_num_layers", f"must be at most {layers}, the layers of the smallest stage"
+        )
 
 
 @rule("parallel.recompute_granularity", "parallel.recompute_num_layers", "parallel.recompute_method")

@@ -41,8 +41,7 @@ class Case:
     @cached_property
     def chunks(self) -> int:
         """Pipeline stages, virtual ones counted apart."""
-        parallel = self.config.parallel
-        return parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
+        return self.config.parallel.num_stages
 
     def problem(self, path: str, message: str) -> Problem:
         """Return a problem with the option at `path`, its value filled in."""

@@ -14,6 +14,7 @@ from megatron_7b.config.model_config import ModelConfig, RopeScalingConfig
 from megatron_7b.config.objectives import OBJECTIVES, OF_HEADS
 from megatron_7b.config.one_of import OneOf
 from megatron_7b.config.optimizer_config import OptimizerConfig
+from megatron_7b.config.stages import divide_layers
 
 __all__ = ["ModelConfig", "RopeScalingConfig", "RunConfig"]
 
@@ -59,6 +60,9 @@ class ParallelConfig:
     """Pipeline stages that the layers are divided into."""
     virtual_pipeline_model_parallel_size: int | None = None
     """Model chunks per pipeline rank (interleaved 1F1B); None means the plain schedule."""
+    pipeline_model_parallel_layout: tuple[int, ...] = ()
+    """Layers of each pipeline stage, in the order of the model (virtual stages one by one); empty: evenly, or if they
+    do not divide, fewer on the last stage, which computes the loss, and on the first, which embeds."""
     context_parallel_size: int = 1
     """Ranks that every sequence of a decoder is split over."""
     expert_model_parallel_size: int = 1
@@ -77,6 +81,15 @@ class ParallelConfig:
     """How full recompute groups layers; see recompute_num_layers."""
     recompute_num_layers: int = 1
     """Transformer layers per recomputed group (uniform) or recomputed layers per stage (block)."""
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages, virtual ones counted apart."""
+        return self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
+
+    def stage_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Return how many of a model's layers each stage has, in the order of the model."""
+        return self.pipeline_model_parallel_layout or divide_layers(num_layers, self.num_stages)
 
     @property
     def model_parallel_size(self) -> int:

@@ -67,7 +67,7 @@ def training_need(
     trained = count_held_parameters(config.model, layout, adapter=adapter, counts=is_trained)
     replicas = layout.dp_size * layout.cp_size if config.parallel.use_distributed_optimizer else 1
     parallel, training = config.parallel, config.training
-    kept_layers = config.model.num_layers // layout.pp_size
+    kept_layers = layout.layers_of(config.model.num_layers, layout.pp_rank)
     if parallel.recompute_granularity == "full" and parallel.recompute_method == "uniform":
         kept_layers //= parallel.recompute_num_layers
     tokens = training.micro_batch_size * config.data.seq_length // layout.cp_size
@@ -179,7 +179,7 @@ def count_held_parameters(
 ) -> int:
     """Return the elements of all parameters that a rank holds, vocabulary padding included.
 
-    Interleaved stages do not change the count: all layers are of one size, and the stages have equally many.
+    All layers are of one size, so it is their number that counts.
 
     Args:
         model: Its shape.
@@ -199,7 +199,9 @@ def count_held_parameters(
     if layout.pp_size > 1 and with_shared:  # the last stage has a copy of what it shares with the first
         after += [row for row in before if row.is_multiplied]
     return (
-        _elements(filter(counts, layers), layout) // layout.pp_size
+        _elements(filter(counts, layers), layout)
+        * layout.layers_of(model.num_layers, layout.pp_rank)
+        // model.num_layers
         + (_elements(filter(counts, before), layout) if layout.is_first_stage else 0)
         + (_elements(filter(counts, after), layout) if layout.is_last_stage else 0)
     )

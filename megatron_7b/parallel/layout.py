@@ -6,6 +6,7 @@ Source: megatron-core's default order `tp-cp-ep-dp-pp`: tensor ranks are neighbo
 from dataclasses import dataclass
 
 from megatron_7b.config.schema import ParallelConfig
+from megatron_7b.config.stages import divide_layers
 from megatron_7b.errors import ConfigError
 
 
@@ -21,6 +22,8 @@ class ParallelLayout:
     ep_size: int = 1
     num_chunks: int
     """Model chunks per pipeline rank: 1, or the virtual pipeline size."""
+    stages: tuple[int, ...] = ()
+    """Layers of each stage, in the order of the model; empty: as `divide_layers` has it."""
 
     @property
     def dp_size(self) -> int:
@@ -51,6 +54,11 @@ class ParallelLayout:
     def pp_rank(self) -> int:
         """Index on the pipeline axis."""
         return self.rank // (self.tp_size * self.cp_size * self.dp_size)
+
+    def layers_of(self, num_layers: int, pp_rank: int) -> int:
+        """Return how many of a model's layers the ranks of a place on the pipeline axis have, in all their chunks."""
+        stages = self.stages or divide_layers(num_layers, self.pp_size * self.num_chunks)
+        return sum(stages[pp_rank :: self.pp_size])
 
     @property
     def is_first_stage(self) -> bool:
@@ -108,4 +116,5 @@ def build_layout(parallel: ParallelConfig, *, world_size: int, rank: int) -> Par
         pp_size=parallel.pipeline_model_parallel_size,
         ep_size=experts,
         num_chunks=parallel.virtual_pipeline_model_parallel_size or 1,
+        stages=parallel.pipeline_model_parallel_layout,
     )

@@ -17,6 +17,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP1": (1, {}),
     "TP2": (2, {"tensor_model_parallel_size": 2}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
+    "PP3, uneven": (3, {"pipeline_model_parallel_size": 3}),
     "PP2xVPP2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
     "DP2": (2, {}),
     "DP2+distributed optimizer+overlap": (

@@ -25,6 +25,7 @@ from megatron_7b.errors import ConfigError
 
 TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context"))
 EP = "parallel.expert_model_parallel_size"
+STAGES = "parallel.pipeline_model_parallel_layout"
 VP = "parallel.virtual_pipeline_model_parallel_size"
 SHARDED = "parallel.use_distributed_optimizer"
 
@@ -186,8 +187,13 @@ CASES = [
     ({"parallel.sequence_parallel": True}, 1, "parallel.sequence_parallel", "above 1"),
     ({"parallel.sequence_parallel": True, TP: 2, "data.seq_length": 255}, 2, "data.seq_length", "nearest: 254 or 256"),
     ({CP: 2, "data.seq_length": 254}, 2, "data.seq_length", "nearest: 252 or 256"),
-    ({PP: 3}, 3, PP, "must divide model.num_layers = 4; nearest: 2 or 4"),
-    ({PP: 2, VP: 4}, 2, PP, "must divide model.num_layers = 4"),
+    ({PP: 5}, 5, PP, "must be at most model.num_layers = 4"),
+    ({PP: 2, VP: 4}, 2, PP, "must be at most model.num_layers = 4"),
+    ({**BERT, PP: 3}, 3, PP, "must divide model.num_layers = 4 in bert; only the stages of decoders"),
+    ({PP: 3, STAGES: (1, 1, 1)}, 3, STAGES, "add up to model.num_layers = 4, one for each stage; if left out: 1, 2, 1"),
+    ({PP: 2, STAGES: (4, 0)}, 2, STAGES, "must be 2 numbers of at least 1"),
+    ({STAGES: (4,)}, 1, STAGES, "needs parallel.pipeline_model_parallel_size above 1"),
+    ({**BERT, PP: 2, STAGES: (1, 3)}, 2, STAGES, "only applies to decoders"),
     ({VP: 2}, 1, VP, "above 1"),
     ({PP: 2, VP: 1}, 2, VP, "at least 2"),
     (

@@ -16,6 +16,17 @@ LAYOUTS = {
     "TP2+SP": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
     "PP2xVPP2": (2, {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+    "PP3, stages of 1, 2 and 1": (3, {"pipeline_model_parallel_size": 3}),
+    "PP2xTP2, stages of 3 and 1": (
+        4,
+        {
+            "pipeline_model_parallel_size": 2,
+            "pipeline_model_parallel_layout": (3, 1),
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "recompute_granularity": "full",
+        },
+    ),
     "DP2": (2, {}),
     "DP2+distributed optimizer": (2, {"use_distributed_optimizer": True}),
     "PP2xDP2+distributed optimizer+overlap": (

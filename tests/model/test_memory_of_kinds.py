@@ -34,3 +34,18 @@ def test_counted_is_held(architecture: str, is_tied: bool) -> None:
         for rank in range(world)
     ]
     assert run_ranks(world, held, config) == expected
+
+
+def test_uneven_stages_are_counted() -> None:
+    config = tiny_config(
+        parallel={
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+            "pipeline_model_parallel_layout": (1, 2, 1, 1),
+        },
+        model={"num_layers": 5},
+    )
+    expected = [
+        count_held_parameters(config.model, build_layout(config.parallel, world_size=2, rank=rank)) for rank in range(2)
+    ]
+    assert run_ranks(2, held, config) == expected

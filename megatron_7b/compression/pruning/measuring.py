@@ -233,11 +233,13 @@ class _Recorder:
         """Put the states of all stages together; the last stage has one more."""
         if self._layout.pp_size == 1:
             return own
-        num_layers = self._shape.num_layers // self._layout.pp_size
-        padded = torch.cat([own, own[-1:]])[: num_layers + 1].contiguous()
-        parts = [torch.empty_like(padded) for _ in range(self._layout.pp_size)]
+        layers = [self._layout.layers_of(self._shape.num_layers, stage) for stage in range(self._layout.pp_size)]
+        padding = own[-1:].expand(max(layers) + 1 - len(own), *own.shape[1:])
+        padded = torch.cat([own, padding]).contiguous()
+        parts = [torch.empty_like(padded) for _ in layers]
         dist.all_gather(parts, padded, group=self._pp_group)
-        return torch.cat([*(part[:-1] for part in parts), parts[-1][-1:]])
+        layers[-1] += 1
+        return torch.cat([part[:number] for part, number in zip(parts, layers, strict=True)])
 
     def _compare(self, tokens: Tensor) -> None:
         """Add up the cosines and angles between all layers of [t, layers + 1, h]; ranks share equal tokens out."""

@@ -95,7 +95,7 @@ def _parse(text: str) -> tuple[dict[str, object], int]:
     if not said:
         raise ConfigError("it is empty", hint='one rank is "tp=1"')
     values: dict[str, object] = {f"parallel.{field}": 1 for key, field in _SIZES.items() if key != "vpp"}
-    values["parallel.virtual_pipeline_model_parallel_size"] = None
+    values |= {"parallel.virtual_pipeline_model_parallel_size": None, "parallel.pipeline_model_parallel_layout": ()}
     values |= {f"parallel.{field}": False for field in _SWITCHES.values()}
     values |= {"parallel.overlap_param_gather": False, "parallel.recompute_granularity": "none"}
     for key, value in said.items():

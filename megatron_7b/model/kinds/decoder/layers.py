@@ -1,6 +1,7 @@
 """The layers of a decoder, as megatron-core's hybrid stack takes them."""
 
 import functools
+from collections.abc import Sequence
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
@@ -82,14 +83,14 @@ def build_stack_spec(kernels: Kernels, *, qk_layernorm: bool) -> ModuleSpec:
     )
 
 
-def hybrid_layer_pattern(model: ModelConfig, num_segments: int) -> str:
+def hybrid_layer_pattern(model: ModelConfig, segments: Sequence[int]) -> str:
     """Return megatron-core's pattern: `*-` or `*E` per transformer layer, `|` between the pipeline segments.
 
     Args:
-        model: Shape; its layers must divide evenly into the segments.
-        num_segments: pipeline ranks × model chunks per rank.
+        model: Shape.
+        segments: Layers of each pipeline stage, in the order of the model.
     """
     layer = "*-" if model.num_moe_experts is None else "*E"
     assert len(layer) == SYMBOLS_PER_LAYER
-    segment = layer * (model.num_layers // num_segments)
-    return "|".join([segment] * num_segments)
+    assert sum(segments) == model.num_layers
+    return "|".join(layer * num_layers for num_layers in segments)

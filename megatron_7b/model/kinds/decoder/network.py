@@ -255,7 +255,7 @@ def build_chunk(plan: ChunkPlan) -> LanguageModel:
             hybrid_stack_spec=build_stack_spec(plan.kernels, qk_layernorm=model.qk_layernorm),
             vocab_size=plan.padded_vocab_size,
             max_sequence_length=model.max_position_embeddings,
-            hybrid_layer_pattern=hybrid_layer_pattern(model, plan.layout.pp_size * plan.layout.num_chunks),
+            hybrid_layer_pattern=hybrid_layer_pattern(model, plan.config.parallel.stage_layers(model.num_layers)),
             pre_process=plan.is_first,
             post_process=plan.is_last,
             share_embeddings_and_output_weights=model.share_embeddings_and_output_weights and not model.has_head,
