@@ -32,6 +32,7 @@ LAYOUTS = {
     "TP2": (2, {"parallel.tensor_model_parallel_size": 2}),
     "TP2+SP": (2, {"parallel.tensor_model_parallel_size": 2, "parallel.sequence_parallel": True}),
     "PP2": (2, {"parallel.pipeline_model_parallel_size": 2}),
+    "PP3, uneven": (3, {"parallel.pipeline_model_parallel_size": 3}),
     "PP2xVPP2": (
         2,
         {"parallel.pipeline_model_parallel_size": 2, "parallel.virtual_pipeline_model_parallel_size": 2},

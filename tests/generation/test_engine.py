@@ -26,6 +26,7 @@ LAYOUTS = {
     "TP1": (1, {}),
     "TP2": (2, {"tensor_model_parallel_size": 2}),
     "PP2": (2, {"pipeline_model_parallel_size": 2}),
+    "PP3, uneven": (3, {"pipeline_model_parallel_size": 3}),
     "TP2xPP2": (4, {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}),
 }
 # Large enough initial weights that the logits tell positions and layers apart.
