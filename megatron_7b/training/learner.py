@@ -20,6 +20,7 @@ from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import process_groups
 from megatron_7b.runtime.cpu.allocator import keep_freed_memory
 from megatron_7b.runtime.machine.device import DeviceType
+from megatron_7b.runtime.machine.host_memory import resident_bytes
 from megatron_7b.runtime.machine.part_clock import PartClock
 from megatron_7b.training.teacher import Teacher, build_teacher
 
@@ -34,6 +35,7 @@ class Learner:
         optimizer: Over their parameters.
         objective: What they are trained for.
         clock: Counts the time of the parts of a step.
+        bytes_before: What this process held before, in memory of the device that it computes on.
         teacher: What they learn from beside their data, if there is one.
     """
 
@@ -42,6 +44,7 @@ class Learner:
     optimizer: Optimizer
     objective: Objective
     clock: PartClock
+    bytes_before: int = 0
     teacher: Teacher | None = None
 
     @property
@@ -94,6 +97,7 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
             "parallelism: every tensor rank would send the same tokens to the experts",
             hint="add --parallel.sequence-parallel True",
         )
+    before = resident_bytes() if device_type == "cpu" else torch.cuda.memory_allocated()
     if device_type == "cpu":
         keep_freed_memory()
     adapter = adapter or build_adapter(config)
@@ -105,4 +109,4 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
     for told in (chunk.config for chunk in model), (part.config for part in optimizer.parts):
         for core_config in told:
             core_config.timers = clock
-    return Learner(on_ranks, model, optimizer, build_objective(config), clock, teacher)
+    return Learner(on_ranks, model, optimizer, build_objective(config), clock, before, teacher)

@@ -91,6 +91,7 @@ def do_step(run: Run) -> StepMetrics:
     seconds = watch.seconds
     run.count_step(batch_size, skipped=result.skipped)
     run.agree_on_stop()
+    timing = run.timing.report(run.step)
     tokens_per_second, tflops, mfu = run.throughput.rates(batch_size * config.data.seq_length, seconds)
     return StepMetrics(
         step=run.step,
@@ -106,5 +107,6 @@ def do_step(run: Run) -> StepMetrics:
         memory_bytes=run.peak_memory_bytes,
         skipped=result.skipped,
         extra=result.losses.extra,
-        timing=run.timing.report(run.step),
+        timing=timing,
+        memory=run.memory.report() if timing is not None else None,
     )

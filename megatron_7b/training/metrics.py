@@ -17,6 +17,7 @@ from megatron_7b.objective import build_objective
 from megatron_7b.runtime.machine.device import DeviceType
 from megatron_7b.runtime.machine.hardware import device_name
 from megatron_7b.runtime.machine.peak_rates import MatmulFormat, peak_tflops
+from megatron_7b.training.memory_report import MemoryReport
 from megatron_7b.training.timing import Timing
 
 
@@ -50,6 +51,14 @@ class StepMetrics:
     """Further means that the objective reports; in metrics.jsonl each has its own name."""
     timing: Timing | None = None
     """Where the time went since the last report, if there is a report after this step; named alike."""
+    memory: MemoryReport | None = None
+    """What memory is held for, if there is a report after this step; named alike."""
+
+    @property
+    def reports(self) -> dict[str, Mapping[str, float]]:
+        """The figures of the reports after this step by name, and these by what they are about."""
+        found = {"time": self.timing, "memory": self.memory}
+        return {topic: report.values for topic, report in found.items() if report is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +93,17 @@ class TaskMetrics:
 type Metrics = StepMetrics | ValidationMetrics | TaskMetrics
 
 
+_GROUPS = ("extra", "timing", "memory")
+"""Fields of records that hold figures with names of their own."""
+
+
 def named_values(metrics: Metrics) -> dict[str, float | None]:
     """Return all values by name, with those that the objective, reports or tasks add."""
-    values: dict[str, float | None] = {
-        name: value for name, value in vars(metrics).items() if name not in ("extra", "timing")
-    }
+    values: dict[str, float | None] = {name: value for name, value in vars(metrics).items() if name not in _GROUPS}
     prefix = "validation_" if isinstance(metrics, ValidationMetrics) else ""
     values |= {f"{prefix}{name}": value for name, value in metrics.extra.items()}
-    if isinstance(metrics, StepMetrics) and metrics.timing is not None:
-        values |= metrics.timing.values
+    for figures in metrics.reports.values() if isinstance(metrics, StepMetrics) else ():
+        values |= figures
     return values
 
 

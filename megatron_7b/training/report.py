@@ -138,6 +138,8 @@ class LogLines(Sink):
             if metrics.timing is not None and metrics.timing.straggler is not None:
                 line += f" · {metrics.timing.straggler}"
             logger.log(self._level, "%s", line)
+        if metrics.memory is not None and metrics.memory.predicted:
+            logger.log(self._level, "memory of the fullest rank: %s", metrics.memory)
 
     @override
     def write_validation(self, metrics: ValidationMetrics) -> None:

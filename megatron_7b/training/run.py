@@ -16,6 +16,7 @@ from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_SAVED, StopR
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import Trainer
 from megatron_7b.training.learner import Learner
+from megatron_7b.training.memory_report import MemoryKinds
 from megatron_7b.training.metrics import Throughput
 from megatron_7b.training.opening import OpenFolder
 from megatron_7b.training.run_folder import RunFolder
@@ -38,6 +39,7 @@ class Run:
         stop_request: What signals and the time limit have asked of this process.
         throughput: Turns step times into rates.
         timing: Reports where the time of steps goes.
+        memory: Reports what memory is held for.
         counters: Steps done and samples read: what a checkpoint records beside the tensors.
         stop: Why all ranks stop after the current step; NONE while they continue.
         peak_memory_bytes: Most memory that any rank has held.
@@ -60,6 +62,7 @@ class Run:
     stop_request: StopRequest
     throughput: Throughput
     timing: StepTiming
+    memory: MemoryKinds
     counters: Counters = dataclasses.field(default_factory=Counters)
     stop: StopReason = StopReason.NONE
     peak_memory_bytes: int = 0

@@ -67,6 +67,8 @@ class InBackground(Sink):
 
 def _scalars(metrics: Metrics) -> Iterator[tuple[str, float]]:
     """Yield (tag, value) of every known figure, for the services that plot curves over steps."""
+    reports = metrics.reports if isinstance(metrics, StepMetrics) else {}
+    topics = {name: topic for topic, figures in reports.items() for name in figures}
     for name, value in named_values(metrics).items():
         if name == "step" or value is None:
             continue
@@ -77,11 +79,7 @@ def _scalars(metrics: Metrics) -> Iterator[tuple[str, float]]:
             if name in metrics.extra and not name.endswith("_stderr"):
                 yield name, value
         else:
-            yield f"{'time' if _is_of_timing(name, metrics) else 'train'}/{name}", float(value)
-
-
-def _is_of_timing(name: str, metrics: StepMetrics) -> bool:
-    return metrics.timing is not None and name in metrics.timing.values
+            yield f"{topics.get(name, 'train')}/{name}", float(value)
 
 
 class TensorBoard(Sink):

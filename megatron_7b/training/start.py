@@ -18,6 +18,7 @@ from megatron_7b.training.assemble import build_trainer, keep_companions
 from megatron_7b.training.best import KeepingBest
 from megatron_7b.training.checkpointing import load_starting_point
 from megatron_7b.training.hooks import Hook, NonfiniteGuard, Reporting, Saving, StatusKeeping, Validation
+from megatron_7b.training.memory_report import MemoryKinds
 from megatron_7b.training.metrics import build_throughput, format_count
 from megatron_7b.training.opening import open_folder
 from megatron_7b.training.plot import plot_loss
@@ -56,7 +57,7 @@ def open_run(
             loaders.enter_context(trainer.valid_loader)
         learner = trainer.learner
         timing = StepTiming(learner.clock, learner.config, ranks, stage=learner.layout.pp_rank + 1)
-        yield Run(trainer, folder, ranks, stop_request, throughput, timing)
+        yield Run(trainer, folder, ranks, stop_request, throughput, timing, MemoryKinds(learner, ranks))
         # All leave together: a launcher that sees one rank exit with 75 may end the one that still writes the status.
         ranks.maximum(0)
 

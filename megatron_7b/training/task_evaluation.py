@@ -67,7 +67,8 @@ class TaskEvaluation(Hook):
     @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         if not run.must_stop and self._is_due(run):
-            self._measure(run)
+            with run.learner.clock.between_steps("evaluating"):
+                self._measure(run)
 
     def _is_due(self, run: Run) -> bool:
         interval = run.config.telemetry.eval_tasks_interval_steps

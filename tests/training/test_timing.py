@@ -99,7 +99,9 @@ def test_the_slowest_rank_is_found_among_those_of_its_stage() -> None:
 
 def test_waiting_is_no_work() -> None:
     timing = combine(
-        2, [[0.0] * 4 + [8.0, 2.0, 0.0, 0.0, 0.0], [0.0] * 4 + [0.0, 10.0, 0.0, 0.0, 4.0]], [Place("a", 1)] * 2
+        2,
+        [[0.0] * 4 + [8.0, 2.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 4 + [0.0, 10.0, 0.0, 0.0, 0.0, 4.0]],
+        [Place("a", 1)] * 2,
     )
     assert timing.values == {
         "timed_steps": 2,
@@ -154,6 +156,8 @@ def test_a_slow_rank_is_named_and_the_others_are_seen_to_wait(
     line = reports[4]
     assert line["slowest_rank"] == rank
     assert line["slowest_host"]
+    assert line["parameters_bytes"] == reports[1]["parameters_bytes"] > 0
+    assert ("predicted_parameters_bytes" in line, "predicted_parameters_bytes" in reports[1]) == (False, True)
     assert line["forward_seconds_max"] > asleep > line["forward_seconds_min"]
     assert line["communication_seconds_max"] > asleep / 2
     assert line["saving_seconds"] > 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from megatron_7b.runtime.machine.device_facts import memory_bytes
 
 _MEMINFO, _OWN_CGROUPS, _CGROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_OWN_STATUS = Path("/proc/self/status")
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 if there is no limit
 
 
@@ -21,6 +22,11 @@ def available_memory() -> int:
     else:
         free = memory_bytes()  # not Linux: all of it, so that nothing is refused that might fit
     return max(0, min([free, *_left_in_groups()]))
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process holds now; 0 where that is not known."""
+    return 1024 * _numbers(_OWN_STATUS).get("VmRSS", 0)
 
 
 def _left_in_groups() -> Iterator[int]:
