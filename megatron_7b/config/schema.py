@@ -207,6 +207,8 @@ class TelemetryConfig:
 
     log_interval_steps: int = 10
     """Steps between log lines; slow steps have one a minute."""
+    parameter_norms: Literal["none", "groups", "layers"] = "none"
+    """Norms of the gradients and parameters of embedding, attention, mlp, norms and head, whole or by layer."""
     profile_steps: str | None = None
     """Steps to profile, such as 10-12: a trace and a table of kernels in the run folder's profile/."""
     profile_ranks: tuple[int, ...] = (0,)

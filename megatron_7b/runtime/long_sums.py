@@ -23,13 +23,14 @@ def l2_norm(tensors: Iterable[Tensor]) -> float:
     Args:
         tensors: Of any shape, in FP32 or BF16, on a CPU.
     """
-    return math.sqrt(math.fsum(_sum_of_squares(tensor) for tensor in tensors))
+    return math.sqrt(math.fsum(float(sum_of_squares(tensor)) for tensor in tensors))
 
 
-def _sum_of_squares(tensor: Tensor) -> float:
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """Return the sum of the squares of all elements, exact to FP32 rounding: [], FP64, on the tensor's device."""
     flat = tensor.detach().reshape(-1)
     in_rows = flat.numel() - flat.numel() % _ROW
     # Named for BF16, whose norms would else be rounded to BF16.
     norms = torch.linalg.vector_norm(flat[:in_rows].view(-1, _ROW), dim=1, dtype=torch.float32).double()
     rest = flat[in_rows:].double()
-    return float(norms @ norms + rest @ rest)
+    return torch.dot(norms, norms) + torch.dot(rest, rest)

@@ -83,11 +83,12 @@ def do_step(run: Run) -> StepMetrics:
     watch, config, clock = Stopwatch(), run.config, run.learner.clock
     batch_size = global_batch_size(run.counters.consumed_samples, config.training)
     rate = learning_rate(run.step + 1, config.optimizer, config.training.train_steps)
+    norms_by = config.telemetry.parameter_norms if run.timing.is_due(run.step + 1) else "none"
     with clock.step():
         reading = run.ranks.together(f"reading the batch of step {run.step + 1}")
         with clock.part("communication"), reading, clock.part("data"):  # the wait for other ranks comes after it
             batches = run.trainer.loader.batches(run.counters.consumed_samples, batch_size)
-        result = train_step(run.learner, batches, rate)
+        result = train_step(run.learner, batches, rate, norms_by)
     seconds = watch.seconds
     run.count_step(batch_size, skipped=result.skipped)
     run.agree_on_stop()
@@ -108,5 +109,6 @@ def do_step(run: Run) -> StepMetrics:
         skipped=result.skipped,
         extra=result.losses.extra,
         timing=timing,
+        norms=result.norms,
         memory=run.memory.report() if timing is not None else None,
     )

@@ -18,6 +18,7 @@ from megatron_7b.runtime.machine.device import DeviceType
 from megatron_7b.runtime.machine.hardware import device_name
 from megatron_7b.runtime.machine.peak_rates import MatmulFormat, peak_tflops
 from megatron_7b.training.memory_report import MemoryReport
+from megatron_7b.training.norms import Norms
 from megatron_7b.training.timing import Timing
 
 
@@ -54,10 +55,13 @@ class StepMetrics:
     memory: MemoryReport | None = None
     """What memory is held for, if there is a report after this step; named alike."""
 
+    norms: Norms | None = None
+    """Of gradients and parameters by group, if they were asked for."""
+
     @property
     def reports(self) -> dict[str, Mapping[str, float]]:
         """The figures of the reports after this step by name, and these by what they are about."""
-        found = {"time": self.timing, "memory": self.memory}
+        found = {"time": self.timing, "memory": self.memory, "norms": self.norms}
         return {topic: report.values for topic, report in found.items() if report is not None}
 
 
@@ -93,7 +97,7 @@ class TaskMetrics:
 type Metrics = StepMetrics | ValidationMetrics | TaskMetrics
 
 
-_GROUPS = ("extra", "timing", "memory")
+_GROUPS = ("extra", "timing", "memory", "norms")
 """Fields of records that hold figures with names of their own."""
 
 

@@ -10,6 +10,7 @@ import torch
 from megatron_7b.objective.microbatches import run_microbatches
 from megatron_7b.parallel.groups import sum_over_replicas, sum_over_stages
 from megatron_7b.training.balance import take_balance
+from megatron_7b.training.norms import Norms, NormsBy, measure_norms
 
 if TYPE_CHECKING:
     from megatron_7b.data import Batch
@@ -58,11 +59,13 @@ class StepResult:
         losses: Over the global batch, before the update.
         grad_norm: Global L2 norm of the gradients before clipping.
         skipped: Loss or gradients were not finite: parameters and optimizer state are as before.
+        norms: Of gradients and parameters by group, if they were asked for.
     """
 
     losses: Losses
     grad_norm: float
     skipped: bool
+    norms: Norms | None = None
 
     @property
     def loss(self) -> float:
@@ -91,13 +94,16 @@ def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_onl
     return Losses(loss_sum, int(num_tokens), further)
 
 
-def train_step(learner: "Learner", batches: "Sequence[Batch]", learning_rate: float) -> StepResult:
+def train_step(
+    learner: "Learner", batches: "Sequence[Batch]", learning_rate: float, norms_by: NormsBy = "none"
+) -> StepResult:
     """Do one update from this rank's microbatches of the global batch.
 
     Args:
         learner: What `build_learner` built.
         batches: This rank's microbatches, all of `micro_batch_size` sequences.
         learning_rate: For this update.
+        norms_by: Measure norms of these.
 
     Collective: all ranks.
     """
@@ -109,9 +115,10 @@ def train_step(learner: "Learner", batches: "Sequence[Batch]", learning_rate: fl
         learner.optimizer.zero_grad()
     losses = _run_schedule(learner, batches, forward_only=False)
     losses = replace(losses, further={**losses.further, **take_balance(learner.config.model, len(batches))})
+    norms = None if norms_by == "none" else measure_norms(learner, by_layer=norms_by == "layers")
     with clock.part("optimizer"):
         outcome = learner.optimizer.step(learning_rate)
-    return StepResult(losses=losses, grad_norm=outcome.grad_norm, skipped=outcome.skipped)
+    return StepResult(losses=losses, grad_norm=outcome.grad_norm, skipped=outcome.skipped, norms=norms)
 
 
 @torch.no_grad()

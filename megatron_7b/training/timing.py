@@ -137,6 +137,10 @@ class StepTiming:
         """Whether the last report is long ago by the clock of this rank."""
         return time.monotonic() - self._last_time >= SECONDS_BETWEEN_REPORTS
 
+    def is_due(self, step: int) -> bool:
+        """Whether there is a report after a step, the next one, however long it takes."""
+        return self._num_reports == 0 or step % self._interval == 0 or step == self._last_step
+
     def report(self, step: int) -> Timing | None:
         """Return the parts of the steps since the last report if it is time to; the same on all ranks.
 
@@ -148,8 +152,7 @@ class StepTiming:
 
         Collective: all ranks, if it is time to.
         """
-        is_first = self._num_reports == 0
-        if not (is_first or self.is_overdue or step % self._interval == 0 or step == self._last_step):
+        if not (self.is_overdue or self.is_due(step)):
             return None
         self._num_reports += 1
         self._last_time = time.monotonic()
