@@ -5,6 +5,7 @@ import importlib.util
 import re
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -65,6 +66,57 @@ def test_a_step_that_fails_leaves_nothing_behind(now: list[float]) -> None:
     with clock.step():
         now[0] += 1
     assert clock.take() == (1, {"backward": 1.0, "other": 1.0})
+
+
+class _Event:
+    """Stands for an event of a GPU: it happens when the GPU gets there, which is later than it is recorded."""
+
+    waiting: ClassVar[list["_Event"]] = []
+    num_made = 0
+
+    def __init__(self, *, enable_timing: bool) -> None:
+        assert enable_timing
+        _Event.num_made += 1
+
+    def record(self) -> None:
+        self.time: float | None = None
+        _Event.waiting.append(self)
+
+    def query(self) -> bool:
+        return self.time is not None
+
+    def elapsed_time(self, end: "_Event") -> float:
+        assert self.time is not None
+        assert end.time is not None
+        return (end.time - self.time) * 1e3
+
+    def synchronize(self) -> None:
+        assert self.time is not None, "nothing may wait for the device within a step"
+
+
+def test_on_a_gpu_events_are_read_once_they_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in for the device: what only a real one shows is in tests/gpu."""
+    monkeypatch.setattr("torch.cuda.Event", _Event)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    clock, device_time = PartClock("cuda"), [0.0]
+
+    def device_works(*seconds: float) -> None:
+        for took in seconds:
+            device_time[0] += took
+            _Event.waiting.pop(0).time = device_time[0]
+
+    for _ in range(4):
+        with clock.step(), clock.part("forward"):
+            pass
+        device_works(0.0, 1.0, 2.0)  # it reaches the end of the step only after the next one has begun
+        if _ == 1:
+            made_for_two_steps = _Event.num_made
+        with clock.between_steps("saving"):
+            pass
+        device_works(4.0, 8.0, 16.0)
+    num_steps, seconds = clock.take()
+    assert (num_steps, seconds) == (4, {"other": 4 * 5.0, "forward": 4 * 2.0, "saving": 4 * 16.0})
+    assert _Event.num_made <= made_for_two_steps + 2
 
 
 def test_every_timer_of_megatron_core_that_waits_for_others_is_communication() -> None:

@@ -199,7 +199,7 @@ class _EventMarks:
         """Read all events that have happened but the newest, from which the next part is measured."""
         done = 0
         for (event, _), (following, ended) in zip(self._pending, self._pending[1:], strict=False):
-            if not following.query():
+            if not (event.query() and following.query()):  # both: they may be of two streams
                 break
             if ended is not None:
                 self.seconds[ended] += event.elapsed_time(following) / 1e3
