@@ -11,7 +11,7 @@ from megatron_7b.adapter import build_adapter
 from megatron_7b.cli.next_commands import print_next_commands
 from megatron_7b.cli.options import Parser, add_config_flag
 from megatron_7b.cli.ranks import add_launch_flags, launch_plan, ranks_here
-from megatron_7b.config import RunConfig
+from megatron_7b.config import RunConfig, check_config
 from megatron_7b.finetune import prepare_teacher
 from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.runtime.process.launch import LaunchPlan, is_rank, launch, megatron_command
@@ -63,6 +63,7 @@ def train(words: Sequence[str], flags: argparse.Namespace, config: RunConfig, wo
     Raises:
         MegatronError: A mistake that the user can fix.
     """
+    check_config(config, world_size=world_size)  # it may not have been known before
     ranks = ranks_here(flags, world_size)
     check_before_launch(config, ranks=ranks, world_size=world_size, is_training=True, adapter=build_adapter(config))
     folder = RunFolder(flags.run_dir)

@@ -52,6 +52,7 @@ def test_all_mistakes_at_once_before_torch_and_before_anything_is_written(tmp_pa
         ("--nnodes 2", "needs --nproc"),
         ("--nnodes 2 --nproc 2", "needs --master-port"),
         ("--nnodes 2 --nproc 2 --master-port 1 --node-rank 2", "--node-rank 2"),
+        ("--telemetry.profile-steps 1 --telemetry.profile-ranks 5", "there is no rank 5: ranks are 0 to 1"),
     ],
 )
 def test_flags_of_the_launch_that_contradict_each_other(tmp_path, corpus, flags, words, capsys):

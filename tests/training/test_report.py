@@ -18,15 +18,10 @@ from megatron_7b.config.schema import RunConfig, TelemetryConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.training.metrics import StepMetrics, ValidationMetrics
 from megatron_7b.training.prerequisites import check_telemetry
-from megatron_7b.training.report import (
-    InBackground,
-    LogLines,
-    MetricsFile,
-    Sink,
-    WeightsAndBiases,
-    open_sinks,
-)
+from megatron_7b.training.report import LogLines, MetricsFile, open_sinks
 from megatron_7b.training.run_folder import RunFolder, keep_metrics_until, read_metrics
+from megatron_7b.training.services import InBackground, WeightsAndBiases
+from megatron_7b.training.sink import Sink
 from tests.training.test_metrics import step_metrics
 
 
@@ -151,7 +146,7 @@ class _Stuck(Sink):
 def test_a_service_that_hangs_holds_up_neither_the_steps_nor_the_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("megatron_7b.training.report.CLOSING_SECONDS", 0.2)
+    monkeypatch.setattr("megatron_7b.training.services.CLOSING_SECONDS", 0.2)
     service = _Stuck()
     sink = InBackground(service)
     start = time.monotonic()
