@@ -18,6 +18,9 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.distributed\.")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(megatron|torch)\.")
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"transformer_engine(\.|$)")
+    # Python names a file, not a module, when it compiles one for the first time.
+    warnings.filterwarnings("ignore", category=SyntaxWarning, module=r".*[/\\](megatron|transformer_engine)[/\\]")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron.core").setLevel(logging.ERROR)
 

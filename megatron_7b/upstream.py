@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem
 from torch.nn import Parameter
@@ -50,6 +51,48 @@ def created_groups(parallel_state: ModuleType) -> list[Any]:
         parallel_state: The module, which only `parallel` may import.
     """
     return [group for group in parallel_state._global_process_group_list or [] if group is not None]
+
+
+@contextlib.contextmanager
+def one_group_for_equal_ranks(parallel_state: ModuleType, overlapping: frozenset[str]) -> Iterator[None]:
+    """Have megatron-core make one process group for each set of ranks within a with block, whatever it is for.
+
+    megatron-core: `parallel_state.create_group`. Its `initialize_model_parallel` makes a group for each purpose, some
+    twenty, of which most have the same ranks. With NCCL each that is used takes device memory of its own.
+
+    Args:
+        parallel_state: The module, which only `parallel` may import.
+        overlapping: Purposes, by the descriptions of megatron-core, of the groups that share among themselves only.
+    """
+    original: Callable[..., Any] = parallel_state.create_group
+    everyone = tuple(range(dist.get_world_size()))
+    made: dict[tuple[object, ...], Any] = {}
+
+    def create(ranks: list[int], **options: Any) -> Any:
+        members, is_apart = tuple(sorted(ranks)), len(ranks) > 1 and options.get("group_desc") in overlapping
+        if members == everyone and not is_apart and options.get("backend") is None:
+            return dist.group.WORLD
+        key = members, is_apart, options.get("backend")
+        if key not in made:
+            made[key] = original(ranks, **options)
+        return made[key]
+
+    parallel_state.create_group = create  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        parallel_state.create_group = original  # type: ignore[attr-defined]
+
+
+def let_layers_be_graphs() -> None:
+    """Let megatron-core capture layers of HybridModel that are nothing but an MLP as CUDA graphs.
+
+    megatron-core: `is_moe_layer`, which the capture asks `ssm.mlp_layer.MLPLayer` for before its constructor sets it.
+    Seen on a GPU with 0.19.2.
+    """
+    from megatron.core.ssm.mlp_layer import MLPLayer
+
+    MLPLayer.is_moe_layer = False
 
 
 def stretched_frequencies(rotary: Any, **scaling: float) -> Tensor:

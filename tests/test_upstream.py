@@ -42,6 +42,31 @@ def test_groups_that_were_created() -> None:
         assert after > 5
 
 
+def shared_groups() -> tuple[int, bool, bool]:
+    from megatron.core import parallel_state
+
+    with upstream.one_group_for_equal_ranks(parallel_state, frozenset({"EXPERT_MODEL_PARALLEL_GROUP"})):
+        parallel_state.initialize_model_parallel(expert_model_parallel_size=2, create_gloo_process_groups=False)
+    everyone = torch.distributed.group.WORLD
+    experts = parallel_state.get_expert_model_parallel_group()
+    created = len(upstream.created_groups(parallel_state))
+    return created, parallel_state.get_data_parallel_group() is everyone, experts is everyone
+
+
+def test_one_group_for_equal_ranks() -> None:
+    for created, data_is_everyone, experts_are_everyone in run_ranks(2, shared_groups):
+        assert (created, data_is_everyone, experts_are_everyone) == (2, True, False)
+
+
+def test_layers_that_are_an_mlp_can_be_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core.ssm.mlp_layer import MLPLayer
+
+    assert not hasattr(MLPLayer, "is_moe_layer")  # once the class has it, the patch is not needed
+    monkeypatch.setattr(MLPLayer, "is_moe_layer", None, raising=False)  # to be undone
+    upstream.let_layers_be_graphs()
+    assert MLPLayer.is_moe_layer is False
+
+
 def frequencies() -> Any:
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 

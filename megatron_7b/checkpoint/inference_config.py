@@ -22,8 +22,8 @@ def inference_config(
     """Return a checkpoint's configuration with a new layout and the true vocabulary size.
 
     The layout of the training run is forgotten: without `parallel.*` overrides it is one rank per replica. So are the
-    number formats that need its distributed optimizer. With a checkpoint of an adapter, `checkpoint.initialize_from` is
-    where the rest of the model was found.
+    number formats that need its distributed optimizer, and its CUDA graphs. With a checkpoint of an adapter,
+    `checkpoint.initialize_from` is where the rest of the model was found.
 
     Args:
         folder: A complete checkpoint.
@@ -39,6 +39,7 @@ def inference_config(
     vocab_size = read_config(folder).model.vocab_size
     one_rank = {f"parallel.{field.name}": field.default for field in dataclasses.fields(ParallelConfig)}
     untrained = {"precision.fp8_param_gather": False, "precision.optimizer_state_dtype": "fp32"}
+    untrained["runtime.cuda_graph_impl"] = "none"
     untrained |= {f"distillation.{field.name}": field.default for field in dataclasses.fields(DistillationConfig)}
     settings = {
         **one_rank,

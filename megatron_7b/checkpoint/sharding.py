@@ -74,13 +74,14 @@ def blocks(entry: Sharded) -> list[Block]:
 
 
 def random_state(rank: int, world_size: int) -> ShardedObject:
-    """Return this rank's random states, which matter where dropout is used."""
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+    """Return this rank's random states, which matter where dropout is used: in one form, whatever CUDA graphs need."""
+    from megatron.core.tensor_parallel.random import convert_cuda_rng_state, get_cuda_rng_tracker
 
+    tracked = get_cuda_rng_tracker().get_states()
     states = {
         "cpu": torch.get_rng_state(),
         "device": torch.cuda.get_rng_state(),
-        "tracker": get_cuda_rng_tracker().get_states(),
+        "tracker": {name: convert_cuda_rng_state(state) for name, state in tracked.items()},
     }
     return ShardedObject("random_state", states, (world_size,), (rank,))
 
@@ -100,12 +101,20 @@ def restore_random_state(stored: Any) -> None:
     Raises:
         CheckpointError: They are none.
     """
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+    from megatron.core.tensor_parallel.random import (
+        convert_cuda_rng_state,
+        get_cuda_rng_tracker,
+        is_graph_safe_cuda_rng_tracker,
+    )
 
     try:
         (states,) = stored
         torch.set_rng_state(states["cpu"])
         torch.cuda.set_rng_state(states["device"])
-        get_cuda_rng_tracker().set_states(states["tracker"])
+        tracker = get_cuda_rng_tracker()
+        is_safe = is_graph_safe_cuda_rng_tracker(tracker)
+        tracker.set_states(
+            {name: convert_cuda_rng_state(state, to_graphable=is_safe) for name, state in states["tracker"].items()}
+        )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"random states cannot be restored: {error}") from error

@@ -239,6 +239,35 @@ def _recompute_options_are_used(case: Case) -> Iterator[Problem]:
             yield case.problem(f"parallel.{name}", "only applies with parallel.recompute_granularity full")
 
 
+RECOMPUTE_MODULES = ("core_attn", "mlp", "moe")
+"""What selective recompute knows. megatron-core's `layernorm` needs Transformer Engine, which fuses norms."""
+
+
+@rule(
+    "parallel.recompute_modules",
+    "parallel.recompute_granularity",
+    "model.architecture",
+    "model.num_moe_experts",
+)
+def _recomputed_modules_are_there(case: Case) -> Iterator[Problem]:
+    path, modules, model = "parallel.recompute_modules", case.config.parallel.recompute_modules, case.config.model
+    if case.config.parallel.recompute_granularity != "selective":
+        if modules != options()[path].default:
+            yield case.problem(path, "only applies with parallel.recompute_granularity selective")
+        return
+    if unknown := [name for name in modules if name not in RECOMPUTE_MODULES]:
+        yield case.problem(path, f"{' and '.join(unknown)}: expected some of {', '.join(RECOMPUTE_MODULES)}")
+    elif not modules:
+        yield case.problem(path, f"expected some of {', '.join(RECOMPUTE_MODULES)}, or recompute_granularity none")
+    elif "moe" in modules and model.num_moe_experts is None:
+        yield case.problem(path, "moe needs a mixture of experts (model.num_moe_experts); mlp is that of dense layers")
+    elif "mlp" in modules and model.num_moe_experts is not None:
+        yield case.problem(path, "mlp is that of dense layers, of which a mixture of experts has none: moe is its own")
+    elif "mlp" in modules and model.traits.add_bias_linear:
+        # megatron-core's checkpoint of an MLP returns its bias, whose gradient would then compute it again without end.
+        yield case.problem(path, f"mlp needs linear layers without biases, not {model.architecture}")
+
+
 # Precision ---------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +283,33 @@ def _obstacle_to_transformer_engine(case: Case) -> str | None:
 def _transformer_engine_needs_a_gpu(case: Case) -> Iterator[Problem]:
     if case.config.model.transformer_impl == "transformer_engine" and case.config.runtime.device == "cpu":
         yield case.problem("model.transformer_impl", "Transformer Engine has no CPU kernels: set auto or local")
+
+
+@rule(
+    "runtime.cuda_graph_impl",
+    "runtime.device",
+    "model.transformer_impl",
+    "model.architecture",
+    "model.num_moe_experts",
+    "parallel.recompute_granularity",
+    "data.reset_attention_mask",
+    "adapter.method",
+    "distillation.teacher",
+)
+def _graphs_repeat_the_same_kernels(case: Case) -> Iterator[Problem]:
+    config, path = case.config, "runtime.cuda_graph_impl"
+    if config.runtime.cuda_graph_impl == "none":
+        return
+    if obstacle := _obstacle_to_transformer_engine(case):
+        yield case.problem(path, f"needs Transformer Engine; {obstacle}")
+    elif config.model.traits.kind != "decoder" or config.model.num_moe_experts is not None:
+        yield case.problem(path, f"needs a decoder without experts, not {config.model.architecture}")
+    elif config.parallel.recompute_granularity == "full":
+        yield case.problem(path, "needs parallel.recompute_granularity none or selective: graphs hold whole layers")
+    elif config.data.reset_attention_mask:
+        yield case.problem(path, "needs data.reset_attention_mask False: every batch would have other documents")
+    elif config.adapter.is_used or config.distillation.teacher is not None:
+        yield case.problem(path, "needs adapter.method none and no distillation.teacher")
 
 
 @rule("precision.fp8", "precision.params_dtype", "model.transformer_impl", "runtime.device")

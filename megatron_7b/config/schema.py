@@ -76,7 +76,9 @@ class ParallelConfig:
     overlap_param_gather: bool = False
     """Overlap the gathering of updated parameters with the next forward pass; needs the two options above."""
     recompute_granularity: Literal["none", "selective", "full"] = "none"
-    """Trade time for memory: recompute core attention (selective) or whole layers (full) in the backward pass."""
+    """Trade time for memory: recompute some modules (selective) or whole layers (full) in the backward pass."""
+    recompute_modules: tuple[str, ...] = ("core_attn",)
+    """What selective recomputes, by megatron-core's names: core_attn, mlp, or with experts moe."""
     recompute_method: Literal["uniform", "block"] = "uniform"
     """How full recompute groups layers; see recompute_num_layers."""
     recompute_num_layers: int = 1
@@ -251,6 +253,8 @@ class RuntimeConfig:
     """Compute threads per rank on a CPU; None divides the cores among the local ranks."""
     deterministic: bool = False
     """Use only deterministic GPU kernels, at some cost in speed; on a CPU they always are."""
+    cuda_graph_impl: Literal["none", "local"] = "none"
+    """local: start the kernels of each layer at once, as a CUDA graph; needs Transformer Engine. FP8 gains the most."""
     check_memory: bool = True
     """Refuse a model whose parameters, gradients and optimizer state alone are more than the memory available."""
 

@@ -92,11 +92,12 @@ def build_transformer_config(
         apply_rope_fusion=on_gpu and impl == "transformer_engine",
         masked_softmax_fusion=False,
         cross_entropy_loss_fusion=False,
+        cuda_graph_impl=config.runtime.cuda_graph_impl if on_gpu else "none",
         # Recompute
         recompute_granularity=None if recompute == "none" else recompute,
         recompute_method=parallel.recompute_method if recompute == "full" else None,
         recompute_num_layers=parallel.recompute_num_layers * core_layers_per_layer if recompute == "full" else None,
-        recompute_modules=["core_attn"] if recompute == "selective" else None,
+        recompute_modules=list(parallel.recompute_modules) if recompute == "selective" else None,
     )
 
 

@@ -114,6 +114,7 @@ def resolve_transformer_impl(config: RunConfig, device_type: DeviceType) -> tupl
     asking = {
         "model.transformer_impl": (wanted, wanted == "transformer_engine"),
         "precision.fp8": (fp8 := config.precision.fp8, fp8 != "none"),
+        "runtime.cuda_graph_impl": (graphs := config.runtime.cuda_graph_impl, graphs != "none"),
     }
     unmet = [f"{path} is {value!r}" for path, (value, is_unmet) in asking.items() if is_unmet]
     if unmet:

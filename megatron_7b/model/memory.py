@@ -130,7 +130,7 @@ def _optimizer_bytes(
     """Return the bytes of a rank's share of main parameters and of what the optimizer keeps beside them."""
     is_trained = _trained_by(config.model, adapter)
     main = 0 if bytes_per_parameter == 4 else 4
-    if main and config.precision.optimizer_state_dtype == "bf16" and not config.precision.fp8_param_gather:
+    if main and config.precision.optimizer_state_dtype == "bf16" and config.precision.fp8 == "none":
         main = 2  # Transformer Engine keeps of a main parameter what the working one lacks
 
     def whole(counts: Callable[[Parameter], bool]) -> int:

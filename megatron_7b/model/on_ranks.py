@@ -6,6 +6,7 @@ import math
 import torch
 import torch.distributed as dist
 
+from megatron_7b import upstream
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.adapter import Adapter
@@ -106,9 +107,15 @@ def build_on_ranks(
         is_training=is_training,
         adapter=adapter,
     )
+    uses_graphs = config.runtime.cuda_graph_impl != "none"
     layout = initialize_model_parallel(
-        config.parallel, seed=config.training.seed, timeout_minutes=config.runtime.distributed_timeout_minutes
+        config.parallel,
+        seed=config.training.seed,
+        timeout_minutes=config.runtime.distributed_timeout_minutes,
+        graph_safe_random=uses_graphs,
     )
+    if uses_graphs:
+        upstream.let_layers_be_graphs()
     chunks = build_model(
         config,
         vocab_size=config.model.vocab_size,

@@ -113,7 +113,10 @@ class Optimizer:
         self._decoupled_grad = core_config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
         matrices = _matrices(chunks) if self.name == "muon" else {}
         self.core: MegatronOptimizer = get_megatron_optimizer(
-            core_config, chunks, config_overrides=_group_overrides(config, matrices)
+            core_config,
+            chunks,
+            config_overrides=_group_overrides(config, matrices),
+            use_gloo_process_groups=False,
         )
         for part in self.parts:
             if part.optimizer is None:  # megatron-core has found nothing to train

@@ -14,16 +14,30 @@ from megatron_7b.config.schema import ParallelConfig, RuntimeConfig
 from megatron_7b.parallel.layout import ParallelLayout, build_layout
 from megatron_7b.runtime.process.distributed import leave_process_group
 
+_OF_KEYS_AND_VALUES = frozenset({"CONTEXT_PARALLEL_GROUP"})
+_OF_EXPERTS = frozenset({"EXPERT_MODEL_PARALLEL_GROUP", "EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP"})
+"""Groups whose exchanges happen while gradients are reduced over the same ranks: in one group, each would wait."""
+
+_OF_A_STEP = ("world", "tp", "cp", "ep", "tp_ep", "pp", "embd", "mp", "dp_cp", "expt_dp")
+"""Groups that a training step communicates in, by megatron-core's names, in the order in which all ranks connect."""
+
 
 def initialize_model_parallel(
-    parallel: ParallelConfig, *, seed: int, timeout_minutes: float = RuntimeConfig.distributed_timeout_minutes
+    parallel: ParallelConfig,
+    *,
+    seed: int,
+    timeout_minutes: float = RuntimeConfig.distributed_timeout_minutes,
+    graph_safe_random: bool = False,
 ) -> ParallelLayout:
-    """Build all process groups of the layout and seed the random states that differ along them.
+    """Build the process groups of the layout and seed the random states that differ along them.
+
+    There is one group for each set of ranks, even if it serves several purposes; for all ranks it is the default one.
 
     Args:
         parallel: The layout.
         seed: Of the run.
         timeout_minutes: How long a collective of these groups may wait for a late rank.
+        graph_safe_random: Keep the random states in such a form that CUDA graphs can draw from them.
 
     Collective: every rank of the default group.
 
@@ -31,6 +45,24 @@ def initialize_model_parallel(
         ConfigError: The world size does not fit the layout.
     """
     layout = build_layout(parallel, world_size=dist.get_world_size(), rank=dist.get_rank())
+    overlapping: frozenset[str] = _OF_KEYS_AND_VALUES if layout.dp_size == 1 else frozenset()
+    if parallel.expert_model_parallel_size > 1:
+        overlapping |= _OF_EXPERTS
+    with upstream.one_group_for_equal_ranks(parallel_state, overlapping):
+        _create_groups(parallel, timeout_minutes)
+    # Source: Megatron-LM's `_set_random_seed`: layers of different stages drop different activations.
+    tensor_parallel.model_parallel_cuda_manual_seed(
+        seed + 100 * layout.pp_rank,
+        # Transformer Engine's own, where it is; the other is megatron-core's, for the rest.
+        te_rng_tracker=graph_safe_random,
+        use_cudagraphable_rng=graph_safe_random,
+        # An earlier model of this process may have had other states.
+        force_reset_rng=graph_safe_random,
+    )
+    return layout
+
+
+def _create_groups(parallel: ParallelConfig, timeout_minutes: float) -> None:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
@@ -38,10 +70,53 @@ def initialize_model_parallel(
         context_parallel_size=parallel.context_parallel_size,
         expert_model_parallel_size=parallel.expert_model_parallel_size,
         distributed_timeout_minutes=timeout_minutes,
+        create_gloo_process_groups=False,  # for checkpoints in a form that is not written here
     )
-    # Source: Megatron-LM's `_set_random_seed`: layers of different stages drop different activations.
-    tensor_parallel.model_parallel_cuda_manual_seed(seed + 100 * layout.pp_rank)
-    return layout
+
+
+def connect_groups(device: torch.device, *, one_by_one: bool = False, shares_embedding: bool = False) -> list[str]:
+    """Communicate once in each group that a training step will use.
+
+    NCCL connects a group at its first use, which takes device memory. Without this, that would be in the middle of the
+    first step, where there may be none left, or at a rank's first checkpoint.
+
+    Args:
+        device: Of this rank.
+        one_by_one: Pipeline neighbours send to each other alone, in connections of their own, as the interleaved
+            schedule does; otherwise in that of the group.
+        shares_embedding: The first and the last stage add up the gradients of an embedding that both have.
+
+    Returns:
+        What was connected: the names of megatron-core's groups with more than one rank.
+
+    Collective: all ranks.
+    """
+    groups = process_groups()
+    connected: dict[str, dist.ProcessGroup] = {}
+    for name in _OF_A_STEP:
+        group = dist.group.WORLD if name == "world" else getattr(groups, name)
+        if name == "embd" and not shares_embedding:
+            continue
+        if group is not None and group.size() > 1 and group not in connected.values():
+            dist.all_reduce(torch.zeros(1, device=device), group=group)
+            connected[name] = group
+    if one_by_one and groups.pp.size() > 1:
+        _greet_neighbours(groups.pp, device)
+    return list(connected)
+
+
+def _greet_neighbours(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Exchange a number with the next and the previous rank of a ring; every second rank begins with the next."""
+    rank, size = group.rank(), group.size()
+    neighbours = [(rank + 1) % size, (rank - 1) % size]
+    for neighbour in neighbours if rank % 2 == 0 else reversed(neighbours):
+        own, other = torch.zeros(1, device=device), torch.zeros(1, device=device)
+        if rank < neighbour:
+            dist.send(own, group=group, group_dst=neighbour)
+            dist.recv(other, group=group, group_src=neighbour)
+        else:
+            dist.recv(other, group=group, group_src=neighbour)
+            dist.send(own, group=group, group_dst=neighbour)
 
 
 def destroy_model_parallel() -> None:

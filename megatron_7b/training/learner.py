@@ -17,7 +17,7 @@ from megatron_7b.objective.distillation import Distillation
 from megatron_7b.objective.objective import Judging
 from megatron_7b.optim.optimizer import Optimizer, wrap_data_parallel
 from megatron_7b.parallel import ParallelLayout
-from megatron_7b.parallel.groups import process_groups
+from megatron_7b.parallel.groups import connect_groups, process_groups
 from megatron_7b.runtime.cpu.allocator import keep_freed_memory
 from megatron_7b.runtime.machine.device import DeviceType
 from megatron_7b.runtime.machine.host_memory import resident_bytes
@@ -104,6 +104,12 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
     on_ranks = build_on_ranks(config, device_type, is_training=True, adapter=adapter)
     model = wrap_data_parallel(list(on_ranks.chunks), config, process_groups())
     optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))
+    if device_type == "cuda":  # NCCL; gloo connects groups when it makes them
+        connect_groups(
+            on_ranks.device,
+            one_by_one=parallel.virtual_pipeline_model_parallel_size is not None,
+            shares_embedding=config.model.share_embeddings_and_output_weights,
+        )
     teacher = build_teacher(config, on_ranks) if config.distillation.teacher is not None else None
     clock = PartClock(device_type)
     for told in (chunk.config for chunk in model), (part.config for part in optimizer.parts):

@@ -106,6 +106,7 @@ def do_step(run: Run) -> StepMetrics:
         tflops_per_device=tflops,
         mfu=mfu,
         memory_bytes=run.peak_memory_bytes,
+        device_memory_bytes=run.device_memory_bytes,
         skipped=result.skipped,
         extra=result.losses.extra,
         timing=timing,

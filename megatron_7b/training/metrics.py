@@ -45,7 +45,9 @@ class StepMetrics:
     mfu: float | None
     """tflops_per_device as a share of the device's peak; None where no peak is known."""
     memory_bytes: int
-    """Most memory that any one rank has held so far."""
+    """Most memory that any one rank has held so far: on a GPU, in torch's allocator."""
+    device_memory_bytes: int | None = None
+    """Most that was taken of any rank's GPU at the end of a step, NCCL and other processes included; None on a CPU."""
     skipped: bool
     """Whether the update was left out because loss or gradient was not finite."""
     extra: Mapping[str, float] = field(default_factory=dict)

@@ -179,12 +179,17 @@ def _figures(metrics: StepMetrics, *, with_parts: bool = False) -> str:
         seconds,
         f"{format_count(metrics.tokens_per_second)} tok/s",
         _speed(metrics.tflops_per_device),
-        f"{metrics.memory_bytes / 1e9:.2f} GB",
+        _memory(metrics),
     ]
     figures[1:1] = _further_means(metrics)[:_FURTHER_MEANS_SHOWN]
     if metrics.mfu is not None:
         figures.insert(-1, f"MFU {metrics.mfu:.1%}")
     return " · ".join(figures)
+
+
+def _memory(metrics: StepMetrics) -> str:
+    own = f"{metrics.memory_bytes / 1e9:.2f} GB"
+    return own if metrics.device_memory_bytes is None else f"{own}, device {metrics.device_memory_bytes / 1e9:.2f} GB"
 
 
 def _speed(tflops: float) -> str:

@@ -11,7 +11,7 @@ from megatron_7b.checkpoint.manifest import Counters
 from megatron_7b.checkpoint.pending import PendingSave
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import TrainingError
-from megatron_7b.runtime.machine.hardware import peak_memory_bytes
+from megatron_7b.runtime.machine.hardware import device_memory_bytes, peak_memory_bytes
 from megatron_7b.runtime.process.signals import EXIT_FINISHED, EXIT_SAVED, StopReason, StopRequest
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.assemble import Trainer
@@ -43,6 +43,7 @@ class Run:
         counters: Steps done and samples read: what a checkpoint records beside the tensors.
         stop: Why all ranks stop after the current step; NONE while they continue.
         peak_memory_bytes: Most memory that any rank has held.
+        device_memory_bytes: Most memory that was taken of any rank's GPU at the end of a step; None without GPUs.
         validated_step: Newest step with a validation in metrics.jsonl.
         evaluated_step: Newest step with a measurement on tasks there.
         opened: The main rank's hold on the folder.
@@ -66,6 +67,7 @@ class Run:
     counters: Counters = dataclasses.field(default_factory=Counters)
     stop: StopReason = StopReason.NONE
     peak_memory_bytes: int = 0
+    device_memory_bytes: int | None = None
     validated_step: int = 0
     evaluated_step: int = 0
     opened: OpenFolder | None = None
@@ -146,7 +148,7 @@ class Run:
     def agree_on_stop(self) -> None:
         """Agree on whether to stop, even if only one rank was asked to, and on what else all have to know.
 
-        That is the peak memory, where the folder is, and whether a report of the time is overdue.
+        That is the memory in use, where the folder is, and whether a report of the time is overdue.
 
         Collective: all ranks.
 
@@ -155,13 +157,16 @@ class Run:
         """
         place = self.opened.lock.find_folder() if self.opened is not None else self.folder.root
         has_left = 0 if place == self.folder.root else _DELETED if place is None else _MOVED
-        stop, memory, has_left, is_overdue = self.ranks.maximum(
+        device_type = self.learner.on_ranks.device_type
+        stop, memory, of_device, has_left, is_overdue = self.ranks.maximum(
             self.stop_request.reason,
-            peak_memory_bytes(self.learner.on_ranks.device_type),
+            peak_memory_bytes(device_type),
+            max(device_memory_bytes(device_type) or 0, self.device_memory_bytes or 0),
             has_left,
             int(self.timing.seems_overdue),
         )
         self.stop, self.peak_memory_bytes, self.timing.is_overdue = StopReason(stop), memory, bool(is_overdue)
+        self.device_memory_bytes = of_device or None
         if has_left:
             self._follow_folder(place)
 

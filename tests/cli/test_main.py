@@ -125,3 +125,17 @@ def test_text_that_the_terminal_cannot_show_ends_nothing(tmp_path, encoding):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("megatron-7b 0.")
+
+
+def test_remarks_of_libraries_are_left_out_and_others_are_not():
+    code = r"""
+import megatron_7b, warnings
+for place in ("site-packages/megatron/core/x.py", "site-packages/transformer_engine/y.py", "somewhere/own.py"):
+    compile("'\\d'", place, "exec")
+warnings.warn_explicit("no jax", RuntimeWarning, "y.py", 1, module="transformer_engine.common")
+warnings.warn_explicit("no numbers", RuntimeWarning, "z.py", 1, module="numpy")
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    assert result.stderr.count("Warning: ") == 2
+    assert "somewhere/own.py" in result.stderr
+    assert "no numbers" in result.stderr

@@ -40,6 +40,9 @@ RULES = [
 ]
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
+SELECTIVE = {"parallel.recompute_granularity": "selective"}
+GRAPHS = "runtime.cuda_graph_impl"
+MODULES = "parallel.recompute_modules"
 MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
 T5 = {"model.architecture": "t5"}
 TAUGHT = {"distillation.teacher": "T"}
@@ -215,12 +218,24 @@ CASES = [
     ),
     ({"parallel.recompute_num_layers": 2}, 1, "parallel.recompute_num_layers", "only applies"),
     ({"parallel.recompute_method": "block"}, 1, "parallel.recompute_method", "only applies"),
+    ({MODULES: ("mlp",)}, 1, MODULES, "only applies with parallel.recompute_granularity selective"),
+    ({**SELECTIVE, MODULES: ("mlp", "norm")}, 1, MODULES, "norm: expected some of core_attn, mlp, moe"),
+    ({**SELECTIVE, MODULES: ()}, 1, MODULES, "expected some of core_attn"),
+    ({**SELECTIVE, MODULES: ("moe",)}, 1, MODULES, "needs a mixture of experts"),
+    ({**MOE, **SELECTIVE, MODULES: ("mlp",)}, 1, MODULES, "moe is its own"),
+    ({**SELECTIVE, MODULES: ("mlp",), "model.architecture": "gpt2"}, 1, MODULES, "without biases, not gpt2"),
     (
         {"model.transformer_impl": "transformer_engine", "runtime.device": "cpu"},
         1,
         "model.transformer_impl",
         "no CPU kernels",
     ),
+    ({GRAPHS: "local", "runtime.device": "cpu"}, 1, GRAPHS, "no CPU kernels"),
+    ({GRAPHS: "local", "model.transformer_impl": "local"}, 1, GRAPHS, "needs Transformer Engine"),
+    ({GRAPHS: "local", "parallel.recompute_granularity": "full"}, 1, GRAPHS, "graphs hold whole layers"),
+    ({GRAPHS: "local", "data.reset_attention_mask": True}, 1, GRAPHS, "other documents"),
+    ({**MOE, GRAPHS: "local"}, 1, GRAPHS, "without experts, not mixtral"),
+    ({GRAPHS: "local", "adapter.method": "lora"}, 1, GRAPHS, "needs adapter.method none"),
     ({"precision.fp8": "hybrid", "precision.params_dtype": "fp32"}, 1, "precision.params_dtype", "works on bf16"),
     ({"precision.fp8": "hybrid", "model.transformer_impl": "local"}, 1, "precision.fp8", "needs Transformer Engine"),
     ({"precision.fp8": "hybrid", "runtime.device": "cpu"}, 1, "precision.fp8", "no CPU kernels"),

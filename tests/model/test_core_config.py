@@ -2,7 +2,9 @@
 
 import pytest
 
+from megatron_7b.errors import ConfigError
 from megatron_7b.model.core_config import build_transformer_config
+from megatron_7b.model.kernels import resolve_transformer_impl
 from tests.support.tiny_runs import tiny_config
 
 
@@ -14,3 +16,20 @@ def test_stages_on_gpus_communicate_in_one_of_two_ways(virtual_size: int | None)
         tiny_config(parallel=layout), device_type="cuda", impl="local", core_layers_per_layer=2
     )
     assert (core.batch_p2p_comm, core.overlap_p2p_comm) == (virtual_size is None, virtual_size is not None)
+
+
+def test_recompute_and_graphs_are_handed_on() -> None:
+    config = tiny_config(
+        parallel={"recompute_granularity": "selective", "recompute_modules": ("mlp",)},
+        runtime={"cuda_graph_impl": "local"},
+    )
+    on_gpu = build_transformer_config(config, device_type="cuda", impl="local", core_layers_per_layer=2)
+    assert (on_gpu.recompute_modules, on_gpu.cuda_graph_impl) == (["mlp"], "local")
+    on_cpu = build_transformer_config(config, device_type="cpu", impl="local", core_layers_per_layer=2)
+    assert on_cpu.cuda_graph_impl == "none"
+
+
+def test_graphs_are_refused_without_transformer_engine() -> None:
+    config = tiny_config(model={"transformer_impl": "auto"}, runtime={"cuda_graph_impl": "local"})
+    with pytest.raises(ConfigError, match="runtime.cuda_graph_impl is 'local', which needs Transformer Engine"):
+        resolve_transformer_impl(config, "cpu")

@@ -7,6 +7,7 @@ import torch
 from megatron.core.tensor_parallel import random as core_random
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, convert_cuda_rng_state, initialize_rng_tracker
 
+from megatron_7b.config.schema import ParallelConfig
 from megatron_7b.runtime.cpu import backend as cpu_backend
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import tiny_config, train
@@ -115,3 +116,30 @@ TP2 = {"tensor_model_parallel_size": 2, "recompute_granularity": "full"}
 
 def test_a_run_with_dropout_is_the_same() -> None:
     assert run_ranks(2, _train_with_dropout, True) == run_ranks(2, _train_with_dropout, False)
+
+
+def _states_across_forms(is_safe: bool) -> bool:
+    """Entry point of a rank: whether a run with graphs continues the random numbers of one without, or the reverse."""
+    from megatron_7b.checkpoint.sharding import random_state, restore_random_state
+    from megatron_7b.parallel.groups import destroy_model_parallel, initialize_model_parallel
+
+    initialize_rng_tracker(force_reset=True)
+    initialize_model_parallel(ParallelConfig(), seed=3, graph_safe_random=is_safe)
+    with core_random.get_cuda_rng_tracker().fork():
+        draw(2)
+    stored = [random_state(0, 1).data]
+    with core_random.get_cuda_rng_tracker().fork():
+        right = draw(3)
+    destroy_model_parallel()
+    assert all(isinstance(state, torch.Tensor) for state in stored[0]["tracker"].values())
+    initialize_rng_tracker(use_cudagraphable_rng=not is_safe, force_reset=True)
+    initialize_model_parallel(ParallelConfig(), seed=4)
+    assert core_random.is_graph_safe_cuda_rng_tracker(core_random.get_cuda_rng_tracker()) is not is_safe
+    restore_random_state(stored)
+    with core_random.get_cuda_rng_tracker().fork():
+        return equal(draw(3), right)
+
+
+def test_checkpoints_are_the_same_with_and_without_graphs() -> None:
+    assert run_ranks(1, _states_across_forms, True) == [True]
+    assert run_ranks(1, _states_across_forms, False) == [True]

@@ -22,6 +22,7 @@ CONTRACT = [
     "tflops_per_device",
     "mfu",
     "memory_bytes",
+    "device_memory_bytes",
 ]
 
 

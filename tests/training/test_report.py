@@ -94,9 +94,12 @@ def test_slow_steps_have_a_line_a_minute(
 def test_a_line_of_the_log_says_what_matters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), open_sinks(RunFolder(tmp_path), config(), resumed_step=2) as sinks:
         for sink in sinks:
-            sink.write_step(step_metrics(step=3, tflops_per_device=450.0, mfu=0.455))
+            sink.write_step(
+                step_metrics(step=3, tflops_per_device=450.0, mfu=0.455, device_memory_bytes=61_200_000_000)
+            )
             sink.write_validation(validation(3))
-    figures = "loss 3.2500 · lr 1.00e-03 · grad 1.50 · 0.25 s · 16.4k tok/s · 450 TFLOP/s · MFU 45.5% · 1.00 GB"
+    figures = "loss 3.2500 · lr 1.00e-03 · grad 1.50 · 0.25 s · 16.4k tok/s · 450 TFLOP/s · MFU 45.5%"
+    figures += " · 1.00 GB, device 61.20 GB"
     assert caplog.messages == [
         f"step 3/100 · {figures} · ETA -:--:--",
         "validation at step 3: loss 2.5000 · perplexity 12.18 · 512 tokens in 0.1 s",

@@ -99,9 +99,22 @@ STEPS: tuple[Step, ...] = (
     _speed("qwen_fp8", "Qwen2.5-7B, FP8", "qwen", 60, options={**FP8, **NARROW_MOMENTS}, needs_engine=True),
     Step("start_up", "from the command to the first step (2 B parameters); small commands", "start_up", 90, {}, 60),
     Step("decode", "tokens per second of generation, Qwen2.5-7B's shape in BF16", "decode", 60, {"shape": "qwen"}),
+    _option("cuda_graphs", "BF16 with CUDA graphs", {"runtime.cuda_graph_impl": "local"}, needs_engine=True),
+    _option("fp8_cuda_graphs", "FP8 with CUDA graphs", {**FP8, "runtime.cuda_graph_impl": "local"}, needs_engine=True),
     _option("local", "torch-native layers", {"model.transformer_impl": "local"}),
     _option("narrow_moments", "Adam's moments in BF16", NARROW_MOMENTS, needs_engine=True),
+    _option(
+        "narrow_gradients",
+        "gradients and Adam's moments in BF16",
+        {**NARROW_MOMENTS, "precision.grad_reduce_in_fp32": False},
+        needs_engine=True,
+    ),
     _option("recompute_core_attn", "recompute core attention", {"parallel.recompute_granularity": "selective"}),
+    _option(
+        "recompute_mlp",
+        "recompute MLPs",
+        {"parallel.recompute_granularity": "selective", "parallel.recompute_modules": ("mlp",)},
+    ),
     _option("recompute_full", "recompute whole layers", {"parallel.recompute_granularity": "full"}),
     _option(
         "fp8_blockwise", "FP8 with a scale per block", {**FP8, "precision.fp8_recipe": "blockwise"}, needs_engine=True

@@ -21,22 +21,7 @@ WARM_UP, TIMED = 2, 3
 SHARE_OF_MEMORY = 0.92
 """Of the device, that a run may take by the estimate."""
 
-# The first pattern that is found in a kernel's name decides. A CPU's are names of operators.
-PARTS = (
-    ("communication", r"nccl|c10d|gloo"),
-    ("attention, backward", r"(fmha|flash|sdpa|attention).*(bprop|bwd|backward)|(bprop|bwd).*(fmha|flash|sdpa)"),
-    ("attention, forward", r"fmha|flash|sdpa|attention"),
-    ("matrix products", r"gemm|nvjet|cutlass.*mma|xmma|aten::(mm|addmm|bmm|linear|matmul)|onednn|mkldnn"),
-    ("FP8 casts and transposes", r"cast_transpose|transpose|amax|quantize|fp8"),
-    ("optimizer", r"multi_tensor|adam|l2norm|lamb"),
-    ("loss", r"softmax|cross_entropy|nll|logsumexp"),
-    ("norms", r"norm"),
-    ("rotary embeddings", r"rope|rotary"),
-    ("SwiGLU", r"swiglu|silu|glu"),
-    ("embedding", r"embedding|index_select|gather"),
-    ("copies and fills", r"copy|memcpy|memset|fill|cat|direct_copy|zero_"),
-    ("element by element", r"elementwise|add|mul|sub|div|triton|reduce|sum"),
-)
+_BACKWARD = re.compile(r"bprop|bwd|backward", re.IGNORECASE)
 
 
 def synchronize(device: str) -> None:
@@ -115,8 +100,7 @@ def time_ours(
 
     result = {"contender": "megatron_7b", "layers": learner_layers(learner), "build_seconds": round(build_seconds, 1)}
     result |= time_steps(step, config, device)
-    if device == "cuda":
-        result["memory"] = memory_by_kind(learner)
+    result["memory"] = memory_by_kind(learner, device)
     if profile:
         result["kernels"] = kernels_by_part(step, device)
     return result
@@ -181,12 +165,17 @@ def peak_memory(device: str) -> dict[str, int]:
     }
 
 
-def memory_by_kind(learner: Any) -> dict[str, int]:
-    """Return what a step's memory is for [bytes]; after a step. Parameters count with the width of their dtype."""
-    held, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+def memory_by_kind(learner: Any, device: str) -> dict[str, int]:
+    """Return what a step's memory is for [bytes]; after a step. Parameters count with the width of their dtype.
+
+    On a CPU that is what tensors say of themselves; all else needs an allocator that counts.
+    """
     parameters = sum(p.numel() * p.element_size() for chunk in learner.model for p in chunk.parameters())
     buffers = [buffer for chunk in learner.model for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
     gradients = sum(buffer.grad_data.nbytes for buffer in buffers)
+    if device != "cuda":
+        return {"parameters": parameters, "gradients": gradients}
+    held, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
     free, total = torch.cuda.mem_get_info()
     return {
         "parameters": parameters,
@@ -229,8 +218,11 @@ def kernels_by_part(step: Callable[[], object], device: str) -> dict[str, Any]:
 
 
 def part_of(kernel: str) -> str:
-    """Return which part of a step a kernel belongs to, by its name."""
-    return next((part for part, pattern in PARTS if re.search(pattern, kernel, re.IGNORECASE)), "other")
+    """Return which part of a step a kernel belongs to, by its name; attention forward and backward are apart."""
+    from megatron_7b.training.trace_table import part_of_kernel
+
+    part = part_of_kernel(kernel)
+    return f"{part}, backward" if part == "attention" and _BACKWARD.search(kernel) else part
 
 
 def covered(spans: list[tuple[float, float]]) -> float:

@@ -16,6 +16,18 @@ def device_name(device_type: DeviceType) -> str:
     return processor()
 
 
+def device_memory_bytes(device_type: DeviceType) -> int | None:
+    """Return how much of this process's GPU is taken at the moment, by whatever; None on a CPU.
+
+    Beside what `peak_memory_bytes` counts, that is what torch has reserved and does not use, NCCL's connections, the
+    libraries' work spaces and code, CUDA graphs, and other processes.
+    """
+    if device_type == "cpu":
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return total - free
+
+
 def peak_memory_bytes(device_type: DeviceType) -> int:
     """Return the most memory that this process has held: device memory in torch's allocator, or resident memory.
 
