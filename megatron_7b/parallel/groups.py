@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.cuda_graphs import CudaGraphManager, delete_cuda_graphs
 
 from megatron_7b import upstream
 from megatron_7b.config.schema import ParallelConfig, RuntimeConfig
@@ -120,13 +121,15 @@ def _greet_neighbours(group: dist.ProcessGroup, device: torch.device) -> None:
 
 
 def destroy_model_parallel() -> None:
-    """Destroy and forget the groups of `initialize_model_parallel`; the default group stays.
+    """Destroy and forget the groups of `initialize_model_parallel`, and CUDA graphs; the default group stays.
 
     megatron-core's own function forgets them without destroying them (except for some of gloo's), so each would keep
     its connections, and with NCCL device memory, until the process ends.
 
     Collective: all ranks of these groups.
     """
+    if CudaGraphManager.global_mempool is not None:  # another model of this process could not be captured
+        delete_cuda_graphs()
     created = upstream.created_groups(parallel_state)
     if dist.is_initialized():  # otherwise they were destroyed with the default group
         for group in reversed(created):  # the same order on all ranks: with NCCL, a group's ranks leave it together

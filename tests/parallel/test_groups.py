@@ -149,6 +149,20 @@ def test_a_step_uses_no_group_that_was_not_connected_before(
         assert unconnected == []
 
 
+def graphs_are_left() -> bool:
+    """Entry point of a rank: whether megatron-core still takes graphs for captured when their model is gone."""
+    from megatron.core.transformer.cuda_graphs import CudaGraphManager
+
+    initialize_model_parallel(ParallelConfig(), seed=3)
+    CudaGraphManager.global_mempool = "what a capture on a GPU allocates from"
+    destroy_model_parallel()
+    return CudaGraphManager.global_mempool is not None
+
+
+def test_graphs_end_with_the_groups() -> None:
+    assert run_ranks(1, graphs_are_left) == [False]
+
+
 def greet(parallel: dict[str, Any]) -> list[str]:
     """Entry point of a rank of a longer pipeline."""
     initialize_model_parallel(ParallelConfig(**parallel), seed=3)

@@ -20,6 +20,8 @@ from tests.support.tiny_runs import run_steps
 
 SHARDED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 UNCLIPPED = {"lr": 3e-4, "clip_grad": 0.0}
+GRAPHS = {"cuda_graph_impl": "local"}
+RECOMPUTED = {"recompute_granularity": "selective", "recompute_modules": ("core_attn", "mlp")}
 IN_FP8 = {"params_dtype": "bf16", "fp8": "hybrid"}
 
 
@@ -31,10 +33,11 @@ class Variant:
     precision: dict[str, Any]
     number_format: Format
     parallel: dict[str, Any] = dataclasses.field(default_factory=dict)
+    runtime: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def config(self, **sections: dict[str, Any]) -> RunConfig:
         """Return the conditioned run of this variant; sections override fields."""
-        return conditioned_config(self.impl, self.precision, self.parallel, **sections)
+        return conditioned_config(self.impl, self.precision, self.parallel, **{"runtime": self.runtime, **sections})
 
 
 LOCAL_FP32 = Variant("local", {"params_dtype": "fp32"}, FP32)
@@ -48,6 +51,15 @@ VARIANTS = {
     "TE fp8, blocks": Variant("transformer_engine", {**IN_FP8, "fp8_recipe": "blockwise"}, FP8),
     "TE fp8 parameters": Variant("transformer_engine", {**IN_FP8, "fp8_param_gather": True}, FP8, SHARDED),
     "TE fp8, bf16 moments": Variant("transformer_engine", {**IN_FP8, "optimizer_state_dtype": "bf16"}, FP8, SHARDED),
+    "TE bf16, bf16 gradients and moments": Variant(
+        "transformer_engine",
+        {"params_dtype": "bf16", "optimizer_state_dtype": "bf16", "grad_reduce_in_fp32": False},
+        BF16,
+        SHARDED,
+    ),
+    "TE bf16, graphs": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16, runtime=GRAPHS),
+    "TE fp8, graphs": Variant("transformer_engine", IN_FP8, FP8, runtime=GRAPHS),
+    "local bf16, MLPs recomputed": Variant("local", {"params_dtype": "bf16"}, BF16, RECOMPUTED),
 }
 FIRST = ("local fp32", "local bf16", "TE bf16", "TE fp8")
 """The variants of the quick half."""
