@@ -1,9 +1,12 @@
 """`tools/benchmarks/gpu.py` where there is no GPU: its steps on tiny models, what it keeps, skips and reports."""
 
+import contextlib
 import importlib
 import json
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,6 +78,23 @@ def test_a_step_that_takes_too_long_ends_with_all_that_it_started(tmp_path: Path
     assert run(code, tmp_path, limit=1.0)["why"] == "took more than 1 s"
     time.sleep(3.5)
     assert not late.exists()
+
+
+def command_lines() -> Iterator[bytes]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            yield path.read_bytes()
+
+
+def test_a_step_ends_with_the_command(tmp_path: Path) -> None:
+    words = [sys.executable, str(FOLDER / "gpu.py"), "--device", "cpu", "--tiny", "--output", str(tmp_path)]
+    command = subprocess.Popen([*words, "--only", "environment"], stderr=subprocess.PIPE, text=True)
+    assert command.stderr is not None
+    assert "environment: device" in command.stderr.readline()
+    time.sleep(0.3)
+    command.terminate()
+    command.wait(20)
+    assert [line for line in command_lines() if f"environment\0--output\0{tmp_path}".encode() in line] == []
 
 
 def test_what_failed_is_tried_after_everything_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,12 +190,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     needs_gpu = given.device == "cuda" and any(step.name != "reference" for step in steps)
     if needs_gpu and not _has_gpu():
         raise SystemExit("torch sees no GPU: --dry-run lists the steps, --device cpu --tiny tries them on tiny models")
+    signal.signal(signal.SIGTERM, _leave)
     check_folder(given.output, {"device": given.device, "tiny": given.tiny})
     work(steps, given.output.resolve(), given.budget, ["--device", given.device, *(["--tiny"] if given.tiny else [])])
     page = table({step.name: read_result(given.output, step) for step in STEPS}, is_tiny=given.tiny)
     print(page)
     if given.write:
         replace_text(given.write, page)
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End as after an interrupt, so that the step that is running ends as well."""
+    sys.exit(128 + number)
 
 
 def _has_gpu() -> bool:
