@@ -1,15 +1,12 @@
 """`--config auto`: the layout of a run is chosen for this machine, unless the command line says it."""
 
 import dataclasses
-from pathlib import Path
 
-from megatron_7b.checkpoint import config_file, resolve_checkpoint
 from megatron_7b.cli.options import CommandLine
+from megatron_7b.cli.planned_run import planned_config
 from megatron_7b.cli.ranks import given_world_size
-from megatron_7b.config import RunConfig, load_config
 from megatron_7b.config.options import options
 from megatron_7b.config.problems import shown
-from megatron_7b.data.samples.corpus_tokenizer import corpus_vocab_size
 from megatron_7b.objective import build_objective
 from megatron_7b.planning import AUTO, choose_layout
 from megatron_7b.planning.layouts import CHOSEN
@@ -34,7 +31,7 @@ def with_layout(command_line: CommandLine, argv: list[str]) -> tuple[CommandLine
     if AUTO not in flags.config:
         return command_line, argv
     flags.config = [name for name in flags.config if name != AUTO]
-    config = _known_vocabulary(_load(command_line))
+    config = planned_config(command_line)
     choice = choose_layout(
         config,
         world_size=given_world_size(flags),
@@ -51,24 +48,6 @@ def with_layout(command_line: CommandLine, argv: list[str]) -> tuple[CommandLine
         words += ["--nproc", str(flags.nproc)]
     overrides = {**command_line.overrides, **chosen}
     return dataclasses.replace(command_line, overrides=overrides), [*_without_auto(argv), *words]
-
-
-def _load(command_line: CommandLine) -> RunConfig:
-    """Return the configuration without a layout, of the shape that a run of it would have."""
-    flags, overrides = command_line.flags, command_line.overrides
-    config = load_config(flags.config, overrides, problems=command_line.problems)
-    start = config.checkpoint.initialize_from
-    if start is not None and Path(start).exists():
-        config = load_config(flags.config, overrides, model_from=config_file(resolve_checkpoint(Path(start))))
-    return config
-
-
-def _known_vocabulary(config: RunConfig) -> RunConfig:
-    """Fill in the vocabulary of the corpus, if there is one to ask."""
-    if config.model.vocab_size is not None or not config.data.train:
-        return config
-    known = corpus_vocab_size(config.data)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=known))
 
 
 def _without_auto(argv: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 
-from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.planning.devices import GPUS, Device
 from megatron_7b.planning.planner import Candidate, plan
@@ -27,7 +27,13 @@ class Advice:
 
 
 def what_would_fit(
-    config: RunConfig, *, gpus: int, device: Device, given: Set[str] = frozenset(), predicted_share: float = 1.0
+    config: RunConfig,
+    *,
+    gpus: int,
+    device: Device,
+    given: Set[str] = frozenset(),
+    predicted_share: float = 1.0,
+    teacher: ModelConfig | None = None,
 ) -> list[Advice]:
     """Return changes of the run or of the devices with which it fits, the mildest first.
 
@@ -37,11 +43,14 @@ def what_would_fit(
         device: Of each.
         given: As for `plan`.
         predicted_share: As for `plan`.
+        teacher: As for `plan`.
     """
 
     def best(config: RunConfig, gpus: int, device: Device) -> Candidate | None:
         try:
-            return plan(config, gpus=gpus, gpu=device, given=given, predicted_share=predicted_share, limit=1).best
+            return plan(
+                config, gpus=gpus, gpu=device, given=given, predicted_share=predicted_share, teacher=teacher, limit=1
+            ).best
         except ConfigError:  # a number of ranks that divides nothing, or a change that a rule forbids
             return None
 

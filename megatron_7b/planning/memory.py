@@ -93,8 +93,10 @@ def rank_memory(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, 
         # Logits are gone before the layers are gone through backwards.
         activations, nccl, context = kept + max(0, working - logits), groups * _NCCL_BYTES, _CUDA_BYTES
     else:
-        activations, nccl = kept + working, groups * _GLOO_BYTES + _gloo(config, layout, parameters + gradients)
+        activations, nccl = kept + working, groups * _GLOO_BYTES + _gloo(config, layout, parameters, gradients)
         context = _PROCESS_BYTES + round(_DRAWN_AT_ONCE * 4 * counts.largest(layout))
+        if config.parallel.use_distributed_optimizer:
+            context += parameters  # a gap where they were before they were moved into one buffer
     return RankMemory(
         parameters=parameters,
         gradients=gradients,
@@ -107,14 +109,18 @@ def rank_memory(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, 
     )
 
 
-def _gloo(config: RunConfig, layout: ParallelLayout, buffers: int) -> int:
+def _gloo(config: RunConfig, layout: ParallelLayout, parameters: int, gradients: int) -> int:
     """Return what gloo's threads hold beside a rank's tensors, as measured: copies of what is exchanged at once."""
-    size = 0
+    size, width = 0, 2 if config.precision.params_dtype != "fp32" else 4
     if layout.dp_size * layout.cp_size > 1 and config.parallel.use_distributed_optimizer:
-        size += buffers + 80_000_000
-    if layout.tp_size > 1:
-        size += 150_000_000 if config.parallel.sequence_parallel else 40_000_000
-    if layout.pp_size > 1:
+        size += gradients + parameters // 2
+    if layout.cp_size > 1:
+        size += 100_000_000
+    if config.parallel.sequence_parallel:  # the states that are gathered for each linear layer, and their gradients
+        tokens = config.training.micro_batch_size * config.data.seq_length // layout.cp_size
+        layers = config.model.num_layers // layout.pp_size
+        size += 13 * layers * tokens * config.model.hidden_size * width
+    elif layout.tp_size > 1:
         size += 40_000_000
     return size
 

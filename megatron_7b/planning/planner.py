@@ -1,6 +1,6 @@
 """A plan: which layouts of a run fit on given devices, how fast each is, and what it waits for."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 
 from megatron_7b.adapter import build_adapter
@@ -9,7 +9,7 @@ from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.options import get_value, options
 from megatron_7b.config.problems import shown
 from megatron_7b.config.rule import nearest_multiples
-from megatron_7b.config.schema import ParallelConfig, RunConfig
+from megatron_7b.config.schema import ModelConfig, ParallelConfig, RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.sizes import flops_per_token
 from megatron_7b.planning.counts import ModelCounts
@@ -17,6 +17,7 @@ from megatron_7b.planning.devices import Device, find_device
 from megatron_7b.planning.layouts import CHOSEN, Search, layout_of
 from megatron_7b.planning.memory import RankMemory, rank_memory, working_width
 from megatron_7b.planning.step_time import StepTime, StepTimer
+from megatron_7b.planning.teacher import Teacher
 
 _FILLED = 0.96
 """Of a device's memory may be used: what is predicted to fill it entirely would not run."""
@@ -172,10 +173,19 @@ class Planner:
         config: The run; `model.vocab_size` is set.
         device: Of each rank.
         predicted_share: How many tokens pass the output layer, for each that is read.
+        teacher: The shape of a model that the run learns from.
     """
 
-    def __init__(self, config: RunConfig, device: Device, *, predicted_share: float = 1.0) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        device: Device,
+        *,
+        predicted_share: float = 1.0,
+        teacher: ModelConfig | None = None,
+    ) -> None:
         self._config, self._device = config, device
+        self._teacher = None if teacher is None else Teacher(teacher, device)
         self._counts = ModelCounts(config.model, build_adapter(config))
         self._timer = StepTimer(self._counts, device, predicted_share=predicted_share)
         self._flops = flops_per_token(
@@ -185,10 +195,15 @@ class Planner:
     def look_at(self, config: RunConfig, world_size: int) -> Candidate:
         """Return what one layout of the run takes, whether or not it may run."""
         last = config.parallel.pipeline_model_parallel_size - 1
-        memories = [
-            rank_memory(config, self._counts, layout_of(config, world_size, stage), self._device) for stage in {0, last}
-        ]
+        stages = [layout_of(config, world_size, stage) for stage in {0, last}]
+        memories = [rank_memory(config, self._counts, layout, self._device) for layout in stages]
         time = self._timer.step_time(config, layout_of(config, world_size, last))
+        if self._teacher is not None:
+            memories = [
+                self._teacher.add_memory(memory, config, layout)
+                for memory, layout in zip(memories, stages, strict=True)
+            ]
+            time = self._teacher.add_time(time, config, layout_of(config, world_size, last))
         tokens = config.training.global_batch_size * config.data.seq_length / time.total / world_size
         kind = "fp8" if config.precision.fp8 != "none" else "bf16"
         if working_width(config, self._device) == 4:
@@ -211,7 +226,13 @@ class Planner:
             for config in Search(self._config, world_size, self._device, given).candidates()
         ]
         found.sort(key=_rank)
-        return list(_best_of_each(found, world_size, limit))
+        return list(_best_of_each(found, limit, self.is_possible))
+
+    def is_possible(self, config: RunConfig, world_size: int) -> bool:
+        """Return whether a run would pass its checks on so many ranks, its teacher's included."""
+        return is_possible(config, world_size) and (
+            self._teacher is None or is_possible(self._teacher.taught(config), world_size)
+        )
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float]:
@@ -219,7 +240,9 @@ def _rank(candidate: Candidate) -> tuple[bool, float]:
     return not candidate.fits, candidate.time.total * price if candidate.fits else float(candidate.memory.total)
 
 
-def _best_of_each(found: list[Candidate], world_size: int, limit: int) -> Iterator[Candidate]:
+def _best_of_each(
+    found: list[Candidate], limit: int, is_possible: Callable[[RunConfig, int], bool]
+) -> Iterator[Candidate]:
     """Yield the first of each combination of sizes whose configuration would run."""
     seen: set[tuple[int, ...]] = set()
     for candidate in found:
@@ -230,7 +253,7 @@ def _best_of_each(found: list[Candidate], world_size: int, limit: int) -> Iterat
             parallel.context_parallel_size,
             parallel.expert_model_parallel_size,
         )
-        if sizes in seen or not is_possible(candidate.config, world_size):
+        if sizes in seen or not is_possible(candidate.config, candidate.world_size):
             continue
         seen.add(sizes)
         yield candidate
@@ -253,6 +276,7 @@ def plan(
     gpu: str | Device = "h100",
     given: Set[str] = frozenset(),
     predicted_share: float = 1.0,
+    teacher: ModelConfig | None = None,
     limit: int = 12,
 ) -> Plan:
     """Find layouts of a run on a number of devices. Imports no torch, needs no GPU. Collective: none.
@@ -264,6 +288,7 @@ def plan(
         given: Dotted paths of options, of those that a plan decides on, that stay as they are in `config`.
         predicted_share: How many tokens pass the output layer, for each that is read: of an objective that predicts
             only some.
+        teacher: The shape of a model that the run learns from, which takes part on the same ranks.
         limit: Candidates in the plan.
 
     Raises:
@@ -283,11 +308,11 @@ def plan(
         config = replace(config, model=replace(config.model, vocab_size=_ASSUMED_VOCABULARY))
         notes.append(f"model.vocab_size is not set: {_ASSUMED_VOCABULARY:,} is assumed")
     check_config(_without_layout(config, given))
-    planner = Planner(config, device, predicted_share=predicted_share)
+    planner = Planner(config, device, predicted_share=predicted_share, teacher=teacher)
     candidates = planner.search(gpus, given, limit)
     if not candidates:
         raise _no_layout(config, gpus)
-    configured = planner.look_at(config, gpus) if is_possible(config, gpus) else None
+    configured = planner.look_at(config, gpus) if planner.is_possible(config, gpus) else None
     return Plan(
         config=config,
         device=device,

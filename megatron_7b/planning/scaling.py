@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.planning.devices import Device
 from megatron_7b.planning.planner import Candidate, plan
@@ -39,6 +39,7 @@ def scale(
     device: Callable[[int], Device],
     given: Set[str] = frozenset(),
     share: float = 1.0,
+    teacher: ModelConfig | None = None,
 ) -> list[ScalingRow]:
     """Return the first choices of a run on several numbers of devices.
 
@@ -48,6 +49,7 @@ def scale(
         device: What each is, given how many there are.
         given: As for `plan`.
         share: The `predicted_share` of `plan`.
+        teacher: As for `plan`.
 
     Raises:
         ConfigError: A number is below 1, or the configuration is impossible.
@@ -56,7 +58,10 @@ def scale(
     def best(gpus: int, batch: int) -> Candidate | None:
         grown = replace(config, training=replace(config.training, global_batch_size=batch))
         try:
-            return plan(grown, gpus=gpus, gpu=device(gpus), given=given, predicted_share=share, limit=1).best
+            found = plan(
+                grown, gpus=gpus, gpu=device(gpus), given=given, predicted_share=share, teacher=teacher, limit=1
+            )
+            return found.best
         except ConfigError as error:
             if "no layout divides" not in str(error):
                 raise

@@ -15,9 +15,9 @@ from megatron_7b.planning.counts import Group, ModelCounts
 from megatron_7b.planning.devices import Device
 from megatron_7b.planning.memory import working_width
 
-_SMALL_DIMENSION = 128
+_SMALL_DIMENSION = {"cuda": 128, "cpu": 32}
 """Matrix products reach half of their rate, by each of their dimensions, where it is this small."""
-_SHORT_SEQUENCE = 1024
+_SHORT_SEQUENCE = {"cuda": 1024, "cpu": 0}
 """Attention reaches half of its rate at this length."""
 _LOSS_BYTES_PER_LOGIT = {"cuda": 80, "cpu": 12}
 _OPTIMIZER_BYTES = 34
@@ -174,7 +174,7 @@ class StepTimer:
         flops = 3 * 4 * attended * model.num_attention_heads * model.head_width / layout.tp_size * tokens
         length = config.data.seq_length
         rate = device.flops["bf16" if working_width(config, device) == 2 else "fp32"]
-        reached = device.efficiency.attention * length / (length + _SHORT_SEQUENCE)
+        reached = device.efficiency.attention * length / (length + _SHORT_SEQUENCE[device.type])
         return _Compute(
             products=products,
             attention=flops / (rate * reached),
@@ -208,7 +208,7 @@ class StepTimer:
         kind = "fp8" if in_fp8 else "bf16" if width == 2 else "fp32"
         efficiency = device.efficiency.fp8_products if in_fp8 else device.efficiency.matrix_products
         for size in (rows, outputs, inputs):
-            efficiency *= size / (size + _SMALL_DIMENSION)
+            efficiency *= size / (size + _SMALL_DIMENSION[device.type])
         flops = 2 * rows * outputs * inputs
         traffic = (rows * (outputs + inputs) + outputs * inputs) * width
         seconds = max(flops / (device.flops[kind] * efficiency), traffic / self._bandwidth)

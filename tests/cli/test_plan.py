@@ -141,3 +141,33 @@ def test_auto_takes_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_elsewhere_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "auto"]) == 2
     assert "--config auto chooses a layout for this machine" in capsys.readouterr().err
+
+
+HUGGING_FACE = {
+    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
+    "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064,
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False,
+    "hidden_act": "silu", "use_sliding_window": False,
+}  # fmt: skip
+
+
+def test_the_model_may_be_that_of_weights(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE))
+    of_preset = json.loads(planned(capsys, "--config qwen2_5_7b --gpus 8 --json"))
+    for start in (tmp_path, tmp_path / "config.json"):
+        words = f"--config llama2_7b --checkpoint.initialize-from {start} --gpus 8 --json"
+        assert json.loads(planned(capsys, words))["memory_bytes"] == of_preset["memory_bytes"]
+    (tmp_path / "config.json").write_text("{")
+    assert main(["plan", "--config", "llama2_7b", "--checkpoint.initialize-from", str(tmp_path)]) == 2
+    assert "is no JSON" in capsys.readouterr().err
+
+
+def test_a_teacher_takes_memory_and_time(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(HUGGING_FACE))
+    layout = "--config llama2_7b_8xh100_bf16 --gpus 8 --json"
+    alone = json.loads(planned(capsys, layout))["configured"]
+    taught = json.loads(planned(capsys, f"{layout} --distillation.teacher {tmp_path}"))["configured"]
+    added = taught["memory_bytes"]["parameters"] - alone["memory_bytes"]["parameters"]
+    assert added == 2 * 7_615_616_512
+    ratio = taught["step_seconds"]["matrix_products"] / alone["step_seconds"]["matrix_products"]
+    assert 1.3 < ratio < 1.5  # a third more, and the teacher is a little larger

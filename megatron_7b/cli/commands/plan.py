@@ -4,7 +4,8 @@
     megatron-7b plan --config qwen2_5_7b --gpus 64 --gpu h200 --data.seq-length 8192 --page plan.html
 
 Model, batch and number formats are those of the configuration; layouts are looked for, within what the command line
-fixes (`--parallel.tensor-model-parallel-size 2`). Imports no torch.
+fixes (`--parallel.tensor-model-parallel-size 2`). With `--checkpoint.initialize-from C` the model is that of a
+checkpoint or of a Hugging Face folder. Imports no torch.
 """
 
 import dataclasses
@@ -14,8 +15,7 @@ from pathlib import Path
 
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
 from megatron_7b.cli.plan_tables import print_plan, print_scaling
-from megatron_7b.config import RunConfig, load_config
-from megatron_7b.data.samples.corpus_tokenizer import corpus_vocab_size
+from megatron_7b.cli.planned_run import model_of, planned_config
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
 from megatron_7b.planning import NAMES, Device, Plan, plan, what_would_fit
@@ -41,19 +41,32 @@ def main(argv: list[str]) -> int:
     flags = command_line.flags
     if flags.page is not None:
         check_can_create(flags.page, "--page")
-    config, given = _config(command_line), set(CHOSEN) & command_line.overrides.keys()
+    if flags.top < 1:
+        raise ConfigError(f"--top is {flags.top}, expected at least 1")
+    config, given = planned_config(command_line), set(CHOSEN) & command_line.overrides.keys()
     share = build_objective(config).predicted_share(config)
+    teacher = config.distillation.teacher
+    teaching = None if teacher is None else model_of(Path(teacher))
     if flags.scaling:
-        rows = scale(config, flags.scaling, device=lambda gpus: _device(command_line, gpus), given=given, share=share)
+        rows = scale(
+            config,
+            flags.scaling,
+            device=lambda gpus: _device(command_line, gpus),
+            given=given,
+            share=share,
+            teacher=teaching,
+        )
         if flags.json:
             print(json.dumps([row.as_dict() for row in rows]))
         else:
             print_scaling(rows, config)
         return 0 if any(row.same_batch is not None for row in rows) else 1
     device = _device(command_line, flags.gpus)
-    found = plan(config, gpus=flags.gpus, gpu=device, given=given, predicted_share=share, limit=flags.top)
+    found = plan(
+        config, gpus=flags.gpus, gpu=device, given=given, predicted_share=share, teacher=teaching, limit=flags.top
+    )
     advice = [] if found.fits else what_would_fit(
-        config, gpus=flags.gpus, device=device, given=given, predicted_share=share
+        config, gpus=flags.gpus, device=device, given=given, predicted_share=share, teacher=teaching
     )  # fmt: skip
     if flags.page is not None:
         write_page(flags.page, found, advice)
@@ -84,18 +97,6 @@ def _parser() -> Parser:
     parser.add_argument("--page", type=Path, metavar="FILE", help="write a page with pictures (html)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
-
-
-def _config(command_line: CommandLine) -> RunConfig:
-    """Return the configuration of the run, with the vocabulary of its corpus if the model names none."""
-    flags = command_line.flags
-    if flags.top < 1:
-        raise ConfigError(f"--top is {flags.top}, expected at least 1")
-    config = load_config(flags.config, command_line.overrides, problems=command_line.problems)
-    if config.model.vocab_size is None and config.data.train:
-        known = corpus_vocab_size(config.data)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=known))
-    return config
 
 
 def _device(command_line: CommandLine, gpus: int) -> Device:
