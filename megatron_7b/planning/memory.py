@@ -119,7 +119,7 @@ def _gloo(config: RunConfig, layout: ParallelLayout, parameters: int, gradients:
     if config.parallel.sequence_parallel:  # the states that are gathered for each linear layer, and their gradients
         tokens = config.training.micro_batch_size * config.data.seq_length // layout.cp_size
         layers = config.model.num_layers // layout.pp_size
-        size += 13 * layers * tokens * config.model.hidden_size * width
+        size += min(13 * layers, 150) * tokens * config.model.hidden_size * width
     elif layout.tp_size > 1:
         size += 40_000_000
     return size

@@ -30,6 +30,7 @@ def write_page(path: Path, found: Plan, advice: Sequence[Advice] = ()) -> None:
         found: The plan.
         advice: What would fit, if nothing does.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, page(found, advice))
 
 

@@ -86,19 +86,20 @@ CASES = (
     Case(name="12 layers, full recompute", overrides={**_TWELVE, **_FULL}, is_fitted=True),
     Case(name="TP2", ranks=2, overrides=_TP2, is_fitted=True),
     Case(name="TP2, sequence parallel", ranks=2, overrides={**_TP2, **_SP}, is_fitted=True),
-    Case(name="PP2", ranks=2, overrides=_PP2),
-    Case(name="PP2 × VPP3", ranks=2, overrides={
+    Case(name="PP2", ranks=2, overrides=_PP2, is_fitted=True),
+    Case(name="PP2 × VPP3", ranks=2, is_fitted=True, overrides={
         **_PP2, **_batch(2), "parallel.virtual_pipeline_model_parallel_size": 3,
     }),
     Case(name="DP2", ranks=2, overrides={}),
     Case(name="DP2, distributed optimizer", ranks=2, overrides=_SHARDED, is_fitted=True),
-    Case(name="DP2, distributed optimizer, FP32", ranks=2, overrides={**_SHARDED, **_FP32}),
+    Case(name="DP2, distributed optimizer, FP32", ranks=2, overrides={**_SHARDED, **_FP32}, is_fitted=True),
     Case(name="CP2", ranks=2, overrides={"parallel.context_parallel_size": 2}, is_fitted=True),
-    Case(name="TP2 × PP2, sequence parallel", ranks=4, overrides={**_TP2, **_SP, **_PP2, **_batch(2)}),
+    Case(name="TP2 × PP2, sequence parallel", ranks=4, is_fitted=True,
+         overrides={**_TP2, **_SP, **_PP2, **_batch(2)}),
     Case(name="1,024 wide", overrides={"model.hidden_size": 1024, "model.ffn_hidden_size": 2816, **_batch(2)}),
     Case(name="GPT-2", preset="gpt2", overrides={**_batch(2), "model.attention_dropout": 0.0}),
     Case(name="SmolLM2-135M's shape", overrides={**_SMOLLM2, **_batch(2)}),
-    Case(name="SmolLM2-135M's shape, TP3", ranks=3, overrides={
+    Case(name="SmolLM2-135M's shape, TP3", ranks=3, is_fitted=True, overrides={
         **_SMOLLM2, **_batch(2), **_SP, "parallel.tensor_model_parallel_size": 3, "data.seq_length": 510,
     }),
     Case(name="SmolLM2-135M's shape, DP2, distributed optimizer", ranks=2, overrides={

@@ -8,8 +8,10 @@ fixes (`--parallel.tensor-model-parallel-size 2`). With `--checkpoint.initialize
 checkpoint or of a Hugging Face folder. Imports no torch.
 """
 
+import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -41,8 +43,7 @@ def main(argv: list[str]) -> int:
     flags = command_line.flags
     if flags.page is not None:
         check_can_create(flags.page, "--page")
-    if flags.top < 1:
-        raise ConfigError(f"--top is {flags.top}, expected at least 1")
+    _check_flags(flags)
     config, given = planned_config(command_line), set(CHOSEN) & command_line.overrides.keys()
     share = build_objective(config).predicted_share(config)
     teacher = config.distillation.teacher
@@ -99,11 +100,20 @@ def _parser() -> Parser:
     return parser
 
 
+def _check_flags(flags: argparse.Namespace) -> None:
+    for name, numbers in (("top", [flags.top]), ("gpus", [flags.gpus]), ("scaling", flags.scaling or [])):
+        for number in numbers:
+            if number < 1:
+                raise ConfigError(f"--{name} is {number}, expected at least 1")
+    if flags.scaling and flags.page is not None:
+        raise ConfigError(
+            "--page shows one number of GPUs, and --scaling asks for several", hint="leave one of them out"
+        )
+
+
 def _device(command_line: CommandLine, gpus: int) -> Device:
     """Return the device that the flags describe."""
     flags = command_line.flags
-    if gpus < 1:
-        raise ConfigError(f"--gpus is {gpus}, expected at least 1")
     device = find_device(flags.gpu, gpus)
     changes: dict[str, float] = {}
     for name, field, unit in (
@@ -113,8 +123,8 @@ def _device(command_line: CommandLine, gpus: int) -> Device:
         ("network", "network_bandwidth", 1e9),
     ):
         value = getattr(flags, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value:g}, expected more than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value:g}, expected a number above 0")
         if value is not None:
             changes[field] = int(value * unit)
     return dataclasses.replace(device, **changes)  # type: ignore[arg-type]
