@@ -62,10 +62,17 @@ def test_flags_of_the_devices_count(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [("--gpus 0", "expected at least 1"), ("--link -1", "expected a number above 0"),
-     ("--gpu-memory nan", "is nan, expected"), ("--scaling 8 0", "--scaling is 0"), ("--scaling 8 --page P", "leave one of them out"), ("--top 0", "--top is 0"),
-     ("--modle.x 1", "unknown option"), ("--gpu h1000", "did you mean h100?")],
-)  # fmt: skip
+    [
+        ("--gpus 0", "expected at least 1"),
+        ("--link -1", "expected a number above 0"),
+        ("--gpu-memory nan", "is nan, expected"),
+        ("--scaling 8 0", "--scaling is 0"),
+        ("--scaling 8 --page P", "leave one of them out"),
+        ("--top 0", "--top is 0"),
+        ("--modle.x 1", "unknown option"),
+        ("--gpu h1000", "did you mean h100?"),
+    ],
+)
 def test_wrong_flags(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "llama2_7b", *words.split()]) == 2
     assert message in capsys.readouterr().err
