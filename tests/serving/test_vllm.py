@@ -62,7 +62,7 @@ def test_a_real_vllm_answers(tmp_path: Path):
             start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
