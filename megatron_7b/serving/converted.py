@@ -6,10 +6,12 @@ decide; else it is made anew.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.files import flush_tree_to_disk, remove_any
 
 _NOTE = "source.json"
+_HOST = socket.gethostname().replace(".", "-")
 
 
 def default_folder() -> Path:
@@ -49,7 +52,8 @@ def converted(source: Path, folder: Path, convert: Callable[[Path], None]) -> Pa
         return checkpoint
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{own.name}.", dir=folder))
+        _remove_abandoned(own)
+        staging = Path(tempfile.mkdtemp(prefix=f".{own.name}.{_HOST}.{os.getpid()}.", dir=folder))
     except OSError as error:
         raise ConfigError(
             f"the conversion cannot be kept in {folder}: {error.strerror}", hint="--converted DIR names another folder"
@@ -66,6 +70,24 @@ def converted(source: Path, folder: Path, convert: Callable[[Path], None]) -> Pa
     finally:
         remove_any(staging)
     return checkpoint
+
+
+def _remove_abandoned(own: Path) -> None:
+    """Remove what servers that were killed on this machine have left of conversions."""
+    for staging in own.parent.glob(glob.escape(f".{own.name}.{_HOST}.") + "*"):
+        process = staging.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True
 
 
 def _publish(staging: Path, own: Path, source: Path) -> None:

@@ -75,6 +75,21 @@ def test_what_fails_is_not_kept(source: Path, tmp_path: Path):
         converted(source, tmp_path / "file" / "kept", fail)
 
 
+def test_what_a_killed_server_left_is_removed(source: Path, tmp_path: Path):
+    folder = tmp_path / "kept"
+
+    def killed(_output: Path) -> None:
+        os._exit(1)
+
+    child = os.fork()
+    if child == 0:
+        converted(source, folder, killed)
+    os.waitpid(child, 0)
+    assert len(list(folder.iterdir())) == 1
+    checkpoint = converted(source, folder, Converter(source))
+    assert list(folder.iterdir()) == [checkpoint.parent]
+
+
 def test_servers_that_start_at_once_share_one(source: Path, tmp_path: Path):
     folder, both, found = tmp_path / "kept", threading.Barrier(2), []
 
