@@ -39,6 +39,7 @@ from megatron_7b.checkpoint.sharding import (
 from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.errors import CheckpointError
 from megatron_7b.model.on_ranks import ModelOnRanks
+from megatron_7b.model.parameters import TRAINING_ONLY
 from megatron_7b.model.starting_head import find_head_difference
 from megatron_7b.optim.optimizer import Optimizer
 from megatron_7b.optim.state import renew_main_parameters, round_main_parameters
@@ -312,7 +313,11 @@ def _check_names_and_shapes(opened: _Opened, model: dict[str, Sharded], *, left:
     of_ranks = [own] * dist.get_world_size()
     dist.all_gather_object(of_ranks, own)
     shapes = {name: shape for of_rank in of_ranks for name, shape in of_rank.items()}
-    saved = {name: tensor for name, tensor in opened.weights.tensors.items() if name not in left}
+    saved = {
+        name: tensor
+        for name, tensor in opened.weights.tensors.items()
+        if name not in left and (name in shapes or not name.startswith(TRAINING_ONLY))
+    }
     problems = [
         f"{what}: {', '.join(sorted(names)[:8])}" + (", …" if len(names) > 8 else "")
         for what, names in (

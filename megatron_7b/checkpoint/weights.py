@@ -27,7 +27,7 @@ from megatron_7b.checkpoint.stored import StoredTensors
 from megatron_7b.config.schema import ParallelConfig, RunConfig
 from megatron_7b.errors import CheckpointError
 from megatron_7b.model.kinds import parameter_table
-from megatron_7b.model.parameters import Parameter
+from megatron_7b.model.parameters import TRAINING_ONLY, Parameter
 from megatron_7b.parallel import build_layout
 
 
@@ -51,6 +51,7 @@ class CheckpointWeights(Mapping[str, Tensor]):
         if verify:
             verify_files(folder, manifest.files)
         self._stored = StoredTensors(folder, manifest.files, renamed=current_names(folder, manifest))
+        self._names = [name for name in self._stored.tensors if not name.startswith(TRAINING_ONLY)]
         config = read_config(folder)
         table, adapter = parameter_table(config.model, manifest.vocab_size), build_adapter(config)
         self._table = table if adapter is None else adapter.extended(table)
@@ -62,10 +63,10 @@ class CheckpointWeights(Mapping[str, Tensor]):
         return tensor[: parameter.shape[0]] if parameter.is_padded else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored.tensors)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._stored.tensors)
+        return len(self._names)
 
 
 def write_weights(

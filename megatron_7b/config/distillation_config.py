@@ -22,6 +22,21 @@ class DistillationConfig:
     """Distance of two distributions: KL(teacher || student), KL(student || teacher), or one in between."""
     jsd_beta: float = 0.5
     """jsd: weight of the teacher in the mixture that both are compared with."""
+    hidden: bool = False
+    """Compare hidden states as well: after the embedding, and after each layer that one of the teacher's belongs to."""
+    hidden_weight: float = 1.0
+    """What the mean squared difference of hidden states counts in the loss."""
+    attention: Literal["none", "kl", "scores"] = "none"
+    """Encoders: compare attention, its probabilities by KL(teacher || student) or its scores by squared differences."""
+    attention_weight: float = 1.0
+    """What the difference of attention counts in the loss."""
+    layer_map: tuple[int, ...] = ()
+    """For each layer of the student the teacher's that it is compared with, from 1, or 0 for none; empty: evenly."""
+
+    @property
+    def compares_layers(self) -> bool:
+        """Whether more than predictions is compared."""
+        return self.hidden or self.attention != "none"
 
     @property
     def is_used(self) -> bool:

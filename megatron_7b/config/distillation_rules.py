@@ -14,8 +14,10 @@ FILE_RULES: list[Rule] = []
 """Rules that look at the file system: for a run that is about to start."""
 file_rule = adder_to(FILE_RULES)
 
-_OBJECTIVES = ("causal", "chat")
-"""Those whose loss is a sum over tokens that a decoder predicts."""
+_OBJECTIVES = ("causal", "chat", "masked", "text_classification", "token_classification", "question_answering")
+"""Those whose predictions are probabilities, or numbers, that a teacher has as well."""
+
+_WEIGHTS = ("distillation.hidden_weight", "distillation.attention_weight")
 
 
 @rule("distillation.teacher", *(f"distillation.{field.name}" for field in dataclasses.fields(DistillationConfig)))
@@ -35,8 +37,9 @@ def _what_a_teacher_has_said_needs_no_teacher(case: Case) -> Iterator[Problem]:
         return
     if given.teacher is not None:
         yield case.problem("distillation.cached_logits", "takes the place of distillation.teacher: name one of them")
-    if given.teacher_dtype != "auto":
-        yield case.problem("distillation.teacher_dtype", "only applies with distillation.teacher")
+    for name in ("teacher_dtype", "hidden", "attention"):
+        if getattr(given, name) != getattr(DistillationConfig, name):
+            yield case.problem(f"distillation.{name}", "only applies with distillation.teacher")
     if case.config.objective_name != "causal":
         yield case.problem("distillation.cached_logits", "only applies with the objective causal")
     if case.config.parallel.context_parallel_size > 1:
@@ -50,12 +53,46 @@ def _beta_is_of_jsd(case: Case) -> Iterator[Problem]:
         yield case.problem("distillation.jsd_beta", f"only applies with distillation.loss jsd, not {given.loss}")
 
 
+@rule("distillation.hidden", "distillation.attention", "distillation.layer_map", *_WEIGHTS)
+def _weights_are_of_what_is_compared(case: Case) -> Iterator[Problem]:
+    given = case.config.distillation
+    if given.hidden_weight != DistillationConfig.hidden_weight and not given.hidden:
+        yield case.problem("distillation.hidden_weight", "only applies with distillation.hidden True")
+    if given.attention_weight != DistillationConfig.attention_weight and given.attention == "none":
+        yield case.problem("distillation.attention_weight", "only applies with distillation.attention kl or scores")
+    if given.layer_map and not given.compares_layers:
+        yield case.problem("distillation.layer_map", "only applies with distillation.hidden or distillation.attention")
+
+
+@rule("distillation.attention", "model.architecture")
+def _attention_is_of_encoders(case: Case) -> Iterator[Problem]:
+    kind = case.config.model.traits.kind
+    if case.config.distillation.attention != "none" and kind != "encoder":
+        yield case.problem("distillation.attention", f"only applies to encoders, not to a model of kind {kind}")
+
+
+@rule("distillation.hidden", "distillation.attention", "adapter.method")
+def _layers_are_trained(case: Case) -> Iterator[Problem]:
+    if case.config.distillation.compares_layers and case.config.adapter.is_used:
+        yield case.problem("distillation.hidden", "needs a model that is trained as a whole: adapter.method none")
+
+
+@rule("distillation.hidden", "distillation.attention", "parallel.recompute_granularity")
+def _layers_are_seen_once(case: Case) -> Iterator[Problem]:
+    given, recomputed = case.config.distillation, case.config.parallel.recompute_granularity
+    if recomputed == "full" and given.hidden:
+        yield case.problem("distillation.hidden", "needs parallel.recompute_granularity none or selective")
+    if recomputed != "none" and given.attention != "none":
+        yield case.problem("distillation.attention", "needs parallel.recompute_granularity none")
+
+
 @rule("distillation.teacher", "objective.name")
 def _tokens_are_predicted(case: Case) -> Iterator[Problem]:
     name = case.config.objective_name
     if case.config.distillation.is_used and name not in _OBJECTIVES:
         yield case.problem(
-            "distillation.teacher", f"only applies with the objectives {' and '.join(_OBJECTIVES)}, not {name}"
+            "distillation.teacher",
+            f"only applies with the objectives {', '.join(_OBJECTIVES[:-1])} and {_OBJECTIVES[-1]}, not {name}",
         )
 
 

@@ -91,6 +91,8 @@ POSITIVE = (
     "finetune.beta",
     "finetune.temperature",
     "distillation.temperature",
+    "distillation.hidden_weight",
+    "distillation.attention_weight",
 )
 FRACTIONS = (
     "model.hidden_dropout",

@@ -38,6 +38,7 @@ class Adapter:
             argument are the model's own rows.
         settle: Gives parameters that follow from the model's weights their first values, once these have been loaded.
             Collective: the tensor-parallel group.
+        keeps_training: Whether the model is trained as it would be without it; otherwise it is frozen.
         is_apart: Whether checkpoints hold only what is trained, and name the model that it belongs to; otherwise they
             hold all parameters.
     """
@@ -47,6 +48,7 @@ class Adapter:
     trains_too: Callable[[Parameter], bool] = _nothing
     attach: Callable[["ModelChunk", ParameterTable], None] = _nothing_to_attach
     settle: Callable[["ModelChunk"], None] = _nothing_to_settle
+    keeps_training: bool = False
     is_apart: bool = False
 
     def extended(self, table: ParameterTable) -> ParameterTable:

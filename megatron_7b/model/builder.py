@@ -85,7 +85,7 @@ def build_model(
             adapter.attach(chunk, table)
     if device_type == "cuda":
         chunks = [chunk.cuda() for chunk in chunks]
-    if adapter is not None:
+    if adapter is not None and not adapter.keeps_training:
         _freeze(chunks, adapter, table)
     if config.objective_name == "embedding":
         _leave_output_layer(chunks)

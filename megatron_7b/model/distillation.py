@@ -26,13 +26,16 @@ class Taught:
     """What a teacher says of the tokens of a microbatch, on the last pipeline stage.
 
     Attributes:
-        hidden: Its last hidden states, [s, b, h] or [s/tp, b, h].
+        hidden: What its output layer takes: [s, b, h] or [s/tp, b, h]; of an encoder that of the tokens which count,
+            [n, h].
         weight: This rank's rows of its output layer, [v/tp, h].
+        bias: Of the same, [v/tp], if there is one.
         how: How it is compared with.
     """
 
     hidden: Tensor
     weight: Tensor
+    bias: Tensor | None
     how: DistillationConfig
 
 
@@ -100,6 +103,26 @@ _DISTANCES: dict[str, Callable[[Tensor, Tensor, float], _Parts]] = {
     "reverse_kl": _reverse_kl,
     "jsd": _jsd,
 }
+
+
+def distances(student: Tensor, teacher: Tensor, how: DistillationConfig) -> Tensor:
+    """Return the distances of few logits, with gradients by the student's.
+
+    Args:
+        student: FP32 logits of distributions, [..., v].
+        teacher: Those of the teacher, [..., v].
+        how: How they are compared.
+
+    Returns:
+        Of each distribution, times temperature², [...].
+    """
+    log_q = functional.log_softmax(student / how.temperature, dim=-1)
+    log_p = functional.log_softmax(teacher / how.temperature, dim=-1)
+    with torch.no_grad():
+        terms, slopes = _DISTANCES[how.loss](log_p, log_q, how.jsd_beta)
+    # What is added is zero, and has the gradient of the distance by the logarithms of the student's probabilities.
+    values = terms.sum(-1) + (slopes * (log_q - log_q.detach())).sum(-1)
+    return values * how.temperature**2
 
 
 class _Judged(NamedTuple):
@@ -194,11 +217,11 @@ def _sweep(
     rows = max(1, _CHUNK_BYTES // (4 * layer.weight.shape[0]))
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
-        student = (hidden[part] @ layer.weight.t()).float()
+        student = functional.linear(hidden[part], layer.weight, layer.bias).float()
         if isinstance(taught, TopTaught):
             teacher: Tensor | TopTaught = TopTaught(taught.ids[part], taught.logps[part], how)
         else:
-            teacher = (taught.hidden[part] @ taught.weight.t()).float()
+            teacher = functional.linear(taught.hidden[part], taught.weight, taught.bias).float()
         judged = _judge(student, teacher, labels[part], mask[part], layer.vocabulary, how)
         sums += torch.stack(((judged.task * mask[part]).sum(), (judged.distance * mask[part]).sum()))
         if gradients is not None:
@@ -208,39 +231,40 @@ def _sweep(
 
 
 class _LinearDistillation(torch.autograd.Function):
-    """Sums of task loss and distance of `hidden @ weight.T`; the gradient is that of the loss made of both."""
+    """Sums of task loss and distance of `hidden @ weight.T + bias`; the gradient is that of the loss made of both."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         taught: Taught | TopTaught,
         vocabulary: Vocabulary,
         labels: Tensor,
         mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        layer, gradients = OutputLayer(weight, None, vocabulary), None
+        layer, gradients = OutputLayer(weight, bias, vocabulary), None
         if any(ctx.needs_input_grad):
             gradients = Gradients.build(hidden, layer, is_trained=ctx.needs_input_grad[1])
             ctx.layer, ctx.in_main_grad = layer, gradients.in_main_grad
         loss, task, distance = _sweep(hidden, layer, taught, labels, mask, gradients)
         if gradients is not None:
-            states, of_weight, _ = gradients.by_inputs(layer)
-            ctx.save_for_backward(states, of_weight)
+            ctx.save_for_backward(*gradients.by_inputs(layer))
         ctx.mark_non_differentiable(task, distance)
         return loss, task, distance
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, *_others: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         if ctx.in_main_grad:
             assert grad_output.item() == 1.0, "the sum of the losses was scaled before its backward pass"
             grad_weight = stand_in(ctx.layer.weight)
         else:
             grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)
             grad_hidden = grad_hidden.mul_(grad_output)
-        return grad_hidden, grad_weight, None, None, None, None
+        grad_bias = None if grad_bias is None else grad_bias * grad_output
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 def linear_distillation(
@@ -250,6 +274,7 @@ def linear_distillation(
     loss_mask: Tensor,
     taught: Taught | TopTaught,
     *,
+    bias: Tensor | None = None,
     first_token: int,
     num_true: int,
     group: dist.ProcessGroup | None,
@@ -262,6 +287,7 @@ def linear_distillation(
         labels: Token ids, [n].
         loss_mask: Weight of each token, [n].
         taught: What the teacher says of the same tokens; its states are [n, h] here.
+        bias: Of the output layer, [v/tp].
         first_token: Token id of the first row, of both models.
         num_true: True vocabulary size less `first_token`.
         group: Tensor-parallel ranks, None where there is one. The gradient of `hidden` is this rank's part: the caller
@@ -276,5 +302,5 @@ def linear_distillation(
     vocabulary = Vocabulary(first_token, num_held, group, first_token + num_true)
     mask = loss_mask.float()
     if not torch.is_grad_enabled():  # what `forward` cannot see: it is never enabled there
-        return _sweep(hidden, OutputLayer(weight, None, vocabulary), taught, labels, mask, None)
-    return TaughtLosses(*_LinearDistillation.apply(hidden, weight, taught, vocabulary, labels, mask))
+        return _sweep(hidden, OutputLayer(weight, bias, vocabulary), taught, labels, mask, None)
+    return TaughtLosses(*_LinearDistillation.apply(hidden, weight, bias, taught, vocabulary, labels, mask))

@@ -15,6 +15,9 @@ type Shape = tuple[int, ...]
 type InitKind = Literal["normal", "scaled_normal", "uniform", "ones", "zeros"]
 type Arrangement = Literal["plain", "vocabulary", "query_key_value", "key_value", "gate_up"]
 
+TRAINING_ONLY = "distillation."
+"""How the names of parameters begin that a run needs to train and to resume, and nothing else does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:

@@ -10,6 +10,8 @@ from megatron_7b.objective.records import RecordObjective
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from megatron_7b.data import Batch
+
 
 class ConversationTraining(RecordObjective):
     """Samples are rows of whole conversations; the loss is the mean over the tokens that count.
@@ -18,6 +20,10 @@ class ConversationTraining(RecordObjective):
     """
 
     kind = NAME
+
+    def num_losses(self, batch: "Batch") -> int:
+        """Return the number of tokens that count, whatever their weights."""
+        return int((batch.loss_mask != 0).sum())
 
     def sums(self, output: "Tensor", inputs: Mapping[str, Any]) -> Sums:
         """Return the weighted sum of losses and the number of tokens that count."""

@@ -1,10 +1,11 @@
-"""An objective whose tokens are also compared with what a teacher says of them."""
+"""An objective whose predictions are also compared with a teacher's, of the same tokens, texts or words."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from megatron_7b.config.distillation_config import DistillationConfig
-from megatron_7b.objective.objective import Judging, Sums
+from megatron_7b.objective.heads.head_objective import HeadObjective
+from megatron_7b.objective.objective import ASIDE, Judging, Sums
 
 if TYPE_CHECKING:
     import torch
@@ -12,10 +13,11 @@ if TYPE_CHECKING:
 
     from megatron_7b.data import Batch
     from megatron_7b.model.distillation import TaughtLosses
+    from megatron_7b.model.kinds.encoder.network import EncoderOutput
     from megatron_7b.parallel import ParallelLayout
 
 TASK_LOSS, DISTANCE = "task_loss", "distillation_loss"
-"""Under which both parts of the loss are reported, each a mean over the tokens that count."""
+"""Under which both parts of the loss are reported, each a mean over what counts: tokens, texts, words or windows."""
 
 
 class Distillation:
@@ -48,18 +50,28 @@ class Distillation:
         )
         return {**inputs, "taught": TopTaught(ids, logps - logps.logsumexp(1, keepdim=True), self._how)}
 
-    def sums(self, output: "TaughtLosses | Tensor", inputs: Mapping[str, Any]) -> Sums:
-        """Return the sum of the losses, and sum and number of each of its parts; without a teacher there is one."""
+    def sums(self, output: "TaughtLosses | EncoderOutput | Tensor", inputs: Mapping[str, Any]) -> Sums:
+        """Return the sum of the losses, and sum and number of each of its parts; without a teacher there is one.
+
+        What the task adds to the losses of tokens, such as that of pairs of sentences, no teacher judges: it is added
+        whole.
+        """
         import torch
 
+        from megatron_7b.model.distillation import TaughtLosses
+
         if isinstance(output, torch.Tensor):
-            alone = self._base.sums(output, inputs)
-            return Sums(
-                alone.loss,
-                alone.num_tokens,
-                torch.cat((alone.reported, alone.reported[:1], torch.zeros_like(alone.reported[:1]))),
-            )
-        total = self._base.sums(output.loss, inputs)
-        number = total.reported[0, 1]
-        parts = torch.stack([torch.stack((part.detach().double(), number)) for part in (output.task, output.distance)])
-        return Sums(total.loss, total.num_tokens, torch.cat((total.reported, parts)))
+            task = self._base.sums(output, inputs)
+            if not isinstance(self._base, HeadObjective) or ASIDE not in inputs:
+                nothing = torch.zeros_like(task.reported[:1])
+                return Sums(task.loss, task.num_tokens, torch.cat((task.reported, task.reported[:1], nothing)))
+            distance = self._base.distance(output, inputs[ASIDE], inputs, self._how)
+            loss = (1 - self._how.alpha) * task.loss + self._how.alpha * distance
+        else:
+            taught = output if isinstance(output, TaughtLosses) else output.taught
+            assert taught is not None
+            task = self._base.sums(taught.task if taught is output else output, inputs)
+            loss, distance = taught.loss + (task.loss - taught.task), taught.distance
+        number = task.reported[0, 1]
+        mean, apart = (torch.stack((part.detach().double(), number))[None] for part in (loss, distance))
+        return Sums(loss, task.num_tokens, torch.cat((mean, task.reported[1:], task.reported[:1], apart)))

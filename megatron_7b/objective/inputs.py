@@ -40,6 +40,13 @@ def model_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -
     return {**inputs, "packed_seq_params": _packed_documents(batch.cu_seqlens, device)}
 
 
+def as_model_reads(rows: torch.Tensor, batch: "Batch", layout: ParallelLayout) -> torch.Tensor:
+    """Return numbers of tokens, [b, s], in the rows in which the model gets the tokens, [rows, s/cp]; see above."""
+    if batch.cu_seqlens is not None and layout.cp_size == 1:
+        return rows.reshape(1, -1)
+    return share_of(rows, layout.cp_rank, layout.cp_size, dim=1)
+
+
 def encoder_decoder_inputs(batch: "Batch", device: torch.device, layout: ParallelLayout) -> dict[str, Any]:
     """Return what an encoder-decoder's forward takes of one microbatch, on the device.
 

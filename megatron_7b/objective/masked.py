@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_7b.config.schema import DataConfig, RunConfig
 from megatron_7b.data import open_sequential, open_split
 from megatron_7b.data.samples.chinese_words import ChineseWords, check_segmenter
@@ -21,6 +24,7 @@ from megatron_7b.objective.token_losses import TokenLosses
 from megatron_7b.tokenizer import SpecialRole, Tokenizer
 
 if TYPE_CHECKING:
+    from megatron_7b.data import Batch
     from megatron_7b.model.kinds.encoder.network import EncoderOutput
 
 _NAMES: dict[SpecialRole, str] = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "pad": "[PAD]"}
@@ -111,6 +115,15 @@ class MaskedLanguageModeling(TokenLosses):
             windows = open_sequential(prefix, seq_length=length, vocab_size=masking.vocab_size, reads_per_window=reads)
             texts = FramedWindows(windows, frame, reads_per_window=reads)
         return MaskedLanguageModelDataset(texts, masking, seed=seed)
+
+    def states_compared(self, batch: "Batch") -> NDArray[np.bool_]:
+        """Return all tokens but padding, [b, s], of samples in which something is hidden."""
+        assert batch.cu_seqlens is not None
+        starts = np.arange(len(batch.tokens)) * batch.tokens.shape[1]
+        ends = batch.cu_seqlens[np.searchsorted(batch.cu_seqlens, starts, side="right")]  # a sample is one document
+        is_text: NDArray[np.bool_] = np.arange(batch.tokens.shape[1]) < (ends - starts)[:, None]
+        is_text &= (batch.loss_mask != 0).any(axis=1, keepdims=True)
+        return is_text
 
     def sums(self, output: "EncoderOutput", inputs: Mapping[str, Any]) -> Sums:
         """Return the sum of the losses of predicted tokens, each with that of its pair, and what is reported.

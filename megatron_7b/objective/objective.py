@@ -93,6 +93,12 @@ class Objective(Judging, Protocol):
 
     needs_tokenizer: bool
 
+    def num_losses(self, batch: Batch) -> int:
+        """Return how many losses of a microbatch the mean is over, the `num_tokens` of its sums."""
+
+    def states_compared(self, batch: Batch) -> NDArray[np.bool_]:
+        """Return which tokens have hidden states that mean something, to be compared with a teacher's, [b, s]."""
+
     def check_tokenizer(self, config: RunConfig, tokenizer: Tokenizer | None) -> None:
         """Refuse a tokenizer that lacks a token that a run needs for this objective.
 

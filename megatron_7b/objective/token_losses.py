@@ -6,6 +6,9 @@ Imports torch only where a microbatch is at hand: what a run reads is looked at 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.objective.objective import Sums
 from megatron_7b.parallel import ParallelLayout
@@ -37,6 +40,15 @@ class TokenLosses:
         from megatron_7b.objective.inputs import model_inputs
 
         return model_inputs(batch, device, layout)
+
+    def num_losses(self, batch: "Batch") -> int:
+        """Return the number of tokens that count, by their weights."""
+        return int(batch.loss_mask.sum())
+
+    def states_compared(self, batch: "Batch") -> NDArray[np.bool_]:
+        """Return the tokens whose prediction counts, [b, s]."""
+        counts: NDArray[np.bool_] = batch.loss_mask != 0
+        return counts
 
     def sums(self, output: Any, inputs: Mapping[str, Any]) -> Sums:
         """Return the sum of losses, the number of tokens that it is over, and both as they are reported."""

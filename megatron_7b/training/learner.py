@@ -22,7 +22,7 @@ from megatron_7b.runtime.cpu.allocator import keep_freed_memory
 from megatron_7b.runtime.machine.device import DeviceType
 from megatron_7b.runtime.machine.host_memory import resident_bytes
 from megatron_7b.runtime.machine.part_clock import PartClock
-from megatron_7b.training.teacher import Teacher, build_teacher
+from megatron_7b.training.teacher import Teacher, build_teacher, projections_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
     before = resident_bytes() if device_type == "cpu" else torch.cuda.memory_allocated()
     if device_type == "cpu":
         keep_freed_memory()
-    adapter = adapter or build_adapter(config)
+    adapter = adapter or build_adapter(config) or projections_of(config)
     on_ranks = build_on_ranks(config, device_type, is_training=True, adapter=adapter)
     model = wrap_data_parallel(list(on_ranks.chunks), config, process_groups())
     optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))

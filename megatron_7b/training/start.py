@@ -223,8 +223,9 @@ def _say_what_begins(run: Run) -> None:
 
 def _count(run: Run) -> str:
     """Return how many parameters there are, and how many are trained if that is not all of them."""
-    own, on_ranks = format_count(count_parameters(run.config.model)), run.learner.on_ranks
-    return own if on_ranks.adapter is None else f"{format_count(on_ranks.num_trained)} trained beside {own}"
+    count, on_ranks = count_parameters(run.config.model), run.learner.on_ranks
+    own, is_whole = format_count(count), on_ranks.adapter is None or on_ranks.adapter.keeps_training
+    return own if is_whole else f"{format_count(on_ranks.num_trained)} trained beside {own}"
 
 
 def _say_how_it_ended(run: Run) -> None:

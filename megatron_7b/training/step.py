@@ -91,6 +91,10 @@ def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_onl
     with learner.clock.part("communication"):
         (loss_sum, num_tokens), *rows = sum_over_stages(sum_over_replicas(totals)).tolist()
     further = {name: (total, number) for name, (total, number) in zip(objective.reported, rows, strict=True)}
+    if learner.teacher is not None and learner.teacher.matching is not None:
+        for name, (weight, total, number) in learner.teacher.matching.terms().items():
+            loss_sum += num_tokens * weight * total / max(1.0, number)
+            further[name] = total, number
     return Losses(loss_sum, int(num_tokens), further)
 
 

@@ -2,34 +2,46 @@
 
 Before the schedule of a step, the teacher's own goes over the same microbatches, forward only. What is kept of it is
 the last hidden states of each, on the last stage: their logits are made, a few hundred tokens at a time, where the
-student's are (`model.distillation`). So schedules do not matter, and stages may hold other numbers of layers.
+student's are (`model.distillation`). So schedules do not matter, and stages may hold other numbers of layers. Of a
+teacher with a head it is what the head says. Where layers are compared, every stage keeps what its own have shown
+(`model.matching`).
 """
 
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 
 from megatron_7b.checkpoint.folders import resolve_checkpoint
 from megatron_7b.checkpoint.load import load_weights
-from megatron_7b.checkpoint.manifest import read_manifest
-from megatron_7b.config.schema import RunConfig
+from megatron_7b.checkpoint.manifest import read_config, read_manifest
+from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.data.samples.teacher_logits import CachedLogits
 from megatron_7b.errors import ConfigError
 from megatron_7b.files import replace_text
+from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.builder import build_model
 from megatron_7b.model.distillation import Taught
+from megatron_7b.model.kinds import kind_of
 from megatron_7b.model.kinds.chunk import ModelChunk
 from megatron_7b.model.kinds.decoder.network import LanguageModel
+from megatron_7b.model.kinds.encoder.network import EncoderModel
+from megatron_7b.model.layer_pairs import LayerPair, find_layer_pairs
+from megatron_7b.model.matching import Compared, Matching
 from megatron_7b.model.on_ranks import ModelOnRanks
+from megatron_7b.model.projections import projections
 from megatron_7b.model.sizes import count_parameters
+from megatron_7b.objective.inputs import as_model_reads
 from megatron_7b.objective.microbatches import run_outputs
-from megatron_7b.objective.objective import Judging
-from megatron_7b.parallel.groups import process_groups
+from megatron_7b.objective.objective import ASIDE, Objective
+from megatron_7b.parallel.groups import process_groups, sum_over_replicas
 from megatron_7b.training.teacher_check import teacher_config
 
 if TYPE_CHECKING:
@@ -49,31 +61,88 @@ class Teacher:
     Attributes:
         student: Where it is, and how it is compared with.
         chunks: Its model chunks, in evaluation mode.
+        matching: What compares its layers with the student's, if they are.
     """
 
     student: ModelOnRanks
     chunks: list[ModelChunk]
+    matching: Matching | None = None
 
     @torch.no_grad()
-    def answers(self, batches: "Sequence[Batch]", objective: Judging) -> list[Mapping[str, Any]]:
+    def answers(self, batches: "Sequence[Batch]", objective: Objective) -> list[Mapping[str, Any]]:
         """Return what it says of each microbatch, as the student's forward takes it; on other stages nothing.
 
-        Collective: the tensor-, context- and pipeline-parallel groups.
+        Collective: the tensor-, context- and pipeline-parallel groups; where layers are compared, all ranks.
         """
-        layout = self.student.layout
-        states = run_outputs(
+        if self.matching is not None:
+            self.matching.begin()
+        layout, has_head = self.student.layout, self.student.config.model.has_head
+        outputs = run_outputs(
             self.chunks,
             batches,
             objective,
             layout=layout,
             device=self.student.device,
-            beside=[{"wants_states": True}] * len(batches),
+            beside=None if has_head else [{"wants_states": True}] * len(batches),
         )
+        if self.matching is not None:
+            self._expect_student(self.matching, batches, objective)
         if not layout.is_last_stage:
             return [{}] * len(batches)
-        weight = cast(LanguageModel, self.chunks[-1]).output_weight()
+        if has_head:
+            return [{ASIDE: logits} for logits in outputs]
+        model = cast(LanguageModel | EncoderModel, self.chunks[-1])
+        weight, bias = model.output_weight(), getattr(model.output_layer, "bias", None)
         how = self.student.config.distillation
-        return [{"taught": Taught(hidden, weight, how)} for hidden in states]
+        return [{"taught": Taught(hidden, weight, bias, how)} for hidden in outputs]
+
+    def _expect_student(self, matching: Matching, batches: "Sequence[Batch]", objective: Objective) -> None:
+        """Say which tokens of each microbatch are compared. Collective: the data-parallel group."""
+        layout, chosen = self.student.layout, [objective.states_compared(batch) for batch in batches]
+        counts = torch.tensor(
+            [sum(map(objective.num_losses, batches)), sum(int(rows.sum()) for rows in chosen)],
+            dtype=torch.float64,
+            device=self.student.device,
+        )
+        # Context-parallel ranks have the same batches.
+        num_losses, num_tokens = (sum_over_replicas(counts) / layout.cp_size).tolist()
+        compared = [self._compared(batch, rows) for batch, rows in zip(batches, chosen, strict=True)]
+        matching.expect(compared, num_losses=num_losses, num_tokens=num_tokens)
+
+    def _compared(self, batch: "Batch", chosen: NDArray[np.bool_]) -> Compared:
+        layout = self.student.layout
+        rows = as_model_reads(torch.from_numpy(chosen.astype(np.float32)), batch, layout).to(self.student.device)
+        weights = tokens = rows.t().contiguous()
+        if self.student.config.parallel.sequence_parallel:
+            weights = weights.chunk(layout.tp_size)[layout.tp_rank]
+        bounds = [] if batch.cu_seqlens is None else batch.cu_seqlens.tolist()
+        texts = [text for text in pairwise(bounds) if chosen.reshape(-1)[slice(*text)].any()]
+        return Compared(weights, tokens.flatten(), texts)
+
+
+def layer_pairs_of(config: RunConfig) -> tuple[tuple[LayerPair, ...], ModelConfig]:
+    """Return which layers of a run are compared with its teacher's, and the shape of the teacher.
+
+    Raises:
+        ConfigError: The map does not fit.
+    """
+    teacher = read_config(resolve_checkpoint(Path(str(config.distillation.teacher)))).model
+    return find_layer_pairs(config.distillation, config.model, teacher, config.parallel), teacher
+
+
+def projections_of(config: RunConfig) -> Adapter | None:
+    """Return what a run trains beside its model to compare it with a teacher of another width; None if it need not.
+
+    Raises:
+        ConfigError: The map of layers does not fit.
+    """
+    if not config.distillation.hidden:
+        return None
+    pairs, teacher = layer_pairs_of(config)
+    width, count = config.model.hidden_size, kind_of(config.model).core_layers_per_layer
+    if width == teacher.hidden_size:
+        return None
+    return projections(pairs, width, teacher.hidden_size, core_layers_per_layer=count)
 
 
 def build_teacher(config: RunConfig, student: ModelOnRanks) -> Teacher:
@@ -106,7 +175,10 @@ def build_teacher(config: RunConfig, student: ModelOnRanks) -> Teacher:
     if student.layout.is_main:
         count = count_parameters(own.model) / 1e6
         logger.info("learning from %s: a teacher of %.4g M parameters in this job", folder, count)
-    return Teacher(student, chunks)
+    if not config.distillation.compares_layers:
+        return Teacher(student, chunks)
+    pairs, _ = layer_pairs_of(config)
+    return Teacher(student, chunks, Matching(student, chunks, pairs, config.distillation))
 
 
 def teacher_identity(config: RunConfig) -> str:

@@ -9,9 +9,11 @@ from megatron_7b.checkpoint.manifest import read_config, read_manifest
 from megatron_7b.config import check_config
 from megatron_7b.config.adapters import AdapterConfig
 from megatron_7b.config.distillation_config import DistillationConfig
-from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.data.samples.teacher_logits import CachedLogits
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.layer_pairs import find_layer_pairs
+from megatron_7b.model.starting_head import has_same_head
 from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -43,6 +45,7 @@ def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
         model=model,
         precision=precision,
         adapter=AdapterConfig(),
+        objective=dataclasses.replace(config.objective, sentence_pairs="none"),
         distillation=DistillationConfig(),
         parallel=dataclasses.replace(config.parallel, recompute_granularity="none", overlap_param_gather=False),
     )
@@ -73,12 +76,10 @@ def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:
     folder = resolve_checkpoint(Path(str(config.distillation.teacher)))
     check_is_whole(folder)
     model, vocab_size = read_config(folder).model, read_manifest(folder).vocab_size
-    if model.traits.kind != config.model.traits.kind or model.has_head:
-        kind = f"{model.traits.kind} with a head" if model.has_head else model.traits.kind
+    if model.traits.kind != config.model.traits.kind or not has_same_head(model, config.model):
         raise ConfigError(
-            f"distillation.teacher is {folder}, a model of kind {kind}; this run trains one of kind "
-            f"{config.model.traits.kind}",
-            hint="choose a teacher that predicts tokens as the student does",
+            f"distillation.teacher is {folder}, {_kind(model)}; this run trains {_kind(config.model)}",
+            hint="choose a teacher that predicts what the student does, with the same classes in the same order",
         )
     if config.model.vocab_size not in (None, vocab_size):
         raise ConfigError(
@@ -96,6 +97,17 @@ def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:
                 hint="choose a teacher with the student's tokenizer, or let the teacher write texts to train on",
             )
     teacher_config(config, folder)
+    if config.distillation.compares_layers:
+        find_layer_pairs(config.distillation, config.model, model, config.parallel)
+
+
+def _kind(model: ModelConfig) -> str:
+    """Say what a model predicts."""
+    if not model.has_head:
+        return f"a model of kind {model.traits.kind}"
+    names = f" ({', '.join(model.labels[:6])}{', …' if len(model.labels) > 6 else ''})" if model.labels else ""
+    task = f", {model.problem_type}" if model.head == "sequence_classification" else ""
+    return f"a model of kind {model.traits.kind} with a head for {model.head}{task}, {model.num_labels} outputs{names}"
 
 
 def _check_cache(config: RunConfig, prefix: str, tokenizer: Tokenizer | None) -> None:

@@ -27,7 +27,14 @@ def test_equals_trls_generalized_jsd(beta: float, monkeypatch: pytest.MonkeyPatc
     labels, mask = torch.arange(17), (torch.arange(17) % 3 > 0).float()
     own = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     losses = linear_distillation(
-        own[0], own[1], labels, mask, Taught(states, of_teacher, how), first_token=0, num_true=VOCAB_SIZE, group=None
+        own[0],
+        own[1],
+        labels,
+        mask,
+        Taught(states, of_teacher, None, how),
+        first_token=0,
+        num_true=VOCAB_SIZE,
+        group=None,
     )
     losses.loss.backward()
     whole = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]

@@ -30,28 +30,48 @@ TOLERANCE = 1e-5
 """Of gradients, which are what SGD adds to weights."""
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Student and teacher, of other widths and depths, as Hugging Face folders and as checkpoints."""
-    folder = tmp_path_factory.mktemp("models")
-    sizes = {"student": {"num_hidden_layers": 4}, "teacher": {"num_hidden_layers": 8, "hidden_size": 96}}
-    for name, (case, size) in zip(sizes, zip(("llama_tied", "llama"), sizes.values(), strict=True), strict=True):
+SMALL, LARGE = {"num_hidden_layers": 4}, {"num_hidden_layers": 8, "hidden_size": 96}
+
+
+def write_models(folder: Path, **models: tuple[str, dict[str, int]]) -> Path:
+    """Write models of other widths and depths, as Hugging Face folders and as checkpoints."""
+    for name, (case, size) in models.items():
         save_tiny_model(case, folder / f"{name}_hf", vocab_size=VOCAB_SIZE, **size)
         import_from_hugging_face(folder / f"{name}_hf", folder / name)
     return folder
 
 
-def config_of(models: Path, parallel: dict[str, Any], **how: Any) -> RunConfig:
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoders")
+    return write_models(folder, student=("llama_tied", SMALL), teacher=("llama", LARGE))
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one of the teachers the heads are as many as those of the student."""
+    many = {**LARGE, "num_attention_heads": 12}
+    folder = tmp_path_factory.mktemp("encoders")
+    return write_models(
+        folder, student=("bert", SMALL), teacher=("bert_untied", LARGE), many_heads=("bert_untied", many)
+    )
+
+
+def config_of(models: Path, parallel: dict[str, Any], teacher: str = "teacher", **how: Any) -> RunConfig:
     from megatron_7b.checkpoint.manifest import read_config
 
     config = tiny_config(
         parallel=parallel,
         optimizer={"name": "sgd", "sgd_momentum": 0.0, "weight_decay": 0.0, "clip_grad": 0.0, "lr": 1e-2},
-        distillation={"teacher": str(models / "teacher"), **how},
+        distillation={"teacher": str(models / teacher), **how},
         checkpoint={"initialize_from": str(models / "student")},
     )
     model = dataclasses.replace(
-        read_config(models / "student").model, transformer_impl="local", make_vocab_size_divisible_by=8
+        read_config(models / "student").model,
+        transformer_impl="local",
+        make_vocab_size_divisible_by=8,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
     )
     return dataclasses.replace(config, model=model)
 
@@ -61,7 +81,8 @@ def build_from_weights(config: RunConfig) -> Any:
     from megatron_7b.training.learner import build_learner
 
     learner = build_learner(config, "cpu")
-    load_weights(Path(str(config.checkpoint.initialize_from)), learner.model, learner.optimizer)
+    start, may_lack = Path(str(config.checkpoint.initialize_from)), learner.on_ranks.adapter_names
+    load_weights(start, learner.model, learner.optimizer, may_lack=may_lack)
     return learner
 
 
@@ -77,7 +98,9 @@ def _train(config: RunConfig, folder: Path) -> list[float]:
 def expected_weights(config: RunConfig, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from megatron_7b.conversion.weights import from_hugging_face
 
-    return dict(from_hugging_face(tensors, config.model, VOCAB_SIZE))
+    ours = {name: tensor for name, tensor in tensors.items() if name.startswith("distillation.")}
+    others = {name: tensor for name, tensor in tensors.items() if name not in ours}
+    return dict(from_hugging_face(others, config.model, VOCAB_SIZE)) | ours
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -92,9 +115,29 @@ def test_distances_equal_plain_torch(how: dict[str, Any], models: Path, tmp_path
     _compare(config_of(models, TP2, **how), 2, models, tmp_path)
 
 
+MATCHED: dict[str, dict[str, Any]] = {
+    "TP2 SP": {"attention": "kl", "attention_weight": 0.3},
+    "PP2": {"attention": "kl", "layer_map": (2, 4, 0, 5)},
+    "TP2": {"attention": "scores", "attention_weight": 0.5, "teacher": "many_heads"},
+}
+
+
+@pytest.mark.parametrize("layout", MATCHED)
+def test_tokens_and_layers_of_encoders_equal_plain_torch(layout: str, encoders: Path, tmp_path: Path) -> None:
+    world_size, parallel = LAYOUTS[layout]
+    how = {"temperature": 2.0, "alpha": 0.7, "loss": "jsd", "jsd_beta": 0.3, "hidden": True, "hidden_weight": 0.4}
+    _compare(config_of(encoders, parallel, **how, **MATCHED[layout]), world_size, encoders, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["PP2 VP2", "CP2"])
+def test_layers_of_decoders_equal_plain_torch(layout: str, models: Path, tmp_path: Path) -> None:
+    world_size, parallel = LAYOUTS[layout]
+    _compare(config_of(models, parallel, hidden=True), world_size, models, tmp_path)
+
+
 def _compare(config: RunConfig, world_size: int, models: Path, folder: Path) -> None:
     losses, weights = weights_after(config, world_size, folder)
-    expected, state = steps(config, models / "student_hf", models / "teacher_hf", NUM_STEPS)
+    expected, state = steps(config, models / "student_hf", Path(f"{config.distillation.teacher}_hf"), NUM_STEPS)
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=1e-5, atol=0)
     wanted = expected_weights(config, state)
     differences = {name: (weights[name][: len(one)] - one).abs().max().item() for name, one in wanted.items()}

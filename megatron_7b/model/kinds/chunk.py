@@ -21,6 +21,11 @@ class ModelChunk(MegatronModule):
 
     table: ParameterTable
 
+    @property
+    def stack(self) -> Any:
+        """The layers of this chunk, as megatron-core has them."""
+        return self.encoder if hasattr(self, "encoder") else self.decoder
+
     @abstractmethod
     def named_core_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Yield this chunk's parameters, each under the `core_name` of its row of the table."""

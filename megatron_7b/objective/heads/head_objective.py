@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.samples.dataset import RecordsOfBatch
 from megatron_7b.objective.objective import Sums
@@ -51,6 +52,19 @@ class HeadObjective(RecordObjective):
             name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None
         }
 
+    def num_losses(self, batch: "Batch") -> int:
+        """Return how many texts, words or windows there are: one for each label."""
+        assert batch.records is not None
+        return len(self.labels(batch.records))
+
+    def states_compared(self, batch: "Batch") -> NDArray[np.bool_]:
+        """Return the tokens of records, [b, s]."""
+        assert batch.records is not None
+        is_text = np.zeros(batch.tokens.size, dtype=bool)
+        for begin, length in zip(batch.records.begins, batch.records.lengths, strict=True):
+            is_text[begin : begin + length] = True
+        return is_text.reshape(batch.tokens.shape)
+
     def positions(self, records: RecordsOfBatch) -> NDArray[np.int64]:
         """Return the places of the tokens that go through the head, [n]."""
         raise NotImplementedError
@@ -68,6 +82,21 @@ class HeadObjective(RecordObjective):
     def sums(self, output: "Tensor", inputs: Mapping[str, Any]) -> Sums:
         """Return what the head's outputs for one microbatch add up to."""
         raise NotImplementedError
+
+    def distance(
+        self,
+        output: "Tensor",
+        of_teacher: "Tensor",
+        inputs: Mapping[str, Any],  # noqa: ARG002 - those of a subclass depend on it
+        how: DistillationConfig,
+    ) -> "Tensor":
+        """Return the sum of the distances of the head's outputs from a teacher's, both FP32 [n, labels].
+
+        Here each row is the logits of one distribution.
+        """
+        from megatron_7b.model.distillation import distances
+
+        return distances(output, of_teacher, how).sum()
 
 
 def sums_of(loss: "Tensor", num_records: int, reported: "Sequence[Tensor]") -> Sums:

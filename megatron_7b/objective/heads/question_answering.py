@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.data.labelled.questions import WINDOWS
 from megatron_7b.data.samples.dataset import RecordsOfBatch
 from megatron_7b.objective.heads.head_objective import HeadObjective, sums_of
@@ -53,3 +54,17 @@ class QuestionAnswering(HeadObjective):
         loss = functional.cross_entropy(windows, labels, reduction="sum") / 2
         is_right = (windows.argmax(dim=1) == labels).all(dim=1)
         return sums_of(loss, len(lengths), [is_right.sum()])
+
+    def distance(
+        self, output: "Tensor", of_teacher: "Tensor", inputs: Mapping[str, Any], how: DistillationConfig
+    ) -> "Tensor":
+        """Return the sum over windows, each the mean of both borders': distributions over the window's tokens."""
+        import torch
+
+        from megatron_7b.model.distillation import distances
+
+        lengths = inputs["labels"][:, 2].tolist()
+        if not lengths:
+            return output.sum()
+        windows = zip(torch.split(output, lengths), torch.split(of_teacher, lengths), strict=True)
+        return torch.stack([distances(own.t(), others.t(), how).mean() for own, others in windows]).sum()

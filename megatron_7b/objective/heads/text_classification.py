@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.labelled.texts import NAME
 from megatron_7b.data.samples.dataset import RecordsOfBatch
@@ -60,3 +61,24 @@ class TextClassification(HeadObjective):
                 loss = functional.mse_loss(output, labels, reduction="none").mean(dim=1).sum()
                 right = (output - labels).abs().mean(dim=1).sum()
         return sums_of(loss, len(output), [right])
+
+    def distance(
+        self, output: "Tensor", of_teacher: "Tensor", inputs: Mapping[str, Any], how: DistillationConfig
+    ) -> "Tensor":
+        """Return the sum over the texts; of several classes or numbers the mean over them, as the loss has it.
+
+        Where several classes may be right, each of them and its absence are a distribution of two; numbers are compared
+        by their squared difference.
+        """
+        import torch
+        from torch.nn import functional
+
+        from megatron_7b.model.distillation import distances
+
+        match self._model.problem_type:
+            case "multi_label_classification":
+                own, others = (torch.stack((x, torch.zeros_like(x)), dim=2) for x in (output, of_teacher))
+                return distances(own, others, how).mean(dim=1).sum()
+            case "regression":
+                return functional.mse_loss(output, of_teacher, reduction="none").mean(dim=1).sum()
+        return super().distance(output, of_teacher, inputs, how)

@@ -6,6 +6,7 @@ costs no attention, and is a sentence of its own that nothing reads.
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_7b import upstream
+from megatron_7b.model.distillation import Taught, TaughtLosses, linear_distillation
 from megatron_7b.model.fused_loss import linear_cross_entropy
 from megatron_7b.model.kinds.chunk import ModelChunk, cast_learned_vectors
 from megatron_7b.model.kinds.encoder.layers import build_block_spec
@@ -45,6 +47,9 @@ class EncoderOutput(NamedTuple):
     """The same of visible words before them; None if they are not asked for."""
     pairs: Tensor | None
     """FP32 logits of the two classes of each row, [b, 2]; None without pairs."""
+    taught: TaughtLosses | None = None
+    """Of all these tokens, where a teacher has spoken: its `loss` alone has a gradient, `masked` and `word_before` have
+    none."""
 
 
 class EncoderModel(ModelChunk, LanguageModule):
@@ -153,6 +158,8 @@ class EncoderModel(ModelChunk, LanguageModule):
         pair_labels: Tensor | None = None,
         head_positions: Tensor | None = None,
         pooling: Pooling | None = None,
+        wants_states: bool = False,
+        taught: Taught | None = None,
     ) -> Tensor | EncoderOutput | tuple[Tensor, Tensor]:
         """Run this stage over t tokens of several sentences.
 
@@ -168,6 +175,8 @@ class EncoderModel(ModelChunk, LanguageModule):
                 of their pairs, which the caller compares with them.
             head_positions: [n], the tokens that a model with a head shall classify: each text's first one, or any.
             pooling: Asks for the vectors of n texts that the tokens consist of.
+            wants_states: Return what the output layer takes of the tokens that the mask keeps, [n, h].
+            taught: What a teacher says of these tokens.
 
         Returns:
             On a stage that is not the last: hidden states [t, 1, h]. On the last: the losses of the tokens that the
@@ -191,19 +200,15 @@ class EncoderModel(ModelChunk, LanguageModule):
             assert head_positions is not None
             return self._head_logits(hidden, head_positions)
         hidden = self._whole_rows(hidden)
+        if wants_states:
+            assert loss_mask is not None
+            return self._transformed(hidden.flatten(0, 1)[loss_mask.flatten().nonzero().squeeze(1)])
         pairs = None if pair_labels is None else self._classify(hidden.view(len(pair_labels), -1, hidden.shape[-1]))
         if labels is None:
             logits = self._logits(hidden).transpose(0, 1)
             return logits if pairs is None else (logits, pairs)
         assert loss_mask is not None
-        kept, labels, weights = loss_mask.flatten().nonzero().squeeze(1), labels.flatten(), loss_mask.flatten()
-        hidden = hidden.flatten(0, 1)
-        if is_word_before is None:
-            return EncoderOutput(self._loss_sum(hidden, labels, weights, kept), None, pairs)
-        is_before = is_word_before.flatten()[kept]
-        hidden_tokens, before = kept[~is_before], kept[is_before]
-        masked = self._loss_sum(hidden, labels, weights, hidden_tokens)
-        return EncoderOutput(masked, self._loss_sum(hidden, labels, weights, before), pairs)
+        return self._losses(hidden.flatten(0, 1), labels, loss_mask, is_word_before, pairs, taught)
 
     def _head_logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         assert self.task_head is not None
@@ -234,34 +239,62 @@ class EncoderModel(ModelChunk, LanguageModule):
         copied: Tensor = copy_to_tensor_model_parallel_region(transformed, group=self.pg_collection.tp)
         return copied
 
-    def _output_weight(self) -> Tensor:
+    def output_weight(self) -> Tensor:
+        """Return this rank's rows of the output layer, [v/tp, h]; for the last stage."""
         tied = self.share_embeddings_and_output_weights
         weight: Tensor = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         return weight
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self._transformed(hidden) @ self._output_weight().t() + self.output_layer.bias
+        logits: Tensor = self._transformed(hidden) @ self.output_weight().t() + self.output_layer.bias
         first = self.pg_collection.tp.rank() * logits.shape[-1]
         logits[..., max(0, self.true_vocab_size - first) :] = torch.finfo(logits.dtype).min
         return logits
 
-    def _loss_sum(self, hidden: Tensor, labels: Tensor, weights: Tensor, kept: Tensor) -> Tensor:
-        """Return the sum of the losses of the tokens that are kept; only they go through head and output layer."""
+    def _losses(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        is_word_before: Tensor | None,
+        pairs: Tensor | None,
+        taught: Taught | None,
+    ) -> EncoderOutput:
+        """Return the losses of the tokens that the mask keeps, from last hidden states [t, h]."""
+        kept, labels, weights = loss_mask.flatten().nonzero().squeeze(1), labels.flatten(), loss_mask.flatten()
+
+        def of_some(chosen: Tensor) -> Tensor | TaughtLosses:
+            places, told = kept[chosen], None if taught is None else replace(taught, hidden=taught.hidden[chosen])
+            return self._loss_sum(hidden[places], labels[places], weights[places], told)
+
+        is_before = kept < 0 if is_word_before is None else is_word_before.flatten()[kept]
+        masked, before = of_some(~is_before), None if is_word_before is None else of_some(is_before)
+        if not isinstance(masked, TaughtLosses):
+            assert not isinstance(before, TaughtLosses)
+            return EncoderOutput(masked, before, pairs)
+        if before is None:
+            return EncoderOutput(masked.task, None, pairs, masked)
+        assert isinstance(before, TaughtLosses)
+        both = TaughtLosses(*(one + other for one, other in zip(masked, before, strict=True)))
+        return EncoderOutput(masked.task, before.task, pairs, both)
+
+    def _loss_sum(
+        self, hidden: Tensor, labels: Tensor, weights: Tensor, taught: Taught | None
+    ) -> Tensor | TaughtLosses:
+        """Return the sum of the losses of tokens that are kept; only they go through head and output layer."""
         # The output layer's forward is not called: with overlap_param_gather, its hooks wait for the updated weight.
         for wait in upstream.forward_pre_hooks(self.output_layer):
             wait(self.output_layer, ())
-        group, weight = self.pg_collection.tp, self._output_weight()
-        first_token = group.rank() * weight.shape[0]
-        return linear_cross_entropy(
-            self._transformed(hidden[kept]),
-            weight,
-            labels[kept],
-            weights[kept],
-            bias=self.output_layer.bias,
-            first_token=first_token,
-            num_true=self.true_vocab_size - first_token,
-            group=group if group.size() > 1 else None,
-        )
+        group, weight, bias = self.pg_collection.tp, self.output_weight(), self.output_layer.bias
+        states, first_token = self._transformed(hidden), group.rank() * weight.shape[0]
+        place = {
+            "first_token": first_token,
+            "num_true": self.true_vocab_size - first_token,
+            "group": group if group.size() > 1 else None,
+        }
+        if taught is not None:
+            return linear_distillation(states, weight, labels, weights, taught, bias=bias, **place)
+        return linear_cross_entropy(states, weight, labels, weights, bias=bias, **place)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: Mapping[str, Any] | None = None
