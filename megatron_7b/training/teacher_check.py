@@ -79,7 +79,9 @@ def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:
     if model.traits.kind != config.model.traits.kind or not has_same_head(model, config.model):
         raise ConfigError(
             f"distillation.teacher is {folder}, {_kind(model)}; this run trains {_kind(config.model)}",
-            hint="choose a teacher that predicts what the student does, with the same classes in the same order",
+            hint="choose a teacher that predicts what the student does; --finetune.labels puts classes into its order"
+            if model.has_head
+            else "choose a teacher that predicts what the student does",
         )
     if config.model.vocab_size not in (None, vocab_size):
         raise ConfigError(

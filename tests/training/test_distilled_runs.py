@@ -38,20 +38,23 @@ def distil(folder: Path, name: str, *options: object, teacher: str = "teacher", 
 
 
 def test_a_run_reports_both_parts_and_resumes_bit_for_bit(folder: Path) -> None:
-    whole = distil(folder, "whole", "--distillation.alpha", 0.75)
+    options = ("--distillation.alpha", 0.75, "--distillation.hidden", True, "--distillation.hidden-weight", 0.5)
+    whole = distil(folder, "whole", *options)
     assert "learning from" in whole
     lines = [json.loads(line) for line in (folder / "whole/metrics.jsonl").read_text().splitlines()]
     steps, validations = [x for x in lines if "loss" in x], [x for x in lines if "validation_loss" in x]
     assert validations
     for line, prefix in [*((x, "") for x in steps), *((x, "validation_") for x in validations)]:
         parts = 0.25 * line[f"{prefix}task_loss"] + 0.75 * line[f"{prefix}distillation_loss"]
+        parts += 0.5 * line[f"{prefix}hidden_loss"]
         assert line[f"{prefix}loss"] == pytest.approx(parts, rel=1e-6)
-    distil(folder, "parts", "--distillation.alpha", 0.75, "--training.train-steps", 3)
-    distil(folder, "parts", "--distillation.alpha", 0.75)
+    distil(folder, "parts", *options, "--training.train-steps", 3)
+    distil(folder, "parts", *options)
     first, second = (saved_tensors(folder / name / "checkpoints/step_00000006") for name in ("whole", "parts"))
     assert first.keys() == second.keys()
+    assert "distillation.layers.1.weight" in first  # the teacher is wider
     assert all(torch.equal(first[name], second[name]) for name in first)
-    told = distil(folder, "parts", "--training.train-steps", 7, teacher="other", is_fine=False)
+    told = distil(folder, "parts", *options, "--training.train-steps", 7, teacher="other", is_fine=False)
     assert "the run has learned from another one" in told
 
 
