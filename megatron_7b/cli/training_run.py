@@ -22,6 +22,7 @@ from megatron_7b.training import pretrain
 from megatron_7b.training.prerequisites import check_prerequisites
 from megatron_7b.training.run_folder import RunFolder
 from megatron_7b.training.status import StatusWatch, stop_before_first_step
+from megatron_7b.training.teacher_check import shape_of_teacher
 
 
 def training_parser(command: str, summary: str) -> Parser:
@@ -65,7 +66,10 @@ def train(words: Sequence[str], flags: argparse.Namespace, config: RunConfig, wo
     """
     check_config(config, world_size=world_size)  # it may not have been known before
     ranks = ranks_here(flags, world_size)
-    check_before_launch(config, ranks=ranks, world_size=world_size, is_training=True, adapter=build_adapter(config))
+    check_before_launch(
+        config, ranks=ranks, world_size=world_size, is_training=True, adapter=build_adapter(config),
+        teacher=shape_of_teacher(config),
+    )  # fmt: skip
     folder = RunFolder(flags.run_dir)
     if is_rank() or world_size == 1:
         code = _train(config, folder)

@@ -12,7 +12,7 @@ from megatron_7b.checkpoint import tokenizer_path
 from megatron_7b.checkpoint.manifest import read_manifest
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
-from megatron_7b.data.samples.teacher_logits import CachedLogits
+from megatron_7b.data.samples.teacher_logits import CachedLogits, reading_of
 from megatron_7b.data.upkeep.quick_check import check_corpora, find_prefixes, refuse_damaged
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
@@ -108,6 +108,7 @@ def cache_logits(
         teacher=weights_identity(folder),
         dtype=options.dtype,
         order=samples.order.to_dict(),
+        reading=reading_of(config.data),
     )
     with opened_model(folder, config, fp32_on_cpu=fp32_on_cpu) as model:
         ranks, files = Ranks(model.device), None

@@ -27,7 +27,13 @@ _PROCESS_BYTES = 500_000_000
 
 
 def check_before_launch(
-    config: RunConfig, *, ranks: Iterable[int], world_size: int, is_training: bool, adapter: Adapter | None = None
+    config: RunConfig,
+    *,
+    ranks: Iterable[int],
+    world_size: int,
+    is_training: bool,
+    adapter: Adapter | None = None,
+    teacher: RunConfig | None = None,
 ) -> None:
     """Refuse a model whose ranks on this machine cannot fit into its memory, if they compute on its CPU.
 
@@ -37,6 +43,7 @@ def check_before_launch(
         world_size: Ranks of the whole run.
         is_training: Otherwise the model is only computed with.
         adapter: Added to the model.
+        teacher: The configuration of the model that it learns from, held beside it.
 
     Raises:
         ConfigError: It cannot fit.
@@ -44,8 +51,9 @@ def check_before_launch(
     on_gpu = config.runtime.device == "cuda" or (config.runtime.device == "auto" and may_have_gpu())
     if config.runtime.check_memory and not on_gpu:
         needed, count = _need(
-            config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16(), adapter=adapter
-        )
+            config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16(), adapter=adapter,
+            teacher=teacher,
+        )  # fmt: skip
         _check_host(config, needed, count, is_training=is_training)
 
 
@@ -79,6 +87,7 @@ def check_rank(
     world_size: int,
     is_training: bool,
     adapter: Adapter | None = None,
+    teacher: RunConfig | None = None,
 ) -> None:
     """Refuse, on a rank that knows its device and vocabulary, a model that cannot fit; warn if it hardly does.
 
@@ -91,6 +100,7 @@ def check_rank(
         world_size: Ranks of the whole run.
         is_training: Otherwise the model is only computed with.
         adapter: Added to the model.
+        teacher: The configuration of the model that it learns from, held beside it.
 
     Raises:
         ConfigError: It cannot fit.
@@ -102,15 +112,18 @@ def check_rank(
     if not on_gpu:
         ranks = ranks_of_launcher(rank)
         needed, count = _need(
-            config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16(), adapter=adapter
-        )
+            config, ranks, world_size, is_training=is_training, has_native_bf16=multiplies_bf16(), adapter=adapter,
+            teacher=teacher,
+        )  # fmt: skip
         left = _check_host(config, needed, count, is_training=is_training) - needed.total
         if left < count * _PROCESS_BYTES and rank == ranks[0]:
             logger.warning("memory is tight: beside %s, %s are left for everything else", needed, gigabytes(left))
         return
     import torch
 
-    needed, _ = _need(config, [rank], world_size, is_training=is_training, has_native_bf16=True, adapter=adapter)
+    needed, _ = _need(
+        config, [rank], world_size, is_training=is_training, has_native_bf16=True, adapter=adapter, teacher=teacher
+    )
     needed = dataclasses.replace(needed, copies=0)
     available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     if needed.total > available:
@@ -136,6 +149,7 @@ def _need(
     is_training: bool,
     has_native_bf16: bool,
     adapter: Adapter | None,
+    teacher: RunConfig | None = None,
 ) -> tuple[MemoryNeed, int]:
     """Return what these ranks hold together, and how many they are."""
     width = bytes_per_parameter(config.precision, has_native_bf16=has_native_bf16)
@@ -145,6 +159,10 @@ def _need(
         place = layout.pp_rank, layout.tp_rank
         if place not in of_parts:
             of_parts[place] = need(config, layout, bytes_per_parameter=width, adapter=adapter)
+            if teacher is not None:
+                own_width = bytes_per_parameter(teacher.precision, has_native_bf16=has_native_bf16)
+                held = inference_need(teacher, layout, bytes_per_parameter=own_width).parameters
+                of_parts[place] += MemoryNeed(teacher=held)
         total, count = total + of_parts[place], count + 1
     return total, count
 

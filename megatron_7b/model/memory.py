@@ -24,6 +24,7 @@ class MemoryNeed:
         parameters: Working parameters.
         gradients: The buffer that gradients are accumulated in.
         optimizer: Main parameters, where the working ones are not FP32, and what the optimizer keeps for each.
+        teacher: Working parameters of another model that this one learns from.
         activations: The inputs of layers for one microbatch, which even full recompute keeps.
         copies: In host memory, of what this rank writes while training continues.
     """
@@ -31,6 +32,7 @@ class MemoryNeed:
     parameters: int = 0
     gradients: int = 0
     optimizer: int = 0
+    teacher: int = 0
     activations: int = 0
     copies: int = 0
 

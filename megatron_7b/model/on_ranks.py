@@ -81,6 +81,7 @@ def build_on_ranks(
     is_training: bool,
     initialize: bool = True,
     adapter: Adapter | None = None,
+    teacher: RunConfig | None = None,
 ) -> ModelOnRanks:
     """Make the process groups of the layout, and build this rank's part of the model.
 
@@ -90,6 +91,7 @@ def build_on_ranks(
         is_training: Memory for gradients and optimizer state is needed as well.
         initialize: Fill the parameters from the seed; otherwise they are undefined until weights are loaded.
         adapter: Added to the model; only what it trains gets gradients.
+        teacher: The configuration of a model that will be built beside it, which needs memory too.
 
     Collective: all ranks.
 
@@ -106,6 +108,7 @@ def build_on_ranks(
         world_size=dist.get_world_size(),
         is_training=is_training,
         adapter=adapter,
+        teacher=teacher,
     )
     uses_graphs = config.runtime.cuda_graph_impl != "none"
     layout = initialize_model_parallel(

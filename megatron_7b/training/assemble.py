@@ -104,7 +104,7 @@ def build_trainer(config: RunConfig, run_dir: Path, adapter: Adapter | None = No
 def _taught(samples: Samples, config: RunConfig, progress: Progress) -> ReadsBatches:
     """Join to the samples of a run what a teacher has said of them, if that was written."""
     cached = config.distillation.cached_logits
-    return samples if cached is None else TaughtSamples(samples, cached, progress.samples_at_end(config))
+    return samples if cached is None else TaughtSamples(samples, cached, progress.samples_at_end(config), config.data)
 
 
 def with_vocab_size(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:

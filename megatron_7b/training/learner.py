@@ -23,6 +23,7 @@ from megatron_7b.runtime.machine.device import DeviceType
 from megatron_7b.runtime.machine.host_memory import resident_bytes
 from megatron_7b.runtime.machine.part_clock import PartClock
 from megatron_7b.training.teacher import Teacher, build_teacher, projections_of
+from megatron_7b.training.teacher_check import shape_of_teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
     if device_type == "cpu":
         keep_freed_memory()
     adapter = adapter or build_adapter(config) or projections_of(config)
-    on_ranks = build_on_ranks(config, device_type, is_training=True, adapter=adapter)
+    on_ranks = build_on_ranks(config, device_type, is_training=True, adapter=adapter, teacher=shape_of_teacher(config))
     model = wrap_data_parallel(list(on_ranks.chunks), config, process_groups())
     optimizer = Optimizer(model, config, params_dtype(config.precision, device_type))
     if device_type == "cuda":  # NCCL; gloo connects groups when it makes them

@@ -17,6 +17,16 @@ from megatron_7b.model.starting_head import has_same_head
 from megatron_7b.tokenizer import Tokenizer, load_tokenizer
 
 
+def shape_of_teacher(config: RunConfig) -> RunConfig | None:
+    """Return what a run's teacher is built with, whether or not it fits the run; None if it has none in memory.
+
+    Raises:
+        CheckpointError: It is no complete checkpoint.
+    """
+    teacher = config.distillation.teacher
+    return None if teacher is None else _as_built(config, resolve_checkpoint(Path(teacher)))
+
+
 def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
     """Return the configuration that the teacher is built with: its own shape, and the layout of the run.
 
@@ -24,6 +34,18 @@ def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
         CheckpointError: It is no complete checkpoint.
         ConfigError: The layout does not divide it.
     """
+    result = _as_built(config, folder)
+    try:
+        check_config(result)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the teacher {folder} cannot run at the layout of the student: {error}",
+            hint="both models run on the same ranks: choose a layout that divides both",
+        ) from error
+    return result
+
+
+def _as_built(config: RunConfig, folder: Path) -> RunConfig:
     model = read_config(folder).model
     own = config.model
     model = dataclasses.replace(
@@ -40,7 +62,7 @@ def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
         fp8="none",
         fp8_param_gather=False,
     )
-    result = dataclasses.replace(
+    return dataclasses.replace(
         config,
         model=model,
         precision=precision,
@@ -49,14 +71,6 @@ def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
         distillation=DistillationConfig(),
         parallel=dataclasses.replace(config.parallel, recompute_granularity="none", overlap_param_gather=False),
     )
-    try:
-        check_config(result)
-    except ConfigError as error:
-        raise ConfigError(
-            f"the teacher {folder} cannot run at the layout of the student: {error}",
-            hint="both models run on the same ranks: choose a layout that divides both",
-        ) from error
-    return result
 
 
 def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:

@@ -10,7 +10,7 @@ from megatron_7b.config.optimizers import OPTIMIZERS
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model import fitting
-from megatron_7b.model.memory import MemoryNeed, training_need
+from megatron_7b.model.memory import MemoryNeed, inference_need, training_need
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.parallel import ParallelLayout, build_layout
 from tests.support.ranks import run_ranks
@@ -149,6 +149,19 @@ def test_a_7b_model_is_refused_on_a_small_machine(memory: dict[str, int]) -> Non
     assert "parameters 13.5 GB, gradients 27.0 GB, optimizer 80.9 GB" in message
     assert "--runtime.check-memory False" in message
     check(dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, check_memory=False)))
+
+
+def test_the_model_that_it_learns_from_counts_too(memory: dict[str, int]) -> None:
+    config, teacher = tiny_config(), tiny_config(model={"num_layers": 8})
+    place = layout(config, 1, 0)
+    own, held = (need(c, place, bytes_per_parameter=4).total for need, c in
+                 ((training_need, config), (inference_need, teacher)))  # fmt: skip
+    options = {"ranks": range(1), "world_size": 1, "is_training": True, "teacher": teacher}
+    memory["available"] = own + held
+    fitting.check_before_launch(config, **options)
+    memory["available"] = own + held - 1
+    with pytest.raises(ConfigError, match=r"would hold at least .*teacher "):
+        fitting.check_before_launch(config, **options)
 
 
 def test_the_ranks_of_a_machine_count_together(memory: dict[str, int]) -> None:

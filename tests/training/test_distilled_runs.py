@@ -102,6 +102,22 @@ def test_a_cache_of_the_whole_vocabulary_is_the_teacher_and_one_of_a_part_the_sa
     assert 0 < five[0] < live[0]  # joining outcomes never adds to the distance
 
 
+def test_documents_are_kept_apart_in_a_cache_as_in_the_run(caches: Path) -> None:
+    """Written at PP2, several rows at a time; the live teacher keeps them apart as well."""
+    apart = ("--data.reset-attention-mask", True)
+    pp2 = ("--nproc", 2, "--parallel.pipeline-model-parallel-size", 2)
+    whole = ("--top-k", runs.VOCAB_SIZE, "--dtype", "fp32", "--num-samples", 48)
+    cache(caches, "apart", *whole, *apart, *pp2, "--training.micro-batch-size", 2)
+    learn(caches, "apart_run", "apart", *apart)
+    distil(caches, "apart_live", *apart)
+    of_cache, live = (
+        [line["distillation_loss"] for line in runs.metrics(caches / name) if "loss" in line]
+        for name in ("apart_run", "apart_live")
+    )
+    assert of_cache == pytest.approx(live, rel=1e-5)
+    assert "reset_attention_mask is True there, False here" in learn(caches, "joined", "apart", is_fine=False)
+
+
 def test_a_cache_of_other_samples_is_refused(folder: Path, caches: Path) -> None:
     for option, value, says in (
         ("--training.seed", 8, "seed is 7 there, 8 here"),

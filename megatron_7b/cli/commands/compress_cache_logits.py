@@ -12,6 +12,7 @@ from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.cli.progress import LineProgress
 from megatron_7b.compression.caching import CacheOptions, cache_logits, open_samples
 from megatron_7b.config.schema import DataConfig, TrainingConfig
+from megatron_7b.data.samples.teacher_logits import reading_of
 from megatron_7b.runtime.process.logs import configure_logging
 from megatron_7b.runtime.process.terminal import say
 
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
         "data.valid": (),
         "data.split": DataConfig.split,
         "data.seq_length": DataConfig.seq_length,
+        **{f"data.{name}": value for name, value in reading_of(DataConfig()).items()},
         "training.seed": TrainingConfig.seed,
     }
     command = CheckpointCommand.read(command_line, requirements)

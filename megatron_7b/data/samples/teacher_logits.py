@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_7b.config.schema import DataConfig
 from megatron_7b.data.samples.dataset import Batch, TopLogits
 from megatron_7b.data.samples.sample_order import SampleOrder
 from megatron_7b.errors import ConfigError, DataFormatError
@@ -35,6 +36,7 @@ class CachedLogits:
         teacher: Identity of the weights.
         dtype: Number format of the logarithms.
         order: What the samples are.
+        reading: What else decides what a model reads in them: `reading_of`.
     """
 
     num_samples: int
@@ -45,6 +47,7 @@ class CachedLogits:
     teacher: str
     dtype: Literal["fp16", "fp32"]
     order: dict[str, Any]
+    reading: dict[str, Any]
 
     @classmethod
     def read(cls, prefix: str | Path) -> Self:
@@ -110,19 +113,25 @@ class TaughtSamples:
         samples: Those of the run.
         prefix: Of the cache.
         num_samples: How many the whole run takes.
+        data: How the run reads its samples.
 
     Raises:
         ConfigError: The cache is of other samples, or of fewer.
         DataFormatError: It is damaged.
     """
 
-    def __init__(self, samples: Samples, prefix: str, num_samples: int) -> None:
+    def __init__(self, samples: Samples, prefix: str, num_samples: int, data: DataConfig) -> None:
         manifest = CachedLogits.read(prefix)
         differences = _differences(SampleOrder.from_dict(manifest.order), samples.order)
+        differences += [
+            f"{name} is {manifest.reading.get(name)!r} there, {value!r} here"
+            for name, value in reading_of(data).items()
+            if manifest.reading.get(name) != value
+        ]
         if differences:
             raise ConfigError(
                 f"the cached logits {prefix} are of other samples than this run reads: {'; '.join(differences)}",
-                hint="write them with the seq_length, seed, split and corpora of the run",
+                hint="write them with the data.* options, the seed and the corpora of the run",
             )
         if num_samples > manifest.num_samples:
             raise ConfigError(
@@ -140,6 +149,12 @@ class TaughtSamples:
         """Return the samples of these numbers; what is read ahead of the end gets the last sample's logits."""
         batch, rows = self._samples.batch(indices), np.minimum(indices, self._last)
         return dataclasses.replace(batch, top_logits=TopLogits(self._logits.ids[rows], self._logits.logps[rows]))
+
+
+def reading_of(data: DataConfig) -> dict[str, Any]:
+    """Return the settings that the order of samples knows nothing of, and that change what is predicted in them."""
+    names = ("reset_attention_mask", "reset_position_ids", "fim_rate", "fim_spm_rate")
+    return {name: getattr(data, name) for name in names}
 
 
 def _differences(written: SampleOrder, read: SampleOrder) -> list[str]:
