@@ -1,5 +1,6 @@
 """Which layers of a student are compared with which of its teacher's. Imports no torch."""
 
+import itertools
 from typing import NamedTuple
 
 from megatron_7b.config.distillation_config import DistillationConfig
@@ -42,17 +43,19 @@ def find_layer_pairs(
             f"layer of the student: a layer of the teacher, 1 to {num_teacher}, or 0 for none"
         )
     pairs = [LayerPair(layer, other) for layer, other in enumerate(of_teacher, start=1) if other]
-    num_stages = parallel.pipeline_model_parallel_size * (parallel.virtual_pipeline_model_parallel_size or 1)
     for pair in pairs:
-        stages = _stage(pair.student, num_student, num_stages), _stage(pair.teacher, num_teacher, num_stages)
-        if stages[0] != stages[1]:
+        stage = _stage(pair.student, parallel.stage_layers(num_student))
+        other = _stage(pair.teacher, parallel.stage_layers(num_teacher))
+        if stage != other:
             raise ConfigError(
-                f"distillation.layer_map compares layer {pair.student} with layer {pair.teacher} of the teacher, which "
-                f"are on pipeline stages {stages[0]} and {stages[1]} of {num_stages}",
-                hint="leave the map out, which keeps pairs together, or use tensor parallelism instead",
+                f"layer {pair.student} of the student is compared with layer {pair.teacher} of the teacher, which are "
+                f"on pipeline stages {stage} and {other} of {parallel.num_stages}",
+                hint="choose as many stages as divide both models and leave distillation.layer_map out, or use tensor "
+                "parallelism instead",
             )
     return LayerPair(EMBEDDING, EMBEDDING), *pairs
 
 
-def _stage(layer: int, num_layers: int, num_stages: int) -> int:
-    return (layer - 1) * num_stages // num_layers
+def _stage(layer: int, stage_layers: tuple[int, ...]) -> int:
+    """Return the stage of a layer, both counted from 1."""
+    return 1 + sum(layer > end for end in itertools.accumulate(stage_layers))
