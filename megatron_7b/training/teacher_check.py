@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from megatron_7b.checkpoint import resolve_checkpoint, tokenizer_path
 from megatron_7b.checkpoint.base import check_is_whole
@@ -9,12 +10,16 @@ from megatron_7b.checkpoint.manifest import read_config, read_manifest
 from megatron_7b.config import check_config
 from megatron_7b.config.adapters import AdapterConfig
 from megatron_7b.config.distillation_config import DistillationConfig
-from megatron_7b.config.schema import ModelConfig, RunConfig
+from megatron_7b.config.schema import ModelConfig, ParallelConfig, RunConfig
 from megatron_7b.data.samples.teacher_logits import CachedLogits
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.layer_pairs import find_layer_pairs
 from megatron_7b.model.starting_head import has_same_head
 from megatron_7b.tokenizer import Tokenizer, load_tokenizer
+
+_NO_RECOMPUTE: dict[str, Any] = {
+    field.name: field.default for field in dataclasses.fields(ParallelConfig) if field.name.startswith("recompute_")
+}
 
 
 def shape_of_teacher(config: RunConfig) -> RunConfig | None:
@@ -69,7 +74,7 @@ def _as_built(config: RunConfig, folder: Path) -> RunConfig:
         adapter=AdapterConfig(),
         objective=dataclasses.replace(config.objective, sentence_pairs="none"),
         distillation=DistillationConfig(),
-        parallel=dataclasses.replace(config.parallel, recompute_granularity="none", overlap_param_gather=False),
+        parallel=dataclasses.replace(config.parallel, **_NO_RECOMPUTE, overlap_param_gather=False),
     )
 
 
