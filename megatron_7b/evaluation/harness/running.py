@@ -191,28 +191,30 @@ def load_tasks(options: HarnessOptions) -> LoadedTasks:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's own bars; progress is reported
     if not options.allow_download:
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
-    from megatron_7b.evaluation.harness.tasks import check_examples, find_tasks, local_data_sets
+    from megatron_7b.evaluation.harness.tasks import check_examples, check_labels, find_tasks, local_data_sets
 
     manager = find_tasks(options.tasks, options.include_path)
     loaded = []
-    with local_data_sets(options.task_data, may_download=options.allow_download):
+    with local_data_sets(options.task_data, may_download=options.allow_download) as lacking:
         for name in options.tasks:
             try:
                 found = manager.load([name])
+                for task in found["tasks"].values():
+                    check_examples(task, options.num_fewshot)
+                    check_labels(task, options.limit)
             except ConfigError:
                 raise
             except IndexError as error:  # the harness looks at the first question at once
                 raise ConfigError(
                     f"the data of {name} have no rows in the split that it is measured on",
-                    hint="its YAML file names the splits, as test_split or validation_split",
+                    hint=(f"it has none in {', '.join(lacking)}; " if lacking else "")
+                    + "its YAML file names the splits, as test_split or validation_split",
                 ) from error
             except Exception as error:
                 raise ConfigError(
                     f"task {name} cannot be loaded: {type(error).__name__}: {error}",
                     hint="see its YAML file; data files need the columns that it names",
                 ) from error
-            for task in found["tasks"].values():
-                check_examples(task, options.num_fewshot)
             loaded += list(found["groups"].values()) or list(found["tasks"].values())
     return LoadedTasks(loaded, manager)
 

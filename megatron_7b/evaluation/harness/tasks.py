@@ -15,6 +15,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,19 @@ from lm_eval.api import task as harness_task
 from lm_eval.tasks import TaskManager
 
 from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.harness.squad_metrics import provide_squad_metrics
 
 logger = logging.getLogger(__name__)
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _LOCAL_PATHS = frozenset({*_FORMATS.values(), "text", "arrow"})
 _SPLITS = ("train", "validation", "val", "dev", "test")
+_ENDS_OF_SPLITS = ("matched", "mismatched")
+"""MNLI has two splits of each kind: `validation_matched`, of the sources that it was trained on, and another."""
+_BENCHMARKS = ("glue", "super_glue")
+"""Their tasks do not begin with the name of the folder that they are in."""
 _SHOWN_NAMES = 5
+_SHOWN_CHARACTERS = 80
 
 
 def find_tasks(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
@@ -50,9 +57,11 @@ def find_tasks(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
             raise ConfigError(
                 f"{folder} is not a folder", hint="--include-path names a folder with YAML files of tasks"
             )
+    provide_squad_metrics()
     own = Path(lm_eval.tasks.__file__).parent
     families = {name.split(separator)[0] for name in names for separator in ("_", "-")}
-    likely = [family for name in sorted(families) if (family := own / name).is_dir()]
+    homes = [own, *(own / benchmark for benchmark in _BENCHMARKS)]
+    likely = [family for name in sorted(families) for home in homes if (family := home / name).is_dir()]
     manager = TaskManager(include_path=[*likely, *include], include_defaults=False)
     missing = _missing(names, manager)
     if missing:
@@ -94,13 +103,42 @@ def check_examples(task: Any, num_fewshot: int | None) -> None:
         )
 
 
+def check_labels(task: Any, limit: int | None) -> None:
+    """Refuse rows whose label is none of the choices: the harness counts these as wrong answers.
+
+    Args:
+        task: A loaded one.
+        limit: Only so many rows are measured; None: all.
+
+    Raises:
+        ConfigError: There is such a row. A test set without its answers, or one whose labels are words.
+    """
+    if not isinstance(task, harness_task.ConfigurableTask) or task.OUTPUT_TYPE != "multiple_choice":
+        return
+    if task.multiple_input or callable(task.config.process_results):
+        return
+    for number, row in enumerate(islice(task.eval_docs, limit)):
+        label, choices = task.doc_to_target(row), task.doc_to_choice(row)
+        for one in label if isinstance(label, list) else [label]:
+            if not (0 <= one < len(choices) if isinstance(one, int) else one in choices):
+                raise ConfigError(
+                    f"{task.config.task}: row {number} of its data has the label {one!r}, expected 0 to "
+                    f"{len(choices) - 1}, or one of {', '.join(map(repr, choices))[:_SHOWN_CHARACTERS]}",
+                    hint="labels are numbers, as in the data set on the Hugging Face hub; rows of a test set without "
+                    "answers (-1) measure nothing",
+                )
+
+
 @contextlib.contextmanager
-def local_data_sets(folder: Path | None, *, may_download: bool) -> Iterator[None]:
+def local_data_sets(folder: Path | None, *, may_download: bool) -> Iterator[list[str]]:
     """Have the harness read data sets from a folder, for the duration of a with block.
 
     Args:
         folder: What holds them; None: there is none.
         may_download: Whether others may be fetched from the hub.
+
+    Yields:
+        What is filled with the names of splits that a data set turned out to lack.
 
     Raises:
         ConfigError: `folder` is none.
@@ -108,13 +146,14 @@ def local_data_sets(folder: Path | None, *, may_download: bool) -> Iterator[None
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder", hint="--task-data names the folder that has the data sets")
     load = datasets.load_dataset
+    lacking: list[str] = []
 
     def load_local(path: str, name: str | None = None, **options: Any) -> Any:
         if path in _LOCAL_PATHS or Path(path).exists():
             return load(path=path, name=name, **options)
         found = None if folder is None else _find_data_set(folder, path, name)
         if found is not None:
-            return _WithEmptySplits(load(**found))
+            return _WithEmptySplits(load(**found), lacking)
         if may_download:
             return load(path=path, name=name, **options)
         try:
@@ -128,7 +167,7 @@ def local_data_sets(folder: Path | None, *, may_download: bool) -> Iterator[None
     replaced = harness_task.datasets
     harness_task.datasets = _Namespace(datasets, load_local)
     try:
-        yield
+        yield lacking
     finally:
         harness_task.datasets = replaced
 
@@ -136,7 +175,13 @@ def local_data_sets(folder: Path | None, *, may_download: bool) -> Iterator[None
 class _WithEmptySplits(datasets.DatasetDict):
     """Splits of a data set; one that has no file is empty, as not all that a task names are needed."""
 
+    def __init__(self, splits: Any, lacking: list[str]) -> None:
+        super().__init__(splits)
+        self._lacking = lacking
+
     def __missing__(self, split: str) -> Any:
+        if split not in self._lacking:
+            self._lacking.append(split)
         return next(iter(self.values())).select([])
 
 
@@ -178,9 +223,9 @@ def _files_by_split(place: Path) -> dict[str, list[Path]]:
         if file.suffix not in _FORMATS:
             continue
         words = re.split("[-_./]", str(file.relative_to(place)))
-        split = next((word for word in words if word in _SPLITS), None)
+        split, end = next((pair for pair in pairwise([*words, ""]) if pair[0] in _SPLITS), (None, ""))
         if split is not None:
-            found.setdefault(split, []).append(file)
+            found.setdefault(f"{split}_{end}" if end in _ENDS_OF_SPLITS else split, []).append(file)
     return found
 
 

@@ -101,8 +101,8 @@ def measure_answers(truth: Sequence[Sequence[str]], predicted: Sequence[str]) ->
     Source: the evaluation of SQuAD 1.1 and 2.0. A question without an answer is answered by an empty text.
     """
     pairs = list(zip(map(_right, truth), predicted, strict=True))
-    exact = [max(_normalized(one) == _normalized(found) for one in right) for right, found in pairs]
-    f1 = [max(_f1(one, found) for one in right) for right, found in pairs]
+    exact = [max(normalize_answer(one) == normalize_answer(found) for one in right) for right, found in pairs]
+    f1 = [max(answer_f1(one, found) for one in right) for right, found in pairs]
     values = {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(f1))}
     without = [number for number, given in enumerate(truth) if not given]
     if without:
@@ -111,18 +111,19 @@ def measure_answers(truth: Sequence[Sequence[str]], predicted: Sequence[str]) ->
 
 
 def _right(given: Sequence[str]) -> Sequence[str]:
-    kept = [one for one in given if _normalized(one)]
+    kept = [one for one in given if normalize_answer(one)]
     return kept or [""]
 
 
-def _normalized(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """Return a text in lower case without punctuation, articles and further spaces."""
     kept = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def _f1(right: str, found: str) -> float:
-    words, given = _normalized(found).split(), _normalized(right).split()
+def answer_f1(right: str, found: str) -> float:
+    """Return the F1 of the words of an answer, in any order."""
+    words, given = normalize_answer(found).split(), normalize_answer(right).split()
     if not words or not given:
         return float(words == given)
     shared = sum((collections.Counter(words) & collections.Counter(given)).values())
