@@ -51,7 +51,7 @@ def describe_base(folder: Path) -> Base:
     """
     folder = folder.resolve()
     check_is_whole(folder)
-    return Base(identity=_identity(read_manifest(folder)), path=str(folder))
+    return Base(identity=weights_identity(read_manifest(folder)), path=str(folder))
 
 
 def check_is_whole(folder: Path) -> None:
@@ -85,7 +85,7 @@ def find_base(folder: Path, named: str | Path | None = None) -> Path | None:
     for place in _places(folder, base, named):
         try:
             found = resolve_checkpoint(place)
-            if _identity(read_manifest(found)) == base.identity:
+            if weights_identity(read_manifest(found)) == base.identity:
                 return found
             tried[place.absolute()] = "holds other weights"
         except MegatronError:
@@ -115,9 +115,12 @@ def _places(folder: Path, base: Base, named: str | Path | None) -> Iterator[Path
     yield Path(base.path)
 
 
-def _identity(manifest: Manifest) -> str:
-    """Hash the records of the files that weights are in: the same wherever the checkpoint is."""
-    digest = xxhash.xxh3_128()
+def weights_identity(manifest: Manifest) -> str:
+    """Hash the records of the files that weights are in: the same wherever the checkpoint is.
+
+    Those of an adapter are told apart by the base, too.
+    """
+    digest = xxhash.xxh3_128(b"" if manifest.base is None else manifest.base.identity.encode())
     for name, record in sorted(manifest.files.items()):
         if "/" not in name and (name == INDEX or name.endswith(_SHARD)):
             digest.update(f"{name} {record.bytes} {record.xxh3}\n".encode())

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_7b.checkpoint.evaluations import evaluation_file, with_weights
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
 from megatron_7b.cli.options import CommandLine, Parser
 from megatron_7b.cli.progress import LineProgress
@@ -66,6 +67,8 @@ def evaluate_on_programs(command_line: CommandLine, argv: list[str]) -> int:
     setup = read_setup(command.folder, command.config)
     if flags.output is not None:
         check_can_create(flags.output, "--output")
+    if flags.keep:
+        evaluation_file(command.folder, "programs")  # it can be written to
     task = read_program_task(setup, Path(flags.data), options)
     if not command.runs_here:
         return command.launch("evaluate", argv)
@@ -77,7 +80,7 @@ def evaluate_on_programs(command_line: CommandLine, argv: list[str]) -> int:
 
     results = run_program_task(task, fp32_on_cpu=command.fp32_on_cpu, report=report)
     if results is not None:
-        _tell(results, flags, argv)
+        _tell(results, flags, with_weights(_content(results, flags, argv), command.folder), command.folder)
     return 0
 
 
@@ -106,7 +109,7 @@ def _options(flags: argparse.Namespace) -> ProgramOptions:
     )
 
 
-def _tell(results: ProgramResults, flags: argparse.Namespace, argv: list[str]) -> None:
+def _tell(results: ProgramResults, flags: argparse.Namespace, content: Mapping[str, Any], folder: Path) -> None:
     rows = [["measure", "value", "95 % interval"]]
     for k in results.pass_at:
         low, high = results.interval(k)
@@ -121,8 +124,12 @@ def _tell(results: ProgramResults, flags: argparse.Namespace, argv: list[str]) -
     if flags.output is not None:
         samples = flags.output.with_suffix(".samples.jsonl")
         write_samples(samples, results)
-        replace_text(flags.output, json.dumps(_content(results, flags, argv), indent=1) + "\n")
+        replace_text(flags.output, json.dumps(content, indent=1) + "\n")
         print(f"figures are in {flags.output}, programs in {samples}")
+    if flags.keep:
+        kept = evaluation_file(folder, f"programs-{Path(flags.data).stem}")
+        replace_text(kept, json.dumps(content, indent=1) + "\n")
+        print(f"kept in {kept}, from where `convert to-hf` puts it into the model card")
     if flags.json:
         print(json.dumps({**results.measures(), "problems": len(results.counts), "programs": len(results.samples)}))
 

@@ -7,6 +7,7 @@ import shlex
 import time
 from pathlib import Path
 
+from megatron_7b.checkpoint.evaluations import evaluation_file, with_weights
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
 from megatron_7b.cli.options import CommandLine, Parser
 from megatron_7b.cli.progress import LineProgress
@@ -39,6 +40,9 @@ def add_task_flags(parser: Parser) -> None:
     tasks.add_argument("--gen-kwargs", metavar="K=V,…", help="for tasks that generate, such as max_gen_toks=64")
     tasks.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts that share a forward pass")
     tasks.add_argument("--output", type=Path, metavar="FILE", help="file for everything that was found")
+    tasks.add_argument(
+        "--keep", action="store_true", help="keep what was found in the checkpoint, for the model card of an export"
+    )
     tasks.add_argument("--report", type=Path, metavar="FILE", help="HTML page: figures, calibration, worst questions")
     tasks.add_argument("--log-samples", action="store_true", help="have --output hold every question and its answers")
 
@@ -57,6 +61,8 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
         check_can_create(flags.output, "--output")
     if flags.report is not None:
         check_can_create(flags.report, "--report")
+    if flags.keep:
+        evaluation_file(command.folder, "tasks")  # it can be written to
     setup = read_setup(command.folder, command.config)
     setup.check_scores()
     if not command.runs_here:
@@ -71,8 +77,13 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
 
     results = evaluate_tasks(setup, options, fp32_on_cpu=command.fp32_on_cpu, report=report)
     if results is not None:
-        results = TaskResults({**results.content, "command": shlex.join(["megatron-7b", "evaluate", *argv])})
+        content = {**results.content, "command": shlex.join(["megatron-7b", "evaluate", *argv])}
+        results = TaskResults(with_weights(content, command.folder))
         _tell(results, flags, seconds=time.perf_counter() - started)
+        if flags.keep:
+            kept = evaluation_file(command.folder, "tasks-" + "+".join(sorted(options.tasks)))
+            results.write(kept)
+            print(f"kept in {kept}, from where `convert to-hf` puts it into the model card")
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_7b.checkpoint import Companions, Manifest, read_config, read_manifest, resolve_checkpoint
+from megatron_7b.checkpoint.base import weights_identity
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.conversion.adapters.exporting import AdapterSource, describe_adapter, export_adapter
 from megatron_7b.conversion.adapters.headed_base import base_with_head
@@ -14,7 +15,7 @@ from megatron_7b.conversion.adapters.plan import to_peft
 from megatron_7b.conversion.companions import give_back_companions, imported_config
 from megatron_7b.conversion.hf_config import check_exportable
 from megatron_7b.conversion.hf_tokenizer import give_back_tokenizer
-from megatron_7b.conversion.model_card import read_card_figures, write_model_card
+from megatron_7b.conversion.model_card import kept_card_figures, read_card_figures, write_model_card
 from megatron_7b.conversion.progress import DtypeName, Report, describe_model, describe_output, tell_nobody, torch_dtype
 from megatron_7b.conversion.replacing import check_replaces_adapter, check_replaces_export
 from megatron_7b.conversion.sentence_transformers import write_sentence_transformers
@@ -45,7 +46,7 @@ class ExportOptions:
         merge: Of a checkpoint of an adapter, write the whole model with the adapter in its weights.
         base: Of a checkpoint of an adapter: where its model is now, if not where it was.
         base_name: Of a checkpoint of an adapter: what adapter_config.json calls the base.
-        results: Files of evaluations, for a model card; none: there is no card.
+        results: Files of evaluations, for a model card; none: what `evaluate --keep` has kept, if there is any.
     """
 
     dtype: DtypeName = "auto"
@@ -82,8 +83,9 @@ def export_to_hugging_face(
     started = time.perf_counter()
     checkpoint, output, options = resolve_checkpoint(Path(checkpoint)), Path(output), options or ExportOptions()
     check_new_folder(output, overwrite=options.overwrite, inputs=(checkpoint,))
-    figures = read_card_figures(options.results)
     manifest, config = read_manifest(checkpoint), read_config(checkpoint)
+    identity = weights_identity(manifest)
+    figures = read_card_figures(options.results, identity)
     model, source = config.model, None
     if manifest.base is not None:
         source = AdapterSource.of(checkpoint, options.base)
@@ -120,6 +122,7 @@ def export_to_hugging_face(
         _give_back_tokenizer(companions, staging, model, options, report)
         if config.objective_name == "embedding":
             write_sentence_transformers(staging, config)
+        figures = figures or kept_card_figures(checkpoint, identity, report)
         if figures:
             write_model_card(staging, output.resolve().name, model.head, figures)
         comparison = Comparison(staging, model, manifest.vocab_size, torch_dtype(options.parity_dtype))

@@ -6,13 +6,14 @@ Source: https://github.com/huggingface/hub-docs/blob/main/modelcard.md, the sect
 import datetime as dt
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from megatron_7b.checkpoint.evaluations import WEIGHTS, kept_evaluations
 from megatron_7b.errors import ConfigError, DataFormatError
 
 CARD_FILE = "README.md"
@@ -46,15 +47,48 @@ class CardFigure:
     command: str | None
 
 
-def read_card_figures(files: Sequence[Path]) -> list[CardFigure]:
+def kept_card_figures(checkpoint: Path, weights: str, report: Callable[[str, str], None]) -> list[CardFigure]:
+    """Read what `evaluate --keep` has kept in a checkpoint; of a figure that is there twice, the newest.
+
+    Args:
+        checkpoint: Its folder.
+        weights: Hash of its weights; what was measured on others is left out.
+        report: Takes what was left out, and why.
+    """
+    found: dict[tuple[str, str], CardFigure] = {}
+    for file in kept_evaluations(checkpoint):
+        try:
+            content = _content(file)
+            figures = _figures(file)
+        except (ConfigError, DataFormatError) as error:
+            report("warning", f"left out of the model card: {error}")
+            continue
+        if content.get(WEIGHTS) != weights:
+            report("warning", f"left out of the model card: {file} was measured on other weights than these")
+            continue
+        found |= {(figure.task, figure.measure): figure for figure in figures}
+    return list(found.values())
+
+
+def read_card_figures(files: Sequence[Path], weights: str | None = None) -> list[CardFigure]:
     """Read what `evaluate --output` has written, or the object that `evaluate --json` prints.
 
+    Args:
+        files: In the order of the card.
+        weights: Hash of the weights that they should be of; files that do not say so are taken as they are.
+
     Raises:
-        ConfigError: A file cannot be read, or the same figure is in two of them.
+        ConfigError: A file cannot be read, is of other weights, or the same figure is in two of them.
         DataFormatError: It holds no figures.
     """
     found: dict[tuple[str, str], tuple[Path, CardFigure]] = {}
     for file in files:
+        of = _content(file).get(WEIGHTS)
+        if None not in (of, weights) and of != weights:
+            raise ConfigError(
+                f"{file} was measured on other weights than those of the checkpoint that is exported",
+                hint="measure it again with `megatron-7b evaluate`, or export the checkpoint that was measured",
+            )
         figures = _figures(file)
         if not figures:
             raise DataFormatError(
@@ -116,17 +150,20 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _figures(file: Path) -> list[CardFigure]:
+def _content(file: Path) -> dict[str, Any]:
+    """Return the object that a file holds; empty if it holds something else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        written = dt.datetime.fromtimestamp(file.stat().st_mtime, dt.UTC).date()
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataFormatError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        return []
-    when = written
+    return content if isinstance(content, dict) else {}
+
+
+def _figures(file: Path) -> list[CardFigure]:
+    content = _content(file)
+    when = dt.datetime.fromtimestamp(file.stat().st_mtime, dt.UTC).date()
     if _is_number(content.get("date")):
         when = dt.datetime.fromtimestamp(content["date"], dt.UTC).date()
     command = content["command"] if isinstance(content.get("command"), str) else None

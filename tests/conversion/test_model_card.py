@@ -71,3 +71,37 @@ def test_an_export_has_a_card_if_there_are_results(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         cards.append((tmp_path / "out" / "README.md").exists())
     assert cards == [False, True, False]
+
+
+def test_what_is_kept_in_a_checkpoint_is_in_its_card(tmp_path: Path) -> None:
+    """Measured by the command, found by the export; what was measured on other weights is left out, or refused."""
+    save_tiny_model("llama", tmp_path / "hf", vocab_size=300)
+    save_tiny_tokenizer(tmp_path / "hf")
+    problem = {"task_id": 0, "prompt": "def f():\n", "entry_point": "f", "test": "def check(f):\n    assert f()\n"}
+    write(tmp_path / "problems.jsonl", problem)
+    for name in ("a", "b"):
+        done = run_command("convert", "from-hf", "--input", tmp_path / "hf", "--output", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    done = run_command(
+        "evaluate", "--checkpoint", tmp_path / "a", "--data", tmp_path / "problems.jsonl", "--allow-code-execution",
+        "--keep", "--max-new-tokens", 4, "--runtime.num-threads", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (kept,) = tmp_path.glob("a/**/evaluations/*.json")
+    assert kept.name == "programs-problems.json"
+    stale = kept.with_name("tasks-old.json")
+    write(stale, {**HARNESS, "weights": "of others"})
+    write(kept.with_name("half.json"), {}).write_text("{")
+    export = ["convert", "to-hf", "--checkpoint", tmp_path / "a", "--output", tmp_path / "out"]
+    done = run_command(*export)
+    assert done.returncode == 0, done.stderr
+    assert "tasks-old.json was measured on other weights than these" in done.stdout + done.stderr
+    assert "half.json is not JSON" in done.stdout + done.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| problems | pass@1 | 0.0000 |" in card
+    assert "hellaswag" not in card
+    assert f"evaluate --checkpoint {tmp_path / 'a'} --data" in card
+    done = run_command(*export, "--overwrite", "--results", stale)
+    assert done.returncode != 0
+    assert "measured on other weights" in done.stderr
+    assert (tmp_path / "out" / "README.md").read_text() == card

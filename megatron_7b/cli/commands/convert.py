@@ -82,7 +82,7 @@ def _add_export_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--results", type=Path, nargs="+", default=[], metavar="F.json",
-        help="what evaluations have written, for a model card (README.md)",
+        help="what evaluations have written, for a model card (README.md); default: what `evaluate --keep` has kept",
     )  # fmt: skip
     _add_number_formats(parser)
 

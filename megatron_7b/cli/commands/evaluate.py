@@ -40,7 +40,7 @@ _ROADS = ("data", "text", "tasks")
 """Options that say what is measured; each is a road of its own."""
 _OF_TASKS = (
     *("task_data", "include_path", "allow_download", "num_fewshot", "limit", "apply_chat_template"),
-    *("system_instruction", "gen_kwargs", "batch_size", "output", "report", "log_samples"),
+    *("system_instruction", "gen_kwargs", "batch_size", "output", "report", "log_samples", "keep"),
 )
 _OF_WRITTEN_TEXTS = (
     *("task", "max_new_tokens", "num_beams", "length_penalty", "measures", "bleu_tokenizer", "rouge_tokenizer"),
@@ -48,7 +48,7 @@ _OF_WRITTEN_TEXTS = (
 )
 _OF_PROGRAMS = (
     *("pass_at", "num_samples", "allow_code_execution", "program_seconds", "temperature", "top_p", "seed"),
-    *("max_new_tokens", "output", "limit", "batch_size"),
+    *("max_new_tokens", "output", "limit", "batch_size", "keep"),
 )
 _OPTIONS = {
     "a corpus or records with labels": ("max_samples",),
