@@ -3,8 +3,9 @@
 
     python tools/benchmarks/plan_errors.py              # prints the table of docs/planning.md
 
-Runs are marked `fitted` if the rates of `planning.devices` and `planning.step_time` were chosen by them; all others
-were looked at only afterwards. Published TFLOP/s count attention in several ways, so tokens per second are compared.
+Runs are marked `fitted` if the rates of `planning.devices` and `planning.step_time` were chosen by them; by the others
+none was, though their errors were in view. Published TFLOP/s count attention in several ways, so tokens per second are
+compared.
 """
 
 from dataclasses import dataclass, field
