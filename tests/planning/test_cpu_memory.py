@@ -10,6 +10,8 @@ from tests.support.assets import REPOSITORY
 
 MEASURED_WITH = "2.14"
 """The release of torch whose libraries the constants are of."""
+FILES_MORE = 350e6
+"""Pages of libraries' files count as held if the system has them in its cache, as after an installation [bytes]."""
 
 
 @pytest.mark.skipif(
@@ -19,7 +21,8 @@ MEASURED_WITH = "2.14"
 def test_a_real_run_holds_what_is_said(tmp_path) -> None:
     tool = runpy.run_path(str(REPOSITORY / "tools" / "benchmarks" / "plan_memory.py"))
     case = next(case for case in tool["CASES"] if case.name == "micro batch 1")
-    assert tool["predicted"](case) == pytest.approx(tool["measure"](case, tmp_path), rel=0.05)
+    measured, predicted = tool["measure"](case, tmp_path), tool["predicted"](case)
+    assert 0.95 * measured - FILES_MORE < predicted < 1.05 * measured
 
 
 def test_every_run_of_the_page_is_a_run(tmp_path) -> None:

@@ -133,10 +133,11 @@ def test_estimates_and_limits_are_listed_without_running(tmp_path: Path, capsys:
 
 
 @pytest.mark.slow
-def test_every_step_that_a_cpu_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny(tmp_path, "--budget", "2000")
+def test_steps_of_each_kind_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ("environment", "reference", "correctness", "llama_bf16", "llama_fp8")  # all take ten minutes
+    tiny(tmp_path, "--budget", "2000", "--only", *steps)
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json") if path.stem != "settings"}
-    assert len(results) == len(load("gpu_steps").STEPS)
+    assert set(steps) <= set(results)
     unmeasured = {name: result["why"] for name, result in results.items() if result["status"] != "measured"}
     assert all("Transformer Engine" in why for why in unmeasured.values()), unmeasured
     memory, layers = (results["llama_bf16"]["result"][name] for name in ("memory", "num_layers"))

@@ -134,6 +134,7 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_built(folder:
     told = distil(folder, "foreign_run", "--model.vocab-size", runs.VOCAB_SIZE, teacher="foreign", is_fine=False)
     assert "which has 98 tokens, but the student has 97" in told
     pipeline = ("--nproc", 2, "--parallel.pipeline-model-parallel-size", 2)
+    pipeline += ("--parallel.pipeline-model-parallel-layout", 1, 1)  # the teacher has three layers
     told = distil(folder, "uneven_run", *pipeline, teacher="other", is_fine=False)
     assert "cannot run at the layout of the student" in told
     assert "Traceback" not in told
