@@ -200,9 +200,7 @@ class Validation(Hook):
             self._validate(run)
 
     def _is_due(self, run: Run) -> bool:
-        interval = run.config.training.eval_interval_steps
-        is_time = run.is_complete or (interval > 0 and run.step % interval == 0)
-        return is_time and run.trainer.valid_loader is not None
+        return run.is_time(run.config.training.eval_interval_steps) and run.trainer.valid_loader is not None
 
     def _validate(self, run: Run) -> None:
         """Measure and report; a request to stop ends it without a result. Collective: all ranks."""

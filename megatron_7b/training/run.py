@@ -109,6 +109,10 @@ class Run:
         """Whether all steps are done, or no more are wanted."""
         return self.step >= self.config.training.train_steps or self.early_end is not None
 
+    def is_time(self, interval: int) -> bool:
+        """Whether what is done every `interval` steps, and at the end, is to be done now; 0: at the end alone."""
+        return self.is_complete or (interval > 0 and self.step % interval == 0)
+
     @property
     def must_stop(self) -> bool:
         """Whether something ends this start, complete or not."""

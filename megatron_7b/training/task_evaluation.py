@@ -71,8 +71,7 @@ class TaskEvaluation(Hook):
                 self._measure(run)
 
     def _is_due(self, run: Run) -> bool:
-        interval = run.config.telemetry.eval_tasks_interval_steps
-        return run.is_complete or (interval > 0 and run.step % interval == 0)
+        return run.is_time(run.config.telemetry.eval_tasks_interval_steps)
 
     def _measure(self, run: Run) -> None:
         """Measure and report; a request to stop ends it without a result. Collective: all ranks."""
