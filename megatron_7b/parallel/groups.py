@@ -57,8 +57,7 @@ def initialize_model_parallel(
         # Transformer Engine's own, where it is; the other is megatron-core's, for the rest.
         te_rng_tracker=graph_safe_random,
         use_cudagraphable_rng=graph_safe_random,
-        # An earlier model of this process may have had other states.
-        force_reset_rng=graph_safe_random,
+        force_reset_rng=True,  # an earlier model of this process may have had states of the other form
     )
     return layout
 

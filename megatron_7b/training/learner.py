@@ -113,7 +113,7 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
         )
     teacher = build_teacher(config, on_ranks) if config.distillation.teacher is not None else None
     clock = PartClock(device_type)
-    for told in (chunk.config for chunk in model), (part.config for part in optimizer.parts):
-        for core_config in told:
-            core_config.timers = clock
+    taught_by = teacher.chunks if teacher is not None else []
+    for told in (*model, *taught_by, *optimizer.parts):
+        told.config.timers = clock
     return Learner(on_ranks, model, optimizer, build_objective(config), clock, before, teacher)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_7b.model.builder import described_parameters
 from megatron_7b.model.kinds import parameter_table
-from megatron_7b.model.parameters import Parameter
+from megatron_7b.model.parameters import TRAINING_ONLY, Parameter
 from megatron_7b.optim.held import held_parameters
 from megatron_7b.parallel.groups import data_parallel_group, expert_replicas_group
 from megatron_7b.runtime.long_sums import sum_of_squares
@@ -25,6 +25,7 @@ from megatron_7b.training.learner import Learner
 type NormsBy = Literal["none", "groups", "layers"]
 
 _GROUPS = (
+    ("projections", rf"^{re.escape(TRAINING_ONLY)}"),
     ("norms", r"norm"),
     ("attention", r"attention\.|relative_pos_emb"),
     ("mlp", r"\.mlp\."),

@@ -114,7 +114,10 @@ def _write_trace(profiler: profile, path: Path) -> KernelTable:
 
 
 class BeginningProfile(Hook):
-    """Begins a profile; called last, so that saving before its first step is not in it."""
+    """Begins a profile; called last, so that saving before its first step is not in it.
+
+    It also ends one if another hook has decided that there is no next step, such as early stopping.
+    """
 
     def __init__(self, step_profile: StepProfile) -> None:
         self._profile = step_profile
@@ -126,6 +129,7 @@ class BeginningProfile(Hook):
 
     @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        self._profile.end_if_due(run)
         self._profile.begin_if_due(run)
 
 

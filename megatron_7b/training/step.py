@@ -78,7 +78,7 @@ def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_onl
     objective, taught = learner.judging, None
     if learner.teacher is not None:
         with learner.clock.part("teacher"):
-            taught = learner.teacher.answers(batches, learner.objective)
+            taught = learner.teacher.answers(batches, learner.objective, learner.clock)
     totals = run_microbatches(
         learner.model,
         batches,
@@ -92,7 +92,9 @@ def _run_schedule(learner: "Learner", batches: "Sequence[Batch]", *, forward_onl
         (loss_sum, num_tokens), *rows = sum_over_stages(sum_over_replicas(totals)).tolist()
     further = {name: (total, number) for name, (total, number) in zip(objective.reported, rows, strict=True)}
     if learner.teacher is not None and learner.teacher.matching is not None:
-        for name, (weight, total, number) in learner.teacher.matching.terms().items():
+        with learner.clock.part("communication"):
+            terms = learner.teacher.matching.terms()
+        for name, (weight, total, number) in terms.items():
             loss_sum += num_tokens * weight * total / max(1.0, number)
             further[name] = total, number
     return Losses(loss_sum, int(num_tokens), further)

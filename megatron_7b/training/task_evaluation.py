@@ -67,14 +67,17 @@ class TaskEvaluation(Hook):
     @override
     def after_step(self, run: Run, metrics: StepMetrics) -> None:
         if not run.must_stop and self._is_due(run):
-            with run.learner.clock.between_steps("evaluating"):
-                self._measure(run)
+            self._measure(run)
 
     def _is_due(self, run: Run) -> bool:
         return run.is_time(run.config.telemetry.eval_tasks_interval_steps)
 
     def _measure(self, run: Run) -> None:
         """Measure and report; a request to stop ends it without a result. Collective: all ranks."""
+        with run.learner.clock.between_steps("evaluating"):
+            self._measure_and_report(run)
+
+    def _measure_and_report(self, run: Run) -> None:
         watch = Stopwatch()
         gather_parameters(run.learner.model)
         point_at(run.learner.on_ranks, self._model)

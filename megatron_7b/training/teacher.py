@@ -42,6 +42,7 @@ from megatron_7b.objective.inputs import as_model_reads
 from megatron_7b.objective.microbatches import run_outputs
 from megatron_7b.objective.objective import ASIDE, Objective
 from megatron_7b.parallel.groups import process_groups, sum_over_replicas
+from megatron_7b.runtime.machine.part_clock import PartClock
 from megatron_7b.training.teacher_check import teacher_config
 
 if TYPE_CHECKING:
@@ -69,8 +70,13 @@ class Teacher:
     matching: Matching | None = None
 
     @torch.no_grad()
-    def answers(self, batches: "Sequence[Batch]", objective: Objective) -> list[Mapping[str, Any]]:
+    def answers(self, batches: "Sequence[Batch]", objective: Objective, clock: PartClock) -> list[Mapping[str, Any]]:
         """Return what it says of each microbatch, as the student's forward takes it; on other stages nothing.
+
+        Args:
+            batches: This rank's microbatches.
+            objective: That of the run.
+            clock: Counts apart what is waiting for other ranks.
 
         Collective: the tensor-, context- and pipeline-parallel groups; where layers are compared, all ranks.
         """
@@ -86,7 +92,7 @@ class Teacher:
             beside=None if has_head else [{"wants_states": True}] * len(batches),
         )
         if self.matching is not None:
-            self._expect_student(self.matching, batches, objective)
+            self._expect_student(self.matching, batches, objective, clock)
         if not layout.is_last_stage:
             return [{}] * len(batches)
         if has_head:
@@ -96,7 +102,9 @@ class Teacher:
         how = self.student.config.distillation
         return [{"taught": Taught(hidden, weight, bias, how)} for hidden in outputs]
 
-    def _expect_student(self, matching: Matching, batches: "Sequence[Batch]", objective: Objective) -> None:
+    def _expect_student(
+        self, matching: Matching, batches: "Sequence[Batch]", objective: Objective, clock: PartClock
+    ) -> None:
         """Say which tokens of each microbatch are compared. Collective: the data-parallel group."""
         layout, chosen = self.student.layout, [objective.states_compared(batch) for batch in batches]
         counts = torch.tensor(
@@ -104,8 +112,8 @@ class Teacher:
             dtype=torch.float64,
             device=self.student.device,
         )
-        # Context-parallel ranks have the same batches.
-        num_losses, num_tokens = (sum_over_replicas(counts) / layout.cp_size).tolist()
+        with clock.part("communication"):  # context-parallel ranks have the same batches
+            num_losses, num_tokens = (sum_over_replicas(counts) / layout.cp_size).tolist()
         compared = [self._compared(batch, rows) for batch, rows in zip(batches, chosen, strict=True)]
         matching.expect(compared, num_losses=num_losses, num_tokens=num_tokens)
 

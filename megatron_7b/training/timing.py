@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.machine.part_clock import BETWEEN_STEPS, STEP_PARTS, PartClock
+from megatron_7b.runtime.machine.part_clock import BETWEEN_STEPS, OTHER, STEP_PARTS, PartClock
 from megatron_7b.training.agreement import Ranks
 
 SECONDS_BETWEEN_REPORTS = 60.0
@@ -17,7 +17,8 @@ STRAGGLING = 0.1
 
 _SHOWN_SHARE = 0.02
 _COLUMNS = (*STEP_PARTS, *BETWEEN_STEPS)
-_WAITING = ("communication",)
+_NO_WORK = ("communication", OTHER)
+"""In which a rank waits for others: of the interleaved schedule on GPUs, between the parts that it names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,6 @@ class StepTiming:
         config: Of the run.
         ranks: All ranks.
         stage: Pipeline stage of this rank, counted from 1.
-        resumed_step: Steps done by earlier starts.
 
     Collective: all ranks.
     """
@@ -175,7 +175,7 @@ def combine(num_steps: int, rows: Sequence[Sequence[float]], places: Sequence[Pl
             per_step = [seconds / (num_steps if name in STEP_PARTS else 1) for seconds in column]
             parts[name] = Spread(statistics.fmean(per_step), min(per_step), max(per_step))
     work = [
-        sum(seconds for name, seconds in zip(_COLUMNS, row, strict=True) if name in STEP_PARTS and name not in _WAITING)
+        sum(seconds for name, seconds in zip(_COLUMNS, row, strict=True) if name in STEP_PARTS and name not in _NO_WORK)
         for row in rows
     ]
     return Timing(num_steps, parts, find_slowest(work, places))

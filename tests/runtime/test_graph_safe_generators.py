@@ -132,8 +132,7 @@ def _states_across_forms(is_safe: bool) -> bool:
         right = draw(3)
     destroy_model_parallel()
     assert all(isinstance(state, torch.Tensor) for state in stored[0]["tracker"].values())
-    initialize_rng_tracker(use_cudagraphable_rng=not is_safe, force_reset=True)
-    initialize_model_parallel(ParallelConfig(), seed=4)
+    initialize_model_parallel(ParallelConfig(), seed=4, graph_safe_random=not is_safe)
     assert core_random.is_graph_safe_cuda_rng_tracker(core_random.get_cuda_rng_tracker()) is not is_safe
     restore_random_state(stored)
     with core_random.get_cuda_rng_tracker().fork():

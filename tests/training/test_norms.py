@@ -82,6 +82,8 @@ def test_no_layout_changes_them(name: str, one_rank: dict[str, tuple[Norms, Norm
         ("decoder.final_norm.weight", "norms", "norms"),
         ("lm_head.weight", "head", "head"),
         ("output_layer.bias", "head", "head"),
+        ("distillation.layers.3.weight", "projections", "distillation_3_projections"),
+        ("distillation.embedding.weight", "projections", "projections"),
     ],
 )
 def test_a_name_tells_the_group(name: str, group: str, by_layer: str) -> None:

@@ -3,12 +3,16 @@
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import pytest
 
 from megatron_7b.config.profile_steps import read_profile_steps
-from megatron_7b.training import trace_table
+from megatron_7b.config.schema import RunConfig
+from megatron_7b.training import pretrain, trace_table
+from megatron_7b.training.hooks import Hook
+from megatron_7b.training.metrics import StepMetrics
+from megatron_7b.training.run import Run
 from megatron_7b.training.trace_table import part_of_kernel, read_trace, tabulate
 from tests.support.ranks import run_ranks
 from tests.training import runs
@@ -133,6 +137,26 @@ def test_a_profiled_run_has_a_trace_and_a_table_and_the_same_losses(
     assert "aten::mm  [matrix products]" in text
     _check_format(profiled / "profile" / "rank_0_steps_2-3.trace.json.gz")
     assert "profile of steps 2-3: " in (profiled / "train.log").read_text()
+
+
+class EndingEarly(Hook):
+    """Decides after its third step that a run is complete, as early stopping does."""
+
+    @override
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        if run.step == 3:
+            run.finish_early("enough")
+
+
+def pretrain_until_early_end(config: RunConfig, run_dir: Path) -> int:
+    """Entry point of a rank."""
+    return pretrain(config, run_dir, hooks=[EndingEarly()])
+
+
+def test_a_profile_ends_with_a_run_that_another_hook_ends(tmp_path: Path) -> None:
+    config = runs.config(runs.write_corpus(tmp_path), telemetry={"profile_steps": "2-5"})
+    assert run_ranks(1, pretrain_until_early_end, config, tmp_path / "run") == [0]
+    assert (tmp_path / "run" / "profile" / "rank_0_steps_2-3.txt").exists()
 
 
 def _check_format(path: Path) -> None:

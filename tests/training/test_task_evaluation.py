@@ -155,6 +155,8 @@ def test_what_a_stop_left_is_measured_by_the_next_start(folder: Path, measured: 
     train(folder, "stopped")
     evaluations = lines(folder, "stopped", "evaluation_seconds")
     assert [line["step"] for line in evaluations] == [2, 4, 6]
+    (next_step,) = [line for line in lines(folder, "stopped", "loss") if line["step"] == 5]
+    assert next_step["evaluating_seconds"] == pytest.approx(evaluations[1]["evaluation_seconds"], rel=0.2)
     assert [figures(line) for line in evaluations] == [
         figures(line) for line in lines(folder, "measured", "evaluation_seconds")
     ]

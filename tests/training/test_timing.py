@@ -10,8 +10,10 @@ from typing import ClassVar
 import pytest
 
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.conversion import import_from_hugging_face
 from megatron_7b.runtime.machine.part_clock import PartClock, part_of
 from megatron_7b.training.timing import Place, combine, find_slowest
+from tests.conversion.tiny_models import save_tiny_model
 from tests.support.ranks import run_ranks
 from tests.training import runs
 
@@ -152,18 +154,19 @@ def test_the_slowest_rank_is_found_among_those_of_its_stage() -> None:
 def test_waiting_is_no_work() -> None:
     timing = combine(
         2,
-        [[0.0] * 4 + [8.0, 2.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 4 + [0.0, 10.0, 0.0, 0.0, 0.0, 4.0]],
+        [[0.0] * 4 + [8.0, 2.0, 6.0, 0.0, 0.0, 0.0], [0.0] * 4 + [0.0, 10.0, 6.0, 0.0, 0.0, 4.0]],
         [Place("a", 1)] * 2,
     )
     assert timing.values == {
         "timed_steps": 2,
         "communication_seconds": 2.0, "communication_seconds_min": 0.0, "communication_seconds_max": 4.0,
         "optimizer_seconds": 3.0, "optimizer_seconds_min": 1.0, "optimizer_seconds_max": 5.0,
+        "other_seconds": 3.0, "other_seconds_min": 3.0, "other_seconds_max": 3.0,
         "saving_seconds": 2.0, "saving_seconds_min": 0.0, "saving_seconds_max": 4.0,
         "slowest_rank": 1, "slowest_by": 4.0,
     }  # fmt: skip
-    assert timing.step_seconds == 5.0
-    assert timing.shares == "optimizer 60%, communication 40%"
+    assert timing.step_seconds == 8.0
+    assert timing.shares == "optimizer 38%, other 38%, communication 25%"
 
 
 def pretrain_with_a_slow_rank(config: RunConfig, run_dir: Path, rank: int) -> tuple[int | None, str]:
@@ -183,15 +186,21 @@ def pretrain_with_a_slow_rank(config: RunConfig, run_dir: Path, rank: int) -> tu
     return runs.pretrain(config, run_dir)
 
 
+def write_teacher(folder: Path) -> str:
+    save_tiny_model("llama", folder / "teacher_hf", vocab_size=runs.VOCAB_SIZE, num_hidden_layers=2)
+    import_from_hugging_face(folder / "teacher_hf", folder / "teacher")
+    return str(folder / "teacher")
+
+
 @pytest.mark.parametrize(
-    ("parallel", "rank", "named", "asleep"),
+    ("parallel", "rank", "named", "asleep", "is_taught"),
     [
-        ({"use_distributed_optimizer": True}, 1, "rank 1 (", 4 * SECONDS_ASLEEP),
-        ({"pipeline_model_parallel_size": 2}, 0, "stage 1 (rank 0, ", 4 * SECONDS_ASLEEP),
+        ({"use_distributed_optimizer": True}, 1, "rank 1 (", 4 * SECONDS_ASLEEP, False),
+        ({"pipeline_model_parallel_size": 2}, 0, "stage 1 (rank 0, ", 4 * SECONDS_ASLEEP, True),
     ],
 )
 def test_a_slow_rank_is_named_and_the_others_are_seen_to_wait(
-    parallel: dict[str, object], rank: int, named: str, asleep: float, tmp_path: Path
+    parallel: dict[str, object], rank: int, named: str, asleep: float, is_taught: bool, tmp_path: Path
 ) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = runs.config(
@@ -200,6 +209,7 @@ def test_a_slow_rank_is_named_and_the_others_are_seen_to_wait(
         training={"train_steps": 5, "eval_interval_steps": 0},
         checkpoint={"save_interval_steps": 2},
         telemetry={"log_interval_steps": 4, "tensorboard": True},
+        distillation={"teacher": write_teacher(tmp_path)} if is_taught else {},
     )
     run_dir = tmp_path / "run"
     assert run_ranks(2, pretrain_with_a_slow_rank, config, run_dir, rank) == [(0, ""), (0, "")]
@@ -212,8 +222,10 @@ def test_a_slow_rank_is_named_and_the_others_are_seen_to_wait(
     assert ("predicted_parameters_bytes" in line, "predicted_parameters_bytes" in reports[1]) == (False, True)
     assert line["forward_seconds_max"] > asleep > line["forward_seconds_min"]
     assert line["communication_seconds_max"] > asleep / 2
+    if is_taught:  # the second stage waits for the teacher's states as well
+        assert line["teacher_seconds_max"] > asleep > line["teacher_seconds_min"]
     assert line["saving_seconds"] > 0
-    parts = ("data", "forward", "backward", "communication", "optimizer", "other")
+    parts = ("data", *(("teacher",) if is_taught else ()), "forward", "backward", "communication", "optimizer", "other")
     measured = sum(one["step_seconds"] for one in runs.steps(run_dir) if 2 <= one["step"] <= 4) / 3
     # Roughly: the one is of all ranks, the other of the main rank, and either may wait at the end of a step.
     assert sum(line[f"{name}_seconds"] for name in parts) == pytest.approx(measured, rel=0.5)
