@@ -8,7 +8,9 @@ import importlib.util
 import json
 import logging
 import re
-from collections.abc import Collection
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NUM_READY = 64
+_MAX_READY = 64
 """Grammars that are kept ready: applications have a few schemas, and ask for them again and again."""
+
+_MAX_READY_BYTES = 2 * 2**20
+"""Of their texts, all together: what is made of one takes about 40 times its text's memory."""
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -53,9 +58,12 @@ class Grammar:
             except json.JSONDecodeError as error:
                 raise ConfigError(f"the JSON schema is no JSON: {error}") from None
         if problem := _llguidance().LLMatcher.validate_grammar(self.spelled):
-            raise ConfigError(
-                f"the {'pattern' if self.kind == 'regex' else 'JSON schema'} cannot be followed: {problem}"
-            )
+            raise ConfigError(f"the {self.noun} cannot be followed: {problem}")
+
+    @property
+    def noun(self) -> str:
+        """What messages call it."""
+        return "pattern" if self.kind == "regex" else "JSON schema"
 
     @property
     def spelled(self) -> str:
@@ -79,15 +87,27 @@ class GrammarVocabulary:
     def __init__(self, tokenizer: Tokenizer, stop_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
         self.stop_ids = sorted(stop_ids)
-        self._ready = functools.lru_cache(_NUM_READY)(self._make_ready)
+        self._ready = ReadyGrammars(self._make_ready)
 
     def prepare(self, grammar: Grammar | None = None) -> None:
         """Do ahead what takes its time: the tables of the tokens, and what is made of a grammar.
 
         Nothing happens if llguidance is not installed, or no token ends a text.
+
+        Raises:
+            ConfigError: The grammar allows no text, or is too large to be followed.
         """
-        if self.stop_ids and importlib.util.find_spec("llguidance") is not None:
-            _ = self._tokens if grammar is None else self._ready(grammar)
+        if not self.stop_ids or importlib.util.find_spec("llguidance") is None:
+            return
+        if grammar is None:
+            _ = self._tokens
+            return
+        ready = self._ready(grammar)
+        if ready.is_error():
+            problem = _first_line(ready.get_error())
+            raise ConfigError(
+                f"the {grammar.noun} cannot be followed: no text fits it, or it allows too many at once ({problem})"
+            )
 
     def follow(self, grammar: Grammar) -> "GrammarState":
         """Begin a text that must fit a grammar.
@@ -100,7 +120,9 @@ class GrammarVocabulary:
         return GrammarState(self._ready(grammar).deep_copy(), self.stop_ids)
 
     def _make_ready(self, grammar: Grammar) -> Any:
-        return _llguidance().LLMatcher(self._tokens, grammar.spelled)
+        matcher = _llguidance().LLMatcher(self._tokens, grammar.spelled)
+        matcher.compute_bitmask()  # which tokens a text begins with takes the longest of all; its copies know it
+        return matcher
 
     @functools.cached_property
     def _tokens(self) -> "LLTokenizer":
@@ -109,6 +131,47 @@ class GrammarVocabulary:
         vocabulary = _Vocabulary(self._tokenizer, tokens, special, self.stop_ids[0])
         module = _llguidance()
         return module.LLTokenizer(module.TokenizerWrapper(vocabulary), n_vocab=len(tokens), eos_token=self.stop_ids)
+
+
+class ReadyGrammars:
+    """What is made of grammars: of those that were asked for last, and once of each, whichever threads ask.
+
+    Args:
+        make: Makes it.
+    """
+
+    def __init__(self, make: Callable[[Grammar], Any]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._found: dict[Grammar, Future[Any]] = {}  # in the order of their last use
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._found)
+
+    def __call__(self, grammar: Grammar) -> Any:
+        """Return what is made of a grammar; waits for a thread that is making it."""
+        with self._lock:
+            known = self._found.pop(grammar, None)
+            found: Future[Any] = known or Future()
+            self._found[grammar] = found
+            self._drop_oldest()
+        if known is None:
+            try:
+                found.set_result(self._make(grammar))
+            except BaseException as error:
+                found.set_exception(error)
+                with self._lock:
+                    self._found.pop(grammar, None)
+                raise
+        return found.result()
+
+    def _drop_oldest(self) -> None:
+        num_bytes = sum(len(grammar.text) for grammar in self._found)
+        while len(self._found) > _MAX_READY or (num_bytes > _MAX_READY_BYTES and len(self._found) > 1):
+            oldest = next(iter(self._found))
+            num_bytes -= len(oldest.text)
+            del self._found[oldest]
 
 
 class _Vocabulary:
@@ -154,7 +217,7 @@ class GrammarState:
             return mask
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            problem = str(self._matcher.get_error()).partition("\n")[0]
+            problem = _first_line(self._matcher.get_error())
             logger.warning("a text ends early: its grammar cannot be followed any further: %s", problem)
             mask[self._stop_ids] = True
             return mask
@@ -184,6 +247,10 @@ def _bytes_after_another(tokenizer: Tokenizer, token: int) -> bytes:
         return bytes([int(match.group(1), 16)])
     before = tokenizer.encode("a")
     return tokenizer.decode([*before, token])[len(tokenizer.decode(before)) :].encode()
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def _llguidance() -> Any:

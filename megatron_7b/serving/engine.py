@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.serving.admission import Admission
 from megatron_7b.serving.errors import ApiError, not_expected, stopping
-from megatron_7b.serving.jobs import Job, WholeJob, WritingJob
+from megatron_7b.serving.jobs import Job, Preparation, WholeJob, WritingJob
 from megatron_7b.serving.leading import REST_SECONDS, RankLeader
 from megatron_7b.serving.metrics import Metrics
 from megatron_7b.serving.rounds import Begin, News, Refused, Round, Written
@@ -48,11 +49,12 @@ class ServingEngine:
         self._stop_seconds = stop_seconds
         self._deadline: float | None = None
         # May be put to from a signal's handler, too: it runs in this thread, amid anything.
-        self._inbox: queue.SimpleQueue[tuple[str, Job | None]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[str, Job | Preparation | None]] = queue.SimpleQueue()
         self._whole: list[WholeJob] = []
         self._num_waiting = 0
         self._counting = threading.Lock()
         self._drops: dict[int, list[int]] = {}
+        self._grammars: dict[int, list[Grammar]] = {}
         self._turn = 0
         self._outbox: list[tuple[Job, object]] = []
 
@@ -79,6 +81,11 @@ class ServingEngine:
                 )
             self._num_waiting += num_texts
         self._inbox.put(("submit", job))
+
+    def announce(self, preparation: Preparation) -> None:
+        """Tell the ranks of a grammar, so that they make it ready beside their steps."""
+        if self._leader.world_size > 1:
+            self._inbox.put(("prepare", preparation))
 
     def drop(self, job: Job) -> None:
         """Forget a job that nobody waits for any more; nothing happens if it has ended."""
@@ -148,9 +155,11 @@ class ServingEngine:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._whole or self._drops) or any(one.has_work for one in self.admissions.values())
+        return bool(self._whole or self._drops or self._grammars) or any(
+            one.has_work for one in self.admissions.values()
+        )
 
-    def _follow(self, order: str, job: Job | None) -> None:
+    def _follow(self, order: str, job: Job | Preparation | None) -> None:
         if order == "submit" and isinstance(job, WritingJob):
             if job.is_dropped:
                 self._count_waiting(-job.num_texts)
@@ -163,6 +172,8 @@ class ServingEngine:
         elif order == "drop" and isinstance(job, WholeJob) and job in self._whole:
             self._whole.remove(job)
             self._count_waiting(-1)
+        elif isinstance(job, Preparation):
+            self._grammars.setdefault(job.model, []).append(job.grammar)
 
     def _forget(self, job: WritingJob) -> None:
         admission = self.admissions[job.model]
@@ -184,7 +195,7 @@ class ServingEngine:
                 self._leader.lead(Round("rest"))
             return
         for number, admission in self.admissions.items():
-            if admission.has_work or number in self._drops:
+            if admission.has_work or number in self._drops or number in self._grammars:
                 self._write(number, admission)
         if self._whole:
             self._do_whole(self._whole.pop(0))
@@ -195,8 +206,8 @@ class ServingEngine:
         for job in admitted:
             self._count_waiting(-job.num_texts)
             self.metrics.prompt_tokens.inc(len(job.prompt.ids))
-        drops = tuple(self._drops.pop(number, ()))
-        self._hand_out(admission, self._leader.lead(Round("write", number, begins, drops)))
+        drops, grammars = tuple(self._drops.pop(number, ())), tuple(self._grammars.pop(number, ()))
+        self._hand_out(admission, self._leader.lead(Round("write", number, begins, drops, grammars)))
         self.metrics.running.set(sum(one.num_running for one in self.admissions.values()))
         self.metrics.waiting.set(self._num_waiting)
         self.metrics.cache_usage.set(max(one.cache_usage for one in self.admissions.values()))

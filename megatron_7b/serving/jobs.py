@@ -7,14 +7,29 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.serving.errors import ApiError
 from megatron_7b.serving.rounds import Written
 
 _tickets = itertools.count()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A grammar that texts will have to fit which come soon.
+
+    Attributes:
+        model: Number of the model.
+        grammar: What they have to fit.
+    """
+
+    model: int
+    grammar: Grammar
 
 
 class Job:

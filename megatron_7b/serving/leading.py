@@ -69,6 +69,7 @@ class RankLeader:
             return None
         model = self.models[current.model]
         if isinstance(model, WritingModel):
+            model.prepare(current.grammars)
             return model.write(current.begins, current.drops)
         if isinstance(model, LabellingModel):
             return model.label(current.inputs)

@@ -1,6 +1,7 @@
 """The models that a server holds, as each rank has them: what is told to all ranks is done here."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.vectors import embed_texts
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.generation.samples import Piece, Sample
 from megatron_7b.generation.session import Session
 from megatron_7b.model.on_ranks import ModelOnRanks
@@ -29,6 +31,14 @@ class WritingModel:
         self.session = session
         self._of_ticket: dict[Ticket, list[Sample]] = {}
         self._place: dict[int, tuple[Ticket, int]] = {}  # of a sample, by its id
+        self._beside_steps = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+
+    def prepare(self, grammars: Sequence[Grammar]) -> None:
+        """Begin to make grammars ready where tokens are chosen; on the main rank, the web server's threads do it."""
+        layout = self.session.layout
+        if not layout.is_main and layout.tp_rank == 0 and layout.pp_rank == layout.pp_size - 1:
+            for grammar in grammars:
+                self._beside_steps.submit(self.session.setup.grammar_vocabulary.prepare, grammar)
 
     def write(self, begins: Sequence[Begin], drops: Sequence[Ticket]) -> list[News]:
         """Let texts join and leave, then continue all by a token.

@@ -4,10 +4,11 @@ Fields that would change the answer and are not supported are refused rather tha
 are most often misspelled.
 """
 
+import functools
+import json
 from abc import abstractmethod
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from megatron_7b.errors import ConfigError
@@ -17,7 +18,7 @@ MAX_CHOICES = 64
 MAX_STOPS = 16
 MAX_PROMPTS = 256
 MAX_INPUTS = 2048
-MAX_SCHEMA_BYTES = 65_536
+MAX_SCHEMA_BYTES = 524_288
 
 type Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 type Tokens = list[Annotated[int, Field(ge=0)]]
@@ -162,7 +163,7 @@ class TextRequest(Request):
             raise ConfigError(f"logit_bias has a key {wrong[:40]!r}, expected the number of a token")
         return tuple((int(key), bias) for key, bias in (self.logit_bias or {}).items())
 
-    @property
+    @functools.cached_property
     def grammar(self) -> Grammar | None:
         """What the text has to fit.
 
@@ -176,12 +177,16 @@ class TextRequest(Request):
             return Grammar("json_object")
         assert asked.json_schema is not None
         try:
-            schema = orjson.dumps(asked.json_schema["schema"])
-        except orjson.JSONEncodeError:
+            schema = json.dumps(asked.json_schema["schema"], ensure_ascii=False, separators=(",", ":"))
+        except RecursionError:
             raise ConfigError("the JSON schema is nested too deeply") from None
-        if len(schema) > MAX_SCHEMA_BYTES:
-            raise ConfigError(f"the JSON schema has {len(schema)} bytes, expected at most {MAX_SCHEMA_BYTES}")
-        return Grammar("json_schema", schema.decode())
+        size = len(schema.encode())
+        if size > MAX_SCHEMA_BYTES:
+            raise ConfigError(
+                f"the JSON schema has {size:,} bytes, expected at most {MAX_SCHEMA_BYTES:,}",
+                hint="a pattern or a plain string in the place of long lists of values makes it shorter",
+            )
+        return Grammar("json_schema", schema)
 
     @property
     @abstractmethod

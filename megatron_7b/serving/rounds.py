@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.requests import TokenLogprobs
@@ -37,6 +38,7 @@ class Round:
         model: Number of the model.
         begins: Prompts that join the texts being written.
         drops: Tickets whose texts nobody wants any more.
+        grammars: What texts will have to fit that join soon.
         inputs: Records to label, or texts to embed.
     """
 
@@ -44,6 +46,7 @@ class Round:
     model: int = 0
     begins: tuple[Begin, ...] = ()
     drops: tuple[Ticket, ...] = ()
+    grammars: tuple[Grammar, ...] = ()
     inputs: tuple[Any, ...] = ()
 
 

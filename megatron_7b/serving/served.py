@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_7b.config import RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.setup import GenerationSetup
@@ -116,7 +117,7 @@ class ServedModel:
             raise refusal(error, param="messages") from None
 
     def options(self, prompt: Prompt, asked: TextRequest, max_tokens: int | None) -> GenerationOptions:
-        """Return how a prompt is to be continued; a grammar takes its time.
+        """Return how a prompt is to be continued; the check of a grammar takes its time.
 
         Args:
             prompt: What is continued.
@@ -136,11 +137,21 @@ class ServedModel:
             self.setup.requests([prompt], options)
             if options.response_format is not None and not self.setup.stop_ids:
                 raise ConfigError(f"the model {self.name!r} has no token that ends a text, so none can fit a format")
-            if options.response_format is not None:  # here rather than in the engine's thread, where others would wait
-                self.setup.grammar_vocabulary.prepare(options.response_format)
         except ConfigError as error:
             raise refusal(error) from None
         return options
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Make a grammar ready, here rather than in the engine's thread, where others would wait for it.
+
+        Raises:
+            ApiError: It cannot be followed.
+        """
+        assert self.setup is not None
+        try:
+            self.setup.grammar_vocabulary.prepare(grammar)
+        except ConfigError as error:
+            raise refusal(error, param="response_format") from None
 
     def job(self, prompt: Prompt, options: GenerationOptions) -> WritingJob:
         """Return the job of a prompt, in the thread of the event loop."""

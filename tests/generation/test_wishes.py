@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
-from megatron_7b.generation.grammars import Grammar, GrammarVocabulary, token_bytes_of
+from megatron_7b.generation.grammars import Grammar, GrammarVocabulary, ReadyGrammars, token_bytes_of
 from megatron_7b.generation.options import BeamOptions, GenerationOptions, SamplingOptions
 from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.sampling import TokenSampler
@@ -142,14 +145,74 @@ def test_random_texts_fit_their_grammar(kind: str, tmp_path: Path) -> None:
         assert re.fullmatch("(yes|no), [a-c]{3}", words.strip())
 
 
-def test_a_grammar_is_made_ready_once_and_followed_by_each_text_alone() -> None:
+def test_a_grammar_is_made_ready_once_and_followed_by_each_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """By whoever prepares it: a server's engine would let all other texts wait."""
     tokenizer = load_tokenizer("bytes")
+    made, make = [], GrammarVocabulary._make_ready
+
+    def noted(vocabulary: GrammarVocabulary, grammar: Grammar) -> Any:
+        made.append(grammar)
+        time.sleep(0.05)
+        return make(vocabulary, grammar)
+
+    monkeypatch.setattr(GrammarVocabulary, "_make_ready", noted)
     vocabulary = GrammarVocabulary(tokenizer, [tokenizer.vocab_size - 1])
     grammar = Grammar("regex", "ab?c")
-    vocabulary.prepare(grammar)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(vocabulary.prepare, [grammar] * 3))
     states = [vocabulary.follow(grammar) for _ in range(2)]
-    assert vocabulary._ready.cache_info()[:2] == (2, 1), "hits and misses"
+    assert made == [grammar]
     states[0].accept(ord("a"))
     allowed = [np.flatnonzero(state.allowed(tokenizer.vocab_size)).tolist() for state in states]
     assert allowed == [[ord("b"), ord("c")], [ord("a")]]
+
+
+def test_the_memory_of_ready_grammars_is_bounded() -> None:
+    made: list[str] = []
+    ready = ReadyGrammars(lambda grammar: made.append(grammar.text) or grammar.text)
+    small = [Grammar("regex", f"a{{{number}}}") for number in range(70)]
+    assert [ready(grammar) for grammar in small] == made
+    assert len(ready) == 64
+    ready(small[10])  # among the last 64: there already, and now the newest
+    assert len(made) == 70
+    large = Grammar("json_object", "x" * (2 * 2**20 - len(small[10].text)))
+    ready(large)
+    assert len(ready) == 2, "the newest of the small ones has room beside it"
+    ready(small[10])
+    assert len(made) == 71
+    ready(Grammar("json_object", "x" * 3 * 2**20))
+    assert len(ready) == 1, "a text needs it, however large it is"
+
+    def fails(grammar: Grammar) -> None:
+        made.append(grammar.text)
+        raise ConfigError("no")
+
+    ready = ReadyGrammars(fails)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no"):
+            ready(small[0])
+    assert (made[-2:], len(ready)) == ([small[0].text] * 2, 0)
+
+
+def test_other_threads_run_while_a_grammar_is_made_ready() -> None:
+    """Which is llguidance's to see to: what takes its time there must not hold the interpreter."""
+    fields = {
+        f"f{i}": {"properties": {f"x{j}": {"enum": [f"v{k}" for k in range(20)]} for j in range(10)}}
+        for i in range(150)
+    }
+    grammar = Grammar("json_schema", json.dumps({"type": "object", "properties": fields}))
+    vocabulary = GrammarVocabulary(load_tokenizer("bytes"), [0])
+    vocabulary.prepare()
+    preparing = threading.Thread(target=vocabulary.prepare, args=[grammar])
+    preparing.start()
+    num_turns = 0
+    while preparing.is_alive():
+        num_turns += 1
+        time.sleep(0.001)
+    assert num_turns > 5
+
+
+def test_a_grammar_that_no_text_fits_is_refused_ahead() -> None:
+    vocabulary = GrammarVocabulary(load_tokenizer("bytes"), [0])
+    with pytest.raises(ConfigError, match="the JSON schema cannot be followed: "):
+        vocabulary.prepare(Grammar("json_schema", '{"$ref": "#"}'))

@@ -27,6 +27,11 @@ class Case(NamedTuple):
     headers: dict[str, str] | None = None
 
 
+def schema(content: Any) -> Any:
+    """Return a format of JSON."""
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": content}}
+
+
 CASES = [
     Case("`{`", COMPLETIONS, b"{"),
     Case("no body", COMPLETIONS, b""),
@@ -55,6 +60,9 @@ CASES = [
     Case("more than the context", COMPLETIONS, {"prompt": "the cat " * 200}),
     Case("too many new tokens", COMPLETIONS, {"prompt": "a", "max_tokens": 1000}),
     Case("`suffix`", COMPLETIONS, {"prompt": "a", "suffix": "b"}),
+    Case("a schema of 600 kB", COMPLETIONS, {"prompt": "a", "response_format": schema({"enum": ["a" * 600_000]})}),
+    Case("a schema that is none", COMPLETIONS, {"prompt": "a", "response_format": schema({"type": "nothing"})}),
+    Case("a schema that nothing fits", COMPLETIONS, {"prompt": "a", "response_format": schema({"$ref": "#"})}),
     Case("options without a stream", COMPLETIONS, {"prompt": "a", "stream_options": {"include_usage": True}}),
     Case("no messages", CHAT, {"messages": []}),
     Case("a message without role", CHAT, {"messages": [{"content": "a"}]}),

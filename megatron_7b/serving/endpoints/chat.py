@@ -10,6 +10,7 @@ from megatron_7b.serving.endpoints.replies import (
     as_json,
     collected,
     finish_reason,
+    make_ready,
     new_head,
     off_loop,
     submit_all,
@@ -33,6 +34,7 @@ async def chat(request: Request, asked: ChatRequest) -> Response:
     prompt = await off_loop(lambda: model.encode_chat(asked.messages))
     max_tokens = asked.max_completion_tokens or asked.max_tokens
     options = await off_loop(lambda: model.options(prompt, asked, max_tokens))
+    await make_ready(state.engine, model, asked.grammar)
     job = model.job(prompt, options)
     submit_all(state.engine, [job])
     seconds = state.options.max_request_seconds

@@ -11,6 +11,7 @@ from megatron_7b.serving.endpoints.replies import (
     as_json,
     collected,
     finish_reason,
+    make_ready,
     merged,
     new_head,
     off_loop,
@@ -34,6 +35,7 @@ async def complete(request: Request, asked: CompletionRequest) -> Response:
     model = find_model(state.models, asked.model, "/v1/completions")
     prompts = await off_loop(lambda: [model.encode(prompt) for prompt in asked.prompts])
     options = await off_loop(lambda: [model.options(prompt, asked, asked.max_tokens) for prompt in prompts])
+    await make_ready(state.engine, model, asked.grammar)
     jobs = [model.job(prompt, how) for prompt, how in zip(prompts, options, strict=True)]
     submit_all(state.engine, jobs)
     head = new_head("text_completion", "cmpl", model.name)

@@ -12,10 +12,12 @@ import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
+from megatron_7b.generation.grammars import Grammar
 from megatron_7b.serving.engine import ServingEngine
 from megatron_7b.serving.errors import ApiError
-from megatron_7b.serving.jobs import Job, WritingJob
+from megatron_7b.serving.jobs import Job, Preparation, WritingJob
 from megatron_7b.serving.rounds import Written
+from megatron_7b.serving.served import ServedModel
 
 _REASONS = {"eod": "stop", "stop": "stop", "length": "length"}
 _EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -77,6 +79,17 @@ def as_json(content: Any) -> Response:
 async def off_loop[T](function: Callable[[], T]) -> T:
     """Run a function that takes its time (encoding a long text) in a thread: other clients are served meanwhile."""
     return await asyncio.get_running_loop().run_in_executor(None, function)
+
+
+async def make_ready(engine: ServingEngine, model: ServedModel, grammar: Grammar | None) -> None:
+    """Make ready what texts have to fit, wherever their tokens are chosen, while other texts are being written.
+
+    Raises:
+        ApiError: It cannot be followed.
+    """
+    if grammar is not None:
+        engine.announce(Preparation(model.number, grammar))
+        await off_loop(lambda: model.prepare(grammar))
 
 
 def submit_all(engine: ServingEngine, jobs: Sequence[Job]) -> None:
