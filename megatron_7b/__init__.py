@@ -7,6 +7,8 @@ neither torch nor megatron-core.
 import logging
 import warnings
 
+from megatron_7b import core_import
+
 __version__ = "0.2.0"
 
 
@@ -26,3 +28,4 @@ def _quiet_libraries() -> None:
 
 
 _quiet_libraries()
+core_import.load_without_compiler()

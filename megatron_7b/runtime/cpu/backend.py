@@ -17,6 +17,7 @@ from typing import Any, override
 import torch
 import torch.utils._device
 
+from megatron_7b import core_import
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.cpu.kernels import accumulate_weight_gradient, is_supported, rotary_embedding
 from megatron_7b.runtime.cpu.vector_math import settle_vector_functions
@@ -310,7 +311,7 @@ def install() -> None:
     for item in _core_replacements():
         _replace(item)
     # megatron-core wraps a dozen element-wise functions in torch.compile: on a CPU that takes longer than it saves.
-    torch.compiler.set_stance("force_eager")
+    core_import.call_uncompiled(True)
 
 
 @contextlib.contextmanager
@@ -334,7 +335,7 @@ def _replace(item: Replacement) -> None:
 def uninstall() -> None:
     """Put every replaced name back."""
     if _installed:
-        torch.compiler.set_stance("default")
+        core_import.call_uncompiled(False)
     while _installed:
         owner, name, original = _installed.pop()
         if original is _MISSING:
