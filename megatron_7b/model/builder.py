@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.core_config import build_transformer_config
-from megatron_7b.model.initialization import initial_shard
+from megatron_7b.model.initialization import fill_shard, initial_shard
 from megatron_7b.model.kernels import resolve_transformer_impl, select_kernels
 from megatron_7b.model.kinds import kind_of, parameter_table
 from megatron_7b.model.kinds.chunk import ModelChunk
@@ -135,20 +135,15 @@ def initialize_parameters(
     chunks: list[ModelChunk], model: ModelConfig, *, seed: int, layout: ParallelLayout, vocab_size: int
 ) -> None:
     """Fill every parameter of this rank from the seed and its name. Collective: none."""
+    of_this_rank = {"seed": seed, "tp_rank": layout.tp_rank, "tp_size": layout.tp_size, "vocab_size": vocab_size}
     with torch.no_grad():
         for description, parameter in itertools.chain.from_iterable(map(described_parameters, chunks)):
-            values = initial_shard(
-                description,
-                model=model,
-                seed=seed,
-                tp_rank=layout.tp_rank,
-                tp_size=layout.tp_size,
-                vocab_size=vocab_size,
-            )
             if hasattr(parameter, "take_values"):  # it is held in another form
-                parameter.take_values(values)
-                continue
-            parameter.copy_(values)
-            if hasattr(parameter, "get_high_precision_init_val"):
+                parameter.take_values(initial_shard(description, model=model, **of_this_rank))
+            elif hasattr(parameter, "get_high_precision_init_val"):
                 # An FP8 parameter: the optimizer takes its FP32 copy from what Transformer Engine keeps beside it.
+                values = initial_shard(description, model=model, **of_this_rank)
+                parameter.copy_(values)
                 parameter.get_high_precision_init_val().copy_(values)
+            else:
+                fill_shard(parameter, description, model=model, **of_this_rank)
