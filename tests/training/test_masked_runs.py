@@ -56,10 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("masked")
     runs.write_corpus(folder)
     write_sentences(folder)
-    words = [f"##{number}" if number % 3 == 0 else f"w{number}" for number in range(runs.VOCAB_SIZE - 5)]
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    write_tokenizer(folder / "tokenizer")
     return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    words = [f"##{number}" if number % 3 == 0 else f"w{number}" for number in range(runs.VOCAB_SIZE - 5)]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
 
 
 def config(folder: Path, objective: dict[str, Any] = PLAIN, **sections: dict[str, Any]) -> RunConfig:
