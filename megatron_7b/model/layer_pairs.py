@@ -43,17 +43,22 @@ def find_layer_pairs(
             f"layer of the student: a layer of the teacher, 1 to {num_teacher}, or 0 for none"
         )
     pairs = [LayerPair(layer, other) for layer, other in enumerate(of_teacher, start=1) if other]
+    own_stages, of_teacher_stages = parallel.stage_layers(num_student), parallel.stage_layers(num_teacher)
     for pair in pairs:
-        stage = _stage(pair.student, parallel.stage_layers(num_student))
-        other = _stage(pair.teacher, parallel.stage_layers(num_teacher))
+        stage, other = _stage(pair.student, own_stages), _stage(pair.teacher, of_teacher_stages)
         if stage != other:
             raise ConfigError(
                 f"layer {pair.student} of the student is compared with layer {pair.teacher} of the teacher, which are "
                 f"on pipeline stages {stage} and {other} of {parallel.num_stages}",
-                hint="choose as many stages as divide both models and leave distillation.layer_map out, or use tensor "
-                "parallelism instead",
+                hint="choose as many stages as divide both models and leave distillation.layer_map out, use tensor "
+                "parallelism instead, or name layers of the same stage in distillation.layer_map: the student's stages "
+                f"have {_listed(own_stages)} layers, the teacher's {_listed(of_teacher_stages)}",
             )
     return LayerPair(EMBEDDING, EMBEDDING), *pairs
+
+
+def _listed(stage_layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, stage_layers))
 
 
 def _stage(layer: int, stage_layers: tuple[int, ...]) -> int:

@@ -32,7 +32,7 @@ from tests.finetune.test_classic import tagged
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.commands import run_command
 from tests.training import test_masked_runs
-from tests.training.distillation_oracle import distance
+from tests.training.distillation_oracle import Layers, distance
 from tests.training.runs import VOCAB_SIZE, metrics
 
 ALPHA, TEMPERATURE = 0.7, 2.0
@@ -115,24 +115,35 @@ def judge_pairs(config: RunConfig) -> Judge:
     return judge
 
 
-def plain_torch(auto: Any, folder: Path, batch: Batch, judge: Judge) -> tuple[float, dict[str, Tensor]]:
-    """Return the loss of a batch, and the student's weights after one update."""
-    models = [
+def plain_torch(
+    auto: Any, folder: Path, config: RunConfig, batch: Batch, judge: Judge
+) -> tuple[float, dict[str, Tensor]]:
+    """Return the loss of a batch, and the student's weights after one update; projections under our names."""
+    student, teacher = (
         auto.from_pretrained(folder / name, dtype=torch.float32, attn_implementation="eager").eval() for name in SIZES
-    ]
-    total, number = torch.zeros(()), 0.0
+    )
+    compares_layers, projections = config.distillation.compares_layers, dict[str, Tensor]()
+    if compares_layers:
+        layers, of_teacher_layers = Layers(student), Layers(teacher)
+        projections = layers.projections(of_teacher_layers, config)
+    total, number, apart, num_tokens = torch.zeros(()), 0.0, torch.zeros(()), 0
     for text in texts_of(batch):
         types = {} if text.types is None else {"token_type_ids": text.types[None]}
-        own, of_teacher = (model(text.tokens[None], **types) for model in models)
+        own = student(text.tokens[None], **types)
+        with torch.no_grad():
+            of_teacher = teacher(text.tokens[None], **types)
         loss, count = judge(text, own, of_teacher)
         total, number = total + loss, number + count
-    loss = total / number
-    student = models[0]
+        if compares_layers and count:  # what fills up rows has no loss
+            apart = apart + layers.apart(of_teacher_layers, config, projections).sum()
+            num_tokens += len(text.tokens)
+    loss = total / number + apart / max(1, num_tokens)
     loss.backward()
     with torch.no_grad():
-        for parameter in student.parameters():
+        for parameter in (*student.parameters(), *projections.values()):
             parameter -= 0 if parameter.grad is None else parameter.grad
-    return loss.item(), {name: tensor.detach() for name, tensor in student.state_dict().items()}
+    state = {name: tensor.detach() for name, tensor in student.state_dict().items()}
+    return loss.item(), state | {name: tensor.detach() for name, tensor in projections.items()}
 
 
 def batch_of(config: RunConfig, run: Path) -> Batch:
@@ -152,11 +163,13 @@ def check(folder: Path, auto: Any, judge: Callable[[RunConfig], Judge], *command
         checkpoint = resolve_checkpoint(folder / name)
         config = read_config(checkpoint)
         if expected is None:
-            expected = plain_torch(auto, folder, batch_of(config, folder / name), judge(config))
+            expected = plain_torch(auto, folder, config, batch_of(config, folder / name), judge(config))
         (loss,) = [line["loss"] for line in metrics(folder / name) if "loss" in line]
         assert loss == pytest.approx(expected[0], rel=1e-5)
         assert config.model.vocab_size is not None
-        wanted = dict(from_hugging_face(expected[1], config.model, config.model.vocab_size))
+        own = {name: values for name, values in expected[1].items() if name.startswith("distillation.")}
+        others = {name: values for name, values in expected[1].items() if name not in own}
+        wanted = dict(from_hugging_face(others, config.model, config.model.vocab_size)) | own
         found = saved_tensors(checkpoint)
         for parameter, values in wanted.items():
             torch.testing.assert_close(found[parameter][: len(values)], values, rtol=1e-4, atol=2e-5, msg=parameter)
@@ -177,14 +190,17 @@ def save_taggers(folder: Path) -> None:
         save_hugging_face_folder(train_bpe(iter([lines]), options), options, folder / name)
 
 
-def test_tags_of_words(tmp_path: Path) -> None:
+def test_tags_of_words_and_layers(tmp_path: Path) -> None:
+    """Texts of different lengths share rows."""
     from transformers import AutoModelForTokenClassification
 
     save_taggers(tmp_path)
     (tmp_path / "words.jsonl").write_text("\n".join(map(json.dumps, tagged(24))))
     start = ("--checkpoint.initialize-from", tmp_path / "student", "--data.train", tmp_path / "words.jsonl")
     task = ("--config", "classify_tiny_cpu", "--finetune.task", "token_classification", "--finetune.epochs", "none")
-    check(tmp_path, AutoModelForTokenClassification, judge_tags, "finetune", *task, *start, "--data.seq-length", 32)
+    layers = ("--distillation.hidden", True, "--distillation.attention", "kl", "--distillation.attention-weight", 0.3)
+    command = ("finetune", *task, *start, *layers, "--data.seq-length", 32)
+    check(tmp_path, AutoModelForTokenClassification, judge_tags, *command)
 
 
 def weighted_conversations(count: int) -> list[dict[str, Any]]:

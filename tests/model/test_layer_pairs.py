@@ -35,3 +35,5 @@ def test_maps_that_do_not_fit_are_refused() -> None:
         pairs(2, 8, stages=2, layer_map=(5, 8))
     with pytest.raises(ConfigError, match="as many stages as divide both models"):
         pairs(5, 8, stages=2)
+    with pytest.raises(ConfigError, match="the student's stages have 3, 2 layers, the teacher's 4, 4"):
+        pairs(5, 8, stages=2)
