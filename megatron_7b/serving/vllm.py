@@ -2,8 +2,9 @@
 
 import argparse
 import os
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from megatron_7b.errors import ConfigError
@@ -13,6 +14,12 @@ _PARALLEL = {
     "parallel.tensor_model_parallel_size": "--tensor-parallel-size",
     "parallel.pipeline_model_parallel_size": "--pipeline-parallel-size",
 }
+_OURS_ALONE = (
+    "max_waiting", "max_body_mib", "max_request_seconds", "receive_seconds", "stop_seconds", "nproc", "nnodes",
+    "converted",
+)  # fmt: skip
+"""Flags that say something of our server, or of ranks that vLLM starts by itself."""
+
 _DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -39,12 +46,17 @@ def vllm_command(
             "--engine vllm serves a Hugging Face folder",
             hint=f"megatron-7b convert to-hf --checkpoint {flags.checkpoint} --output H, then --engine vllm --hf H",
         )
+    if not flags.hf.is_dir():
+        raise ConfigError(f"--hf {flags.hf} is no folder", hint="a folder with config.json and *.safetensors")
     start = _start(flags)
     if len(options.api_keys) > 1:
         raise ConfigError(f"--engine vllm takes one key, and --api-key-file has {len(options.api_keys)}")
     unknown = sorted(set(overrides) - set(_PARALLEL) - {"precision.params_dtype"})
+    unknown += [f"--{name.replace('_', '-')}" for name in _OURS_ALONE if _is_given(flags, name)]
     if unknown:
-        raise ConfigError(f"--engine vllm has no counterpart of {', '.join(unknown)}")
+        raise ConfigError(
+            f"--engine vllm has no counterpart of {', '.join(unknown)}", hint="--vllm-args takes options of vLLM itself"
+        )
     command = [*start, str(flags.hf), "--host", options.host, "--port", str(options.port)]
     command += ["--served-model-name", flags.name or flags.hf.resolve().name]
     command += ["--max-num-seqs", str(options.max_batch_size)]
@@ -61,6 +73,7 @@ def vllm_command(
         command += ["--tokenizer", str(flags.tokenizer)]
     if flags.adapter:
         command += ["--enable-lora", "--lora-modules", *map(_lora_module, flags.adapter)]
+    command += _further(flags.vllm_args, command)
     return command, {"VLLM_API_KEY": options.api_keys[0]} if options.api_keys else {}
 
 
@@ -79,6 +92,30 @@ def _start(flags: argparse.Namespace) -> list[str]:
             "own); or leave out --engine, and ours serves the folder",
         )
     return [program, "serve"]
+
+
+def _is_given(flags: argparse.Namespace, name: str) -> bool:
+    default = 1 if name == "nnodes" else getattr(ServerOptions, name, None)
+    return bool(getattr(flags, name) != default)
+
+
+def _further(text: str | None, command: Sequence[str]) -> list[str]:
+    """Return the options of vLLM that were given as they are.
+
+    Raises:
+        ConfigError: The quotes do not match, or this command says one already: an open address would need no key.
+    """
+    try:
+        words = shlex.split(text or "")
+    except ValueError as error:
+        raise ConfigError(f"--vllm-args {text!r}: {error}") from None
+    said = {word.replace("_", "-") for word in (*command, "--api-key", "--model") if word.startswith("--")}
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        # An option may be shortened: --hos is --host.
+        if name.startswith("--") and any(option.startswith(name) for option in said):
+            raise ConfigError(f"--vllm-args has {word}, which options of `serve` say already")
+    return words
 
 
 def _lora_module(text: str) -> str:

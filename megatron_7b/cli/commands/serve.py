@@ -17,6 +17,7 @@ from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
 from megatron_7b.cli.options import CommandLine, Parser, parse_arguments
 from megatron_7b.cli.ranks import add_launch_flags
+from megatron_7b.config.problems import raise_problems
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.setup import REQUIREMENTS
 from megatron_7b.runtime.process.launch import is_rank, megatron_command
@@ -40,7 +41,10 @@ def main(argv: list[str]) -> int:
         raise ConfigError("expected --checkpoint C, or --hf H, and not both")
     options = _options(flags)
     if flags.engine == "vllm":
+        raise_problems(command_line.problems)
         replace_by_vllm(flags, options, command_line.overrides)
+    if flags.vllm_python is not None or flags.vllm_args is not None:
+        raise ConfigError("--vllm-python and --vllm-args are for --engine vllm")
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"serving needs {', '.join(missing)}", hint="pip install 'megatron_7b[serve]'")
@@ -84,6 +88,11 @@ def _parser() -> Parser:
     parser.add_argument("--tokenizer", type=Path, help="instead of the one that the checkpoint carries")
     parser.add_argument("--engine", choices=("own", "vllm"), default="own", help="vllm starts `vllm serve` with --hf")
     parser.add_argument("--vllm-python", metavar="PYTHON", help="interpreter that has vLLM, if it is not in the PATH")
+    parser.add_argument(
+        "--vllm-args",
+        metavar="WORDS",
+        help="further options of vLLM: --vllm-args='--enforce-eager --max-model-len 4096'",
+    )
     defaults = ServerOptions()
     web = parser.add_argument_group("web server")
     web.add_argument("--host", default=defaults.host, help="address to listen at; default: only this machine's")
