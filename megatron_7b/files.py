@@ -38,9 +38,23 @@ def replacing(path: Path) -> Iterator[Path]:
     flush_to_disk(path.parent)
 
 
+@contextlib.contextmanager
+def writing_output(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to that somebody asked for, as `replacing` does; folders above it are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        yield beside
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file as `replacing` does."""
     with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a text file as `writing_output` does."""
+    with writing_output(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 

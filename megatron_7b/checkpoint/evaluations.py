@@ -3,6 +3,8 @@
 Each file says on which weights it was measured, so that it is never taken for what others can do.
 """
 
+import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,9 @@ from megatron_7b.errors import ConfigError
 EVALUATIONS = "evaluations"
 WEIGHTS = "weights"
 """Key of the hash of the weights that a file of results was measured on."""
-_LONGEST_NAME = 100
+_LONGEST_NAME = 50
+"""Characters; file systems take 255 bytes, of which a character of UTF-8 may be four."""
+_HINT = "leave out --keep: results are printed in any case, as JSON with --json"
 
 
 def evaluation_file(folder: Path, name: str) -> Path:
@@ -28,14 +32,16 @@ def evaluation_file(folder: Path, name: str) -> Path:
     Raises:
         ConfigError: The checkpoint's folder cannot be written to.
     """
-    plain = re.sub(r"[^\w.+-]+", "_", name)[:_LONGEST_NAME]
+    plain = re.sub(r"[^\w.+-]+", "_", name)
+    if len(plain) > _LONGEST_NAME:  # two that begin alike stay apart
+        plain = f"{plain[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     home = folder / EVALUATIONS
     try:
         home.mkdir(exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"{home} cannot be made: {error.strerror}", hint="--output F.json writes the results elsewhere"
-        ) from error
+        raise ConfigError(f"{home} cannot be made: {error.strerror}", hint=_HINT) from error
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise ConfigError(f"{home} cannot be written to", hint=_HINT)
     return home / f"{plain}.json"
 
 

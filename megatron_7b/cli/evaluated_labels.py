@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.kept_figures import check_can_keep, keep_figures
 from megatron_7b.evaluation.labelled.measuring import measure_labels, read_labelled
 from megatron_7b.prediction.predicting import prediction_setup
 from megatron_7b.runtime.process.logs import configure_logging
@@ -26,6 +27,7 @@ def evaluate_on_labels(command: CheckpointCommand, argv: list[str]) -> int:
     flags = command.command_line.flags
     setup = prediction_setup(command.folder, command.config)
     records = read_labelled(setup, Path(flags.data))[: flags.max_samples]
+    check_can_keep(flags, command.folder)
     if not command.runs_here:
         return command.launch("evaluate", argv)
     rank = int(os.environ.get("RANK", "0"))
@@ -34,7 +36,11 @@ def evaluate_on_labels(command: CheckpointCommand, argv: list[str]) -> int:
     if rank:
         return 0
     figures = ", ".join(f"{name} {value:.4f}" for name, value in found.values.items())
-    print(f"{found.report}\n{flags.data}: {figures}, {found.count:,} records".lstrip("\n"))
+    print(f"{found.report}\n{flags.data}: {figures}, {found.count:,} records".lstrip("\n"), flush=True)
+    if flags.keep:
+        keep_figures(
+            command.folder, "labels", {flags.data: {**found.values, "records": found.count}}, argv, counts=("records",)
+        )
     if flags.json:
         finite = {name: value if math.isfinite(value) else None for name, value in found.values.items()}
         print(json.dumps({**finite, "records": found.count}))

@@ -3,14 +3,14 @@
 import argparse
 import json
 import os
-import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_7b.checkpoint.evaluations import evaluation_file, with_weights
+from megatron_7b.checkpoint.evaluations import with_weights
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.kept_figures import check_can_keep, command_of, keep
 from megatron_7b.cli.options import CommandLine, Parser
 from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
@@ -23,10 +23,10 @@ from megatron_7b.evaluation.programs.evaluating import (
     write_samples,
 )
 from megatron_7b.evaluation.programs.problems import holds_problems
-from megatron_7b.files import replace_text
+from megatron_7b.files import write_output
 from megatron_7b.generation.setup import REQUIREMENTS, read_setup
 from megatron_7b.runtime.confinement.running import Limits, isolation_here
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 from megatron_7b.runtime.process.logs import configure_logging
 
 _ISOLATED, _NOT_ISOLATED = "isolated", "without-isolation"
@@ -66,9 +66,8 @@ def evaluate_on_programs(command_line: CommandLine, argv: list[str]) -> int:
     command = CheckpointCommand.read(command_line, REQUIREMENTS)
     setup = read_setup(command.folder, command.config)
     if flags.output is not None:
-        check_can_create(flags.output, "--output")
-    if flags.keep:
-        evaluation_file(command.folder, "programs")  # it can be written to
+        check_file_to_write(flags.output, "--output")
+    check_can_keep(flags, command.folder)
     task = read_program_task(setup, Path(flags.data), options)
     if not command.runs_here:
         return command.launch("evaluate", argv)
@@ -124,12 +123,10 @@ def _tell(results: ProgramResults, flags: argparse.Namespace, content: Mapping[s
     if flags.output is not None:
         samples = flags.output.with_suffix(".samples.jsonl")
         write_samples(samples, results)
-        replace_text(flags.output, json.dumps(content, indent=1) + "\n")
+        write_output(flags.output, json.dumps(content, indent=1) + "\n")
         print(f"figures are in {flags.output}, programs in {samples}")
     if flags.keep:
-        kept = evaluation_file(folder, f"programs-{Path(flags.data).stem}")
-        replace_text(kept, json.dumps(content, indent=1) + "\n")
-        print(f"kept in {kept}, from where `convert to-hf` puts it into the model card")
+        keep(folder, f"programs-{Path(flags.data).stem}", content)
     if flags.json:
         print(json.dumps({**results.measures(), "problems": len(results.counts), "programs": len(results.samples)}))
 
@@ -146,7 +143,7 @@ def _content(results: ProgramResults, flags: argparse.Namespace, argv: list[str]
     return {
         "results": {Path(flags.data).stem: figures},
         "date": time.time(),
-        "command": shlex.join(["megatron-7b", "evaluate", *argv]),
+        "command": command_of(argv),
         "problems": {name: {"programs": count, "right": right} for name, (count, right) in results.counts.items()},
         "isolation": {name: getattr(isolation, name) for name in ("calls", "files", "network", "folder")},
     }

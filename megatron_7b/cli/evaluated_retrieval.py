@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.kept_figures import check_can_keep, keep_figures
 from megatron_7b.cli.tables import align
 from megatron_7b.evaluation.retrieval import check_retrieval, measure_retrieval
 from megatron_7b.runtime.process.logs import configure_logging
@@ -24,13 +25,16 @@ def evaluate_on_queries(command: CheckpointCommand, argv: list[str]) -> int:
     """
     flags = command.command_line.flags
     queries = check_retrieval(command.folder, command.config, Path(flags.data))[: flags.max_samples]
+    check_can_keep(flags, command.folder)
     if not command.runs_here:
         return command.launch("evaluate", argv)
     rank = int(os.environ.get("RANK", "0"))
     configure_logging(rank)
     found = measure_retrieval(command.folder, command.config, queries, fp32_on_cpu=command.fp32_on_cpu).to_dict()
     if rank == 0:
-        print("\n".join(align([list(found), [_short(value) for value in found.values()]], num_left=0)))
+        print("\n".join(align([list(found), [_short(value) for value in found.values()]], num_left=0)), flush=True)
+        if flags.keep:
+            keep_figures(command.folder, "retrieval", {flags.data: found}, argv, counts=("queries", "documents"))
         if flags.json:
             print(json.dumps(found))
     return 0

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from megatron_7b.cli.bad_records import print_bad_records
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
-from megatron_7b.cli.evaluated_texts import TEXT_HEADS, measure_texts_of, text_cells
+from megatron_7b.cli.evaluated_texts import TEXT_HEADS, keep_texts, measure_texts_of, text_cells
+from megatron_7b.cli.kept_figures import check_can_keep, keep_figures
 from megatron_7b.cli.options import CommandLine
 from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
@@ -75,6 +76,7 @@ def _corpora_in_table(command_line: CommandLine, argv: list[str]) -> int:
             command = CheckpointCommand.read(command_line, checkpoint=checkpoint)
             for corpus in flags.data:
                 check_evaluation(command.folder, command.config, corpus, max_samples=flags.max_samples)
+            check_can_keep(flags, command.folder)
         commands.append(command)
     if not commands[0].runs_here:
         return commands[0].launch("evaluate", argv)
@@ -89,9 +91,11 @@ def _corpora_in_table(command_line: CommandLine, argv: list[str]) -> int:
                     max_samples=flags.max_samples,
                     on_progress=show_windows(),
                 )
-            for corpus, result in zip(flags.data, results, strict=True):
-                figures = figures_of(result)
+            found = dict(zip(flags.data, map(figures_of, results), strict=True))
+            for corpus, figures in found.items():
                 table.add(checkpoint, {"data": corpus, **figures}, [corpus, *_corpus_cells(figures)])
+            if flags.keep:
+                keep_figures(command.folder, "corpus", found, argv, counts=("tokens",))
         table.notes += _different_contexts(commands)
     return 0
 
@@ -107,6 +111,7 @@ def _texts_in_table(command_line: CommandLine, argv: list[str]) -> int:
             command = CheckpointCommand.read(command_line, REQUIREMENTS, checkpoint)
             setup = read_setup(command.folder, command.config)
             setup.check_scores()
+            check_can_keep(flags, command.folder)
             opened.append((command, setup))
     if not opened[0][0].runs_here:
         return opened[0][0].launch("evaluate", argv)
@@ -118,6 +123,8 @@ def _texts_in_table(command_line: CommandLine, argv: list[str]) -> int:
                 for name, one in found.rows().items():
                     table.add(checkpoint, {"file": name, **one.to_dict()}, text_cells(name, one))
                 table.bad = found.bad  # the same records for every checkpoint
+                if flags.keep:
+                    keep_texts(found, command.folder, argv)
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_7b.cli.bad_records import print_bad_records
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.kept_figures import check_can_keep, keep_figures
 from megatron_7b.cli.options import CommandLine, Parser
 from megatron_7b.cli.progress import open_progress
 from megatron_7b.cli.tables import align
@@ -14,7 +15,7 @@ from megatron_7b.data.reading.progress import tell_nobody
 from megatron_7b.data.reading.sources import find_sources
 from megatron_7b.evaluation.texts import TextLoss, TextLosses, measure_texts
 from megatron_7b.generation.setup import REQUIREMENTS, GenerationSetup, read_setup
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 from megatron_7b.runtime.process.logs import configure_logging
 
 TEXT_HEADS = ["file", "documents", "tokens", "loss", "perplexity", "bits per byte", "word perplexity"]
@@ -43,7 +44,8 @@ def evaluate_on_texts(command_line: CommandLine, argv: list[str]) -> int:
     command = CheckpointCommand.read(command_line, REQUIREMENTS)
     find_sources(flags.text)
     if flags.per_document is not None:
-        check_can_create(flags.per_document, "--per-document")
+        check_file_to_write(flags.per_document, "--per-document")
+    check_can_keep(flags, command.folder)
     setup = read_setup(command.folder, command.config)
     setup.check_scores()
     if not command.runs_here:
@@ -51,7 +53,7 @@ def evaluate_on_texts(command_line: CommandLine, argv: list[str]) -> int:
     configure_logging(int(os.environ.get("RANK", "0")))
     found = measure_texts_of(command, setup)
     if found is not None:
-        _tell(found, flags)
+        _tell(found, flags, command.folder, argv)
     return 0
 
 
@@ -70,9 +72,17 @@ def measure_texts_of(command: CheckpointCommand, setup: GenerationSetup) -> Text
     )
 
 
-def _tell(found: TextLosses, flags: argparse.Namespace) -> None:
+def keep_texts(found: TextLosses, folder: Path, argv: list[str]) -> None:
+    """Keep the figures of each file in a checkpoint."""
+    figures = {name: one.to_dict() for name, one in found.by_file.items()}
+    keep_figures(folder, "texts", figures, argv, counts=("nats", "documents", "tokens", "words", "bytes"))
+
+
+def _tell(found: TextLosses, flags: argparse.Namespace, folder: Path, argv: list[str]) -> None:
     print("\n".join(align([TEXT_HEADS, *(text_cells(name, one) for name, one in found.rows().items())], num_left=1)))
     print_bad_records(found.bad)
+    if flags.keep:
+        keep_texts(found, folder, argv)
     if flags.json:
         print(
             json.dumps({**found.total.to_dict(), "files": {name: one.to_dict() for name, one in found.by_file.items()}})

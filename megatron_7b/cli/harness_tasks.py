@@ -3,19 +3,19 @@
 import argparse
 import json
 import os
-import shlex
 import time
 from pathlib import Path
 
-from megatron_7b.checkpoint.evaluations import evaluation_file, with_weights
+from megatron_7b.checkpoint.evaluations import with_weights
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.kept_figures import check_can_keep, command_of, keep
 from megatron_7b.cli.options import CommandLine, Parser
 from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
 from megatron_7b.evaluation.harness import HarnessOptions, TaskResults, evaluate_tasks
 from megatron_7b.evaluation.harness.running import check_harness
 from megatron_7b.generation.setup import REQUIREMENTS, read_setup
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 from megatron_7b.runtime.process.logs import configure_logging
 
 
@@ -40,9 +40,6 @@ def add_task_flags(parser: Parser) -> None:
     tasks.add_argument("--gen-kwargs", metavar="K=V,…", help="for tasks that generate, such as max_gen_toks=64")
     tasks.add_argument("--batch-size", type=int, default=16, metavar="N", help="texts that share a forward pass")
     tasks.add_argument("--output", type=Path, metavar="FILE", help="file for everything that was found")
-    tasks.add_argument(
-        "--keep", action="store_true", help="keep what was found in the checkpoint, for the model card of an export"
-    )
     tasks.add_argument("--report", type=Path, metavar="FILE", help="HTML page: figures, calibration, worst questions")
     tasks.add_argument("--log-samples", action="store_true", help="have --output hold every question and its answers")
 
@@ -58,11 +55,10 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
     check_harness()
     command = CheckpointCommand.read(command_line, REQUIREMENTS)
     if flags.output is not None:
-        check_can_create(flags.output, "--output")
+        check_file_to_write(flags.output, "--output")
     if flags.report is not None:
-        check_can_create(flags.report, "--report")
-    if flags.keep:
-        evaluation_file(command.folder, "tasks")  # it can be written to
+        check_file_to_write(flags.report, "--report")
+    check_can_keep(flags, command.folder)
     setup = read_setup(command.folder, command.config)
     setup.check_scores()
     if not command.runs_here:
@@ -77,19 +73,15 @@ def evaluate_on_tasks(command_line: CommandLine, argv: list[str]) -> int:
 
     results = evaluate_tasks(setup, options, fp32_on_cpu=command.fp32_on_cpu, report=report)
     if results is not None:
-        content = {**results.content, "command": shlex.join(["megatron-7b", "evaluate", *argv])}
+        content = {**results.content, "command": command_of(argv)}
         results = TaskResults(with_weights(content, command.folder))
-        _tell(results, flags, seconds=time.perf_counter() - started)
-        if flags.keep:
-            kept = evaluation_file(command.folder, "tasks-" + "+".join(sorted(options.tasks)))
-            results.write(kept)
-            print(f"kept in {kept}, from where `convert to-hf` puts it into the model card")
+        _tell(results, flags, command.folder, seconds=time.perf_counter() - started)
     return 0
 
 
 def _options(flags: argparse.Namespace) -> HarnessOptions:
     return HarnessOptions(
-        tasks=tuple(name.strip() for name in flags.tasks.split(",") if name.strip()),
+        tasks=_names(flags),
         include_path=tuple(flags.include_path),
         task_data=flags.task_data,
         allow_download=flags.allow_download,
@@ -103,14 +95,20 @@ def _options(flags: argparse.Namespace) -> HarnessOptions:
     )
 
 
-def _tell(results: TaskResults, flags: argparse.Namespace, *, seconds: float) -> None:
+def _names(flags: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name.strip() for name in flags.tasks.split(",") if name.strip())
+
+
+def _tell(results: TaskResults, flags: argparse.Namespace, folder: Path, *, seconds: float) -> None:
+    print("\n".join(align(_rows(results), num_left=1)), flush=True)  # before a file that a full disk may not take
+    if flags.keep:
+        keep(folder, "tasks-" + "+".join(sorted(_names(flags))), results.content)
     if flags.output is not None:
         results.write(flags.output)
     if flags.report is not None:
         from megatron_7b.evaluation.report import write_report
 
         write_report(flags.report, results.content)
-    print("\n".join(align(_rows(results), num_left=1)))
     print(f"{seconds:.1f} s" + (f"; everything is in {flags.output}" if flags.output is not None else ""))
     if flags.json:
         figures = {

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from megatron_7b.cli.checkpoint_command import CheckpointCommand
+from megatron_7b.cli.kept_figures import check_can_keep, keep_figures
 from megatron_7b.cli.options import CommandLine, Parser
 from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
@@ -67,6 +68,7 @@ def evaluate_written(command_line: CommandLine, argv: list[str]) -> int:
         read_setup(command.folder, command.config), Path(flags.data), generation=generation, measures=measures,
         output=flags.output, batch_size=flags.batch_size, limit=flags.limit,
     )  # fmt: skip
+    check_can_keep(flags, command.folder)
     if not command.runs_here:
         return command.launch("evaluate", argv)
     configure_logging(int(os.environ.get("RANK", "0")))
@@ -77,7 +79,7 @@ def evaluate_written(command_line: CommandLine, argv: list[str]) -> int:
         on_progress=LineProgress("texts").update,
     )
     if found is not None:
-        _tell(found, flags)
+        _tell(found, flags, command.folder, argv)
     return 0
 
 
@@ -96,7 +98,7 @@ def _generation(flags: argparse.Namespace) -> GenerationOptions:
     )
 
 
-def _tell(found: WrittenTexts, flags: argparse.Namespace) -> None:
+def _tell(found: WrittenTexts, flags: argparse.Namespace, folder: Path, argv: list[str]) -> None:
     rows = [(one.name, f"{one.value:.2f}", one.signature) for one in found.measures]
     width = max(len(value) for _, value, _ in rows)
     print("\n".join(align([(name, value.rjust(width), signature) for name, value, signature in rows], num_left=3)))
@@ -108,6 +110,8 @@ def _tell(found: WrittenTexts, flags: argparse.Namespace) -> None:
         print(f"{found.num_unfinished:,} texts did not end by themselves: --max-new-tokens lets them be longer")
     if flags.output is not None:
         print(f"what was written is in {flags.output}")
+    figures = {one.name: one.value for one in found.measures}
+    if flags.keep:
+        keep_figures(folder, "written", {flags.data: {**figures, "texts": found.num_texts}}, argv, counts=("texts",))
     if flags.json:
-        figures = {one.name: one.value for one in found.measures}
         print(json.dumps({**figures, "texts": found.num_texts, "new_tokens": found.num_new_tokens}))

@@ -22,7 +22,21 @@ _PIPELINES = {
     "token_classification": "token-classification",
     "question_answering": "question-answering",
 }
-_COUNTS = frozenset({"tokens", "records", "texts", "documents", "bytes", "words", "problems", "programs", "new_tokens"})
+_COUNTS = frozenset(
+    {
+        "tokens",
+        "records",
+        "texts",
+        "documents",
+        "bytes",
+        "words",
+        "problems",
+        "programs",
+        "new_tokens",
+        "queries",
+        "nats",
+    }
+)
 """What `--json` prints beside figures."""
 
 

@@ -18,8 +18,8 @@ from megatron_7b.data.reading.progress import OpenProgress, tell_nobody
 from megatron_7b.data.reading.records import BadRecord
 from megatron_7b.data.reading.sources import find_sources
 from megatron_7b.data.reading.spread import SpreadReader
-from megatron_7b.errors import ConfigError
-from megatron_7b.files import replacing
+from megatron_7b.errors import ConfigError, DataFormatError
+from megatron_7b.files import writing_output
 from megatron_7b.generation.score import ScoreRequest
 from megatron_7b.generation.session import Session
 from megatron_7b.generation.setup import GenerationSetup
@@ -147,7 +147,7 @@ def measure_texts(
 
     Raises:
         ConfigError: There is no such input, the stride is out of range, or the model is no decoder.
-        DataFormatError: A file is damaged as a whole.
+        DataFormatError: A file is damaged as a whole, or none of them holds a text.
     """
     reader = SpreadReader(find_sources([str(one) for one in inputs]))
     longest = setup.config.model.max_position_embeddings
@@ -171,7 +171,18 @@ def measure_texts(
                 if progress is not None:
                     so_far = found.total
                     progress.update(reader.bytes_read, so_far.documents, so_far.tokens)
+            if not found.by_file:
+                raise _no_text(found.bad)
             return found
+
+
+def _no_text(bad: Sequence[BadRecord]) -> DataFormatError:
+    if not bad:
+        return DataFormatError("there is no text to measure: the files are empty, or all their texts are")
+    return DataFormatError(
+        f"there is no text to measure, but {len(bad):,} bad records, the first: {bad[0]}",
+        hint="--json-key names the key of a record that holds the text",
+    )
 
 
 def _portions(
@@ -229,7 +240,7 @@ def _lines(file: Path | None) -> Iterator[TextIO | None]:
     if file is None:
         yield None
         return
-    with replacing(file) as beside, beside.open("w", encoding="utf-8") as stream:
+    with writing_output(file) as beside, beside.open("w", encoding="utf-8") as stream:
         yield stream
 
 

@@ -13,11 +13,11 @@ from megatron_7b.data.records.reading import RecordError, as_line, read_records
 from megatron_7b.data.records.source_target import EXAMPLE, NAME, PromptTemplate, SourceTarget, read_template
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.text_measures import MeasureOptions, TextMeasure, measure_texts
-from megatron_7b.files import replacing
+from megatron_7b.files import writing_output
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.setup import DEFAULT_MAX_NEW_TOKENS, REQUIREMENTS, GenerationSetup, read_setup
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 
 DEFAULT_BATCH_SIZE = 16
 _BATCHES_PER_REPORT = 4
@@ -138,7 +138,7 @@ def read_text_task(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, expected at least 1")
     if output is not None:
-        check_can_create(output, "the file of predictions")
+        check_file_to_write(output, "the file of predictions")
         if not output.absolute().parent.is_dir():
             raise ConfigError(f"the folder of {output} does not exist", hint="make it, or name another --output")
     template = read_template(options.prompt_template, options.target_key, setup.config.model.traits.kind)
@@ -245,6 +245,6 @@ def _longest_target(setup: GenerationSetup) -> int:
 
 
 def _write(output: Path, records: list[dict[str, Any]], predictions: list[str]) -> None:
-    with replacing(output) as beside, beside.open("w", encoding="utf-8") as stream:
+    with writing_output(output) as beside, beside.open("w", encoding="utf-8") as stream:
         for record, prediction in zip(records, predictions, strict=True):
             stream.write(as_line({**record, "prediction": prediction}))

@@ -122,6 +122,8 @@ class Session:
         from megatron_7b.checkpoint.open_model import open_beside, opened_model
         from megatron_7b.generation.engine import GenerationEngine
 
+        if max_batch_size < 1:
+            raise ConfigError(f"max_batch_size is {max_batch_size}, expected at least 1")
         self.setup = setup
         self._samples: dict[int, list[Sample]] = {}  # of a number of the engine
         with contextlib.ExitStack() as stack:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_7b.files import replace_text
+from megatron_7b.files import write_output
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.page_parts import STYLE, card, escape, table
 from megatron_7b.planning.advice import Advice
@@ -30,8 +30,7 @@ def write_page(path: Path, found: Plan, advice: Sequence[Advice] = ()) -> None:
         found: The plan.
         advice: What would fit, if nothing does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, page(found, advice))
+    write_output(path, page(found, advice))
 
 
 def page(found: Plan, advice: Sequence[Advice] = ()) -> str:

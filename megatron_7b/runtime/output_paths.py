@@ -33,6 +33,23 @@ def check_can_create(path: Path, what: str) -> None:
         return
 
 
+def check_file_to_write(file: Path, what: str) -> None:
+    """Refuse a file that cannot be written, or that is there and is a folder.
+
+    Args:
+        file: The file; nothing is made. Whoever writes it makes the folders above it (`files.writing_output`).
+        what: What it is, as messages name it: "--output".
+
+    Raises:
+        PathError: That is so.
+    """
+    if file.is_dir():
+        raise PathError(f"{what} {file} is a folder; expected a file", hint=_HINT)
+    check_can_create(file, what)
+    if file.exists() and not os.access(file.parent, os.W_OK | os.X_OK):  # it is replaced, by a new file beside it
+        raise PathError(f"{what} {file} cannot be replaced: you may not write to {file.parent}", hint=_HINT)
+
+
 def check_folder_to_write(folder: Path, what: str) -> None:
     """Refuse a folder that cannot be made, or that is there and is a file or may not be written to.
 

@@ -4,12 +4,18 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from megatron_7b.checkpoint.base import weights_identity
+from megatron_7b.checkpoint.manifest import read_manifest
+from megatron_7b.conversion.model_card import kept_card_figures
 from megatron_7b.evaluation.texts import windows_of
+from megatron_7b.tokenizer import load_tokenizer
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
+from tests.data.corpora import write_corpus
 from tests.support.commands import run_command
 
 TEXTS = ["the cat sat on the mat " * 30, "naïve 12 o'clock 猫坐", "a dog"]
@@ -85,6 +91,66 @@ def test_checkpoints_share_a_table_of_texts(folder: Path, tmp_path: Path) -> Non
         "evaluate", "--checkpoint", folder / "checkpoint", other, *files, "--per-document", tmp_path / "e"
     )
     assert (refused.returncode, (tmp_path / "e").exists()) == (2, False)
+
+
+def test_figures_of_texts_and_corpora_are_kept_for_the_model_card(folder: Path, tmp_path: Path) -> None:
+    """In a checkpoint's own folder; the last line of the output is JSON all the same."""
+    (tmp_path / "more").mkdir()
+    for name, text in (("a.jsonl", TEXTS[0]), ("more/a.jsonl", TEXTS[2]), ("猫.jsonl", TEXTS[1])):
+        (tmp_path / name).write_text(json.dumps({"text": text}))
+    shutil.copytree(folder / "checkpoint", tmp_path / "one")
+    shutil.copytree(folder / "checkpoint", tmp_path / "two")
+    prefix = write_corpus(tmp_path / "speech", [load_tokenizer(folder / "hf").encode(TEXTS[0])])
+    kept: dict[str, Any] = {}
+    for flags in (
+        ("--checkpoint", tmp_path / "one", "--text", tmp_path / "a.jsonl", tmp_path / "猫.jsonl"),
+        ("--checkpoint", tmp_path / "one", tmp_path / "two", "--text", tmp_path / "a.jsonl", tmp_path / "more/a.jsonl"),
+        ("--checkpoint", tmp_path / "one", "--data", prefix, "--data.seq-length", 16),
+    ):
+        done = run_command("evaluate", *flags, "--keep", "--json", "--runtime.num-threads", 1)
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(done.stdout.splitlines()[-1])
+        *_, name = sorted((tmp_path / "one" / "evaluations").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        kept[name.name] = figures
+    assert len(list((tmp_path / "two" / "evaluations").iterdir())) == 1
+    assert {"texts-a.jsonl+猫.jsonl.json", "corpus-speech.json"} < set(kept)  # the other has the paths of both files
+    found = {
+        (one.task, one.measure): one.value
+        for one in kept_card_figures(tmp_path / "one", weights_identity(read_manifest(tmp_path / "one")), print)
+    }
+    assert found["speech", "loss"] == kept["corpus-speech.json"]["loss"]
+    texts = kept["texts-a.jsonl+猫.jsonl.json"]["files"]
+    assert found["猫.jsonl", "bits_per_byte"] == texts[str(tmp_path / "猫.jsonl")]["bits_per_byte"]
+    assert (str(tmp_path / "more/a.jsonl"), "word_perplexity") in found
+    assert {measure for _, measure in found} == {"loss", "perplexity", "bits_per_byte", "word_perplexity"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "flags", "words"),
+    [
+        ('{"text": "a"}', ["--json-key", "txt"], "1 bad records, the first"),
+        ('{"text": ""}\n\n', [], "the files are empty, or all their texts are"),
+        ('{"text": "a"}', ["--batch-size", 0], "--batch-size is 0"),
+        ('{"text": "a"}', ["--per-document", "."], "is a folder; expected a file"),
+    ],
+)
+def test_nothing_measured_is_no_success(
+    folder: Path, tmp_path: Path, lines: str, flags: list[object], words: str
+) -> None:
+    (tmp_path / "it.jsonl").write_text(lines)
+    lost = tmp_path / "each.jsonl"
+    done = run_command(
+        "evaluate",
+        "--checkpoint",
+        folder / "checkpoint",
+        "--text",
+        tmp_path / "it.jsonl",
+        "--per-document",
+        lost,
+        *flags,
+    )
+    assert (done.returncode != 0, words in done.stderr, lost.exists()) == (True, True, False), done.stderr
+    assert "\nerror:" in f"\n{done.stderr}"
 
 
 def test_windows_predict_each_token_once() -> None:

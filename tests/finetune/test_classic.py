@@ -102,6 +102,11 @@ def test_classes_at_several_layouts_and_in_transformers(folder: Path, tmp_path: 
     layout = ("--nproc", 2, "--parallel.tensor-model-parallel-size", 2, "--parallel.sequence-parallel", "True")
     assert finetune(folder, task, tmp_path / "tp2", *layout).returncode == 0
     assert metrics(tmp_path / "tp2", "loss") == pytest.approx(metrics(run, "loss"), abs=1e-5)
+    done = run_command("evaluate", "--checkpoint", run, "--data", folder / f"{task}.jsonl", "--keep", "--json")
+    assert done.returncode == 0, done.stderr
+    (kept,) = (run / "checkpoints").glob(f"*/evaluations/labels-{task}.jsonl.json")
+    (figures,) = json.loads(kept.read_text())["results"].values()
+    assert figures["macro_f1,none"] == json.loads(done.stdout.splitlines()[-1])["macro_f1"]
     (tmp_path / "two.jsonl.part").write_text(json.dumps(found[0]) + "\n")
     refused = predict(run, folder / f"{task}.jsonl", tmp_path / "two.jsonl")
     assert refused.returncode == 2

@@ -167,9 +167,12 @@ def test_an_export_gives_the_same_vectors_and_finds_the_same(
     assert ours == pytest.approx(exported.encode(texts), abs=1e-5)
     tensor_parallel = ("--nproc", ranks, "--parallel.tensor-model-parallel-size", ranks)
     file = ("--data", folder / "negatives.jsonl")
-    done = run_command("evaluate", "--checkpoint", tmp_path / "run", *file, "--json", *tensor_parallel)
+    done = run_command("evaluate", "--checkpoint", tmp_path / "run", *file, "--json", "--keep", *tensor_parallel)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("*/evaluations/retrieval-*.json")
+    (figures,) = json.loads(kept.read_text())["results"].values()
+    assert figures["mrr@10,none"] == found["mrr@10"]
     records = queries(with_negatives=True)
     corpus = dict.fromkeys(text for one in records for text in (one["positive"], *one["negatives"]))
     right: dict[str, set[str]] = {}

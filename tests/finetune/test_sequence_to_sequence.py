@@ -139,10 +139,12 @@ def test_what_was_learned_is_written_and_measured(folder: Path, run: Path, tmp_p
     told = ("--task", TASK) if is_decoder else ()  # it need not be: the checkpoint knows
     done = run_command(
         "evaluate", "--checkpoint", tmp_path / "run", *told, "--data", file, "--output", output, "--json",
-        "--nproc", 2, "--measures", "bleu", "exact_match", "--max-new-tokens", 20, *ONE_THREAD,
+        "--keep", "--nproc", 2, "--measures", "bleu", "exact_match", "--max-new-tokens", 20, *ONE_THREAD,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["exact_match"] == 100, output.read_text()
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("*/evaluations/written-few.jsonl.json")
+    assert json.loads(kept.read_text())["results"]["few.jsonl"]["exact_match,none"] == 100
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert written == [{**record, "prediction": record["target"]} for record in few]
     assert "tok:13a" in done.stdout

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_7b.cli.tables import align
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 
 SUMMARY = "compare two evaluations on tasks"
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     """
     flags = _parser().parse_args(argv)
     if flags.report is not None:
-        check_can_create(flags.report, "--report")
+        check_file_to_write(flags.report, "--report")
     from megatron_7b.evaluation.report import compare_results, write_report
     from megatron_7b.evaluation.report.items import read_results
 

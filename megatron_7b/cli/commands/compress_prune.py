@@ -28,7 +28,7 @@ from megatron_7b.compression.pruning.plan import DEPTH_SCORES
 from megatron_7b.compression.pruning.scores import perplexity
 from megatron_7b.compression.pruning.sparse_checkpoint import SparseOptions, check_sparsity, sparsify_checkpoint
 from megatron_7b.errors import ConfigError
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 from megatron_7b.runtime.process.logs import configure_logging
 
 SUMMARY = "remove the layers, heads, neurons and channels that text shows to matter least"
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     _check_numbers(flags)
     calibration, options = _calibration(flags), _options(flags)
     if flags.report is not None:
-        check_can_create(flags.report, "--report")
+        check_file_to_write(flags.report, "--report")
     command = CheckpointCommand.read(command_line, {"data.seq_length": flags.seq_length})
     if flags.sparsity is not None:
         return _sparsify(command, calibration, argv)

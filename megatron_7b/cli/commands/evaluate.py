@@ -27,10 +27,10 @@ from megatron_7b.cli.evaluated_retrieval import evaluate_on_queries, names_queri
 from megatron_7b.cli.evaluated_table import evaluate_in_table, figures_of, names_several, show_windows
 from megatron_7b.cli.evaluated_texts import add_text_flags, evaluate_on_texts
 from megatron_7b.cli.harness_tasks import add_task_flags, evaluate_on_tasks
+from megatron_7b.cli.kept_figures import add_keep_flag, check_can_keep, keep_figures
 from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.cli.text_task import add_written_flags, evaluate_written, names_sources
 from megatron_7b.errors import ConfigError
-from megatron_7b.evaluation import CorpusLoss
 from megatron_7b.evaluation.evaluating import check_evaluation, measure_checkpoint
 from megatron_7b.runtime.process.logs import configure_logging
 
@@ -40,7 +40,7 @@ _ROADS = ("data", "text", "tasks")
 """Options that say what is measured; each is a road of its own."""
 _OF_TASKS = (
     *("task_data", "include_path", "allow_download", "num_fewshot", "limit", "apply_chat_template"),
-    *("system_instruction", "gen_kwargs", "batch_size", "output", "report", "log_samples", "keep"),
+    *("system_instruction", "gen_kwargs", "batch_size", "output", "report", "log_samples"),
 )
 _OF_WRITTEN_TEXTS = (
     *("task", "max_new_tokens", "num_beams", "length_penalty", "measures", "bleu_tokenizer", "rouge_tokenizer"),
@@ -48,7 +48,7 @@ _OF_WRITTEN_TEXTS = (
 )
 _OF_PROGRAMS = (
     *("pass_at", "num_samples", "allow_code_execution", "program_seconds", "temperature", "top_p", "seed"),
-    *("max_new_tokens", "output", "limit", "batch_size", "keep"),
+    *("max_new_tokens", "output", "limit", "batch_size"),
 )
 _OPTIONS = {
     "a corpus or records with labels": ("max_samples",),
@@ -73,8 +73,10 @@ def main(argv: list[str]) -> int:
     if len(given) != 1:
         said = f"--{' and --'.join(given)} do not go together" if given else "there is nothing to measure on"
         raise ConfigError(said, hint="--data PREFIX names a corpus, --text files of text, --tasks tasks")
-    if flags.max_samples is not None and flags.max_samples < 1:
-        raise ConfigError(f"--max-samples is {flags.max_samples}, expected at least 1")
+    for name in ("max_samples", "limit", "batch_size"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected at least 1")
     if names_several(flags):
         _refuse_others(parser, flags, "--text" if flags.text else "a corpus or records with labels")
         return evaluate_in_table(command_line, argv)
@@ -99,7 +101,8 @@ def main(argv: list[str]) -> int:
     if names_queries(command):
         return evaluate_on_queries(command, argv)
     check_evaluation(command.folder, command.config, flags.data, max_samples=flags.max_samples)
-    return _evaluate(command) if command.runs_here else command.launch("evaluate", argv)
+    check_can_keep(flags, command.folder)
+    return _evaluate(command, argv) if command.runs_here else command.launch("evaluate", argv)
 
 
 def _refuse_others(parser: Parser, flags: argparse.Namespace, kind: str) -> None:
@@ -126,6 +129,7 @@ def _parser() -> Parser:
         "--max-samples", type=int, metavar="K", help="only the first K windows of data.seq_length tokens; default: all"
     )
     parser.add_argument("--json", action="store_true", help="the last line of the output is one JSON object")
+    add_keep_flag(parser)
     add_text_flags(parser)
     add_written_flags(parser)
     add_task_flags(parser)
@@ -133,7 +137,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _evaluate(command: CheckpointCommand) -> int:
+def _evaluate(command: CheckpointCommand, argv: list[str]) -> int:
     """Measure on this rank, and print on the main one."""
     flags, rank = command.command_line.flags, int(os.environ.get("RANK", "0"))
     configure_logging(rank)  # before libraries are imported that warn while they load
@@ -146,13 +150,12 @@ def _evaluate(command: CheckpointCommand) -> int:
         on_progress=show_windows(),
     )
     if rank == 0:
-        _print_result(result, flags.data, as_json=flags.json)
+        said = f"loss {result.loss:.6f} nats per token, perplexity {result.perplexity:.4f}"
+        figures = figures_of(result)
+        if flags.keep or not flags.json:
+            print(f"{flags.data}: {said}, {result.tokens:,} tokens", flush=True)
+        if flags.keep:
+            keep_figures(command.folder, "corpus", {flags.data: figures}, argv, counts=("tokens",))
+        if flags.json:
+            print(json.dumps(figures, allow_nan=False))
     return 0
-
-
-def _print_result(result: CorpusLoss, prefix: str, *, as_json: bool) -> None:
-    if not as_json:
-        figures = f"loss {result.loss:.6f} nats per token, perplexity {result.perplexity:.4f}"
-        print(f"{prefix}: {figures}, {result.tokens:,} tokens")
-        return
-    print(json.dumps(figures_of(result), allow_nan=False))

@@ -25,7 +25,7 @@ from megatron_7b.planning.devices import find_device
 from megatron_7b.planning.layouts import CHOSEN
 from megatron_7b.planning.page import write_page
 from megatron_7b.planning.scaling import scale
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 
 SUMMARY = "see whether a run fits on some GPUs, how fast it is, and which layout is best"
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     command_line = parse_arguments(_parser(), argv)
     flags = command_line.flags
     if flags.page is not None:
-        check_can_create(flags.page, "--page")
+        check_file_to_write(flags.page, "--page")
     _check_flags(flags)
     config, given = planned_config(command_line), set(CHOSEN) & command_line.overrides.keys()
     share = build_objective(config).predicted_share(config)

@@ -8,7 +8,7 @@ import numpy as np
 from megatron_7b import page_parts as parts
 from megatron_7b.compression.pruning.result import PrunedCheckpoint
 from megatron_7b.compression.pruning.scores import Floats
-from megatron_7b.files import replace_text
+from megatron_7b.files import write_output
 from megatron_7b.page_parts import escape
 
 
@@ -19,7 +19,7 @@ def write_page(pruned: PrunedCheckpoint, file: Path) -> None:
         pruned: What it is about.
         file: The page; one that is there is replaced.
     """
-    replace_text(file, _page(pruned))
+    write_output(file, _page(pruned))
 
 
 def _page(pruned: PrunedCheckpoint) -> str:

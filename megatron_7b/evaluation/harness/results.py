@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_7b.files import replacing
+from megatron_7b.files import writing_output
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ class TaskResults:
 
     def write(self, file: Path) -> None:
         """Write everything as JSON; beside, then renamed."""
-        with replacing(file) as beside, beside.open("w", encoding="utf-8") as stream:
+        with writing_output(file) as beside, beside.open("w", encoding="utf-8") as stream:
             json.dump(self.content, stream, indent=1, ensure_ascii=False, default=str)

@@ -13,12 +13,12 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.programs.pass_at_k import estimate_pass_at_k
 from megatron_7b.evaluation.programs.problems import Problem, read_problems
 from megatron_7b.evaluation.report.statistics import interval
-from megatron_7b.files import replacing
+from megatron_7b.files import writing_output
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.setup import GenerationSetup
 from megatron_7b.runtime.confinement.running import Limits, Verdict, check_isolation, run_program
 from megatron_7b.runtime.machine.device_facts import available_cores
-from megatron_7b.runtime.output_paths import check_can_create
+from megatron_7b.runtime.output_paths import check_file_to_write
 
 DEFAULT_MAX_NEW_TOKENS = 512
 _BATCHES_PER_REPORT = 4
@@ -202,7 +202,7 @@ def evaluate_programs(
         DataFormatError: A problem cannot be used.
     """
     if output is not None:
-        check_can_create(output, "the file of samples")
+        check_file_to_write(output, "the file of samples")
     task = read_program_task(setup, file, options or ProgramOptions())
     results = run_program_task(task, fp32_on_cpu=fp32_on_cpu, report=report)
     if results is not None and output is not None:
@@ -260,7 +260,7 @@ def judge_programs(
 
 def write_samples(file: Path, results: ProgramResults) -> None:
     """Write all programs with their verdicts as JSON lines; beside, then renamed."""
-    with replacing(file) as beside, beside.open("w", encoding="utf-8") as stream:
+    with writing_output(file) as beside, beside.open("w", encoding="utf-8") as stream:
         for sample in results.samples:
             stream.write(as_line(sample.record()))
 

@@ -9,7 +9,7 @@ from megatron_7b.evaluation.harness.results import Measure, TaskResults
 from megatron_7b.evaluation.report.comparison import ComparedMeasure, compare_results, is_mean
 from megatron_7b.evaluation.report.items import Item, items_of
 from megatron_7b.evaluation.report.statistics import Bin, calibration, confusion, interval
-from megatron_7b.files import replace_text
+from megatron_7b.files import write_output
 from megatron_7b.page_parts import escape
 
 _WORST_SHOWN = 5
@@ -28,7 +28,7 @@ def write_report(file: Path, content: Mapping[str, Any], *, other: Mapping[str, 
         content: What `TaskResults` holds.
         other: Another evaluation, which this one is compared with.
     """
-    replace_text(file, render_results(content, other=other))
+    write_output(file, render_results(content, other=other))
 
 
 def render_results(content: Mapping[str, Any], *, other: Mapping[str, Any] | None = None) -> str:
