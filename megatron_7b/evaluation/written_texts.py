@@ -139,14 +139,15 @@ def read_text_task(
         raise ConfigError(f"limit is {limit}, expected at least 1")
     if output is not None:
         check_file_to_write(output, "the file of predictions")
-        if not output.absolute().parent.is_dir():
-            raise ConfigError(f"the folder of {output} does not exist", hint="make it, or name another --output")
     template = read_template(options.prompt_template, options.target_key, setup.config.model.traits.kind)
     generation = generation or GenerationOptions(temperature=0.0)
     longest = generation.max_new_tokens or _longest_target(setup)
     room = _longest_prompt(setup, longest)
     if room < 1:
-        raise ConfigError(f"texts of {longest} tokens leave no room for a prompt in the context of {setup.context}")
+        raise ConfigError(
+            f"texts of {longest} tokens leave no room for a prompt in the context of {setup.context}",
+            hint="--max-new-tokens N lets them be shorter",
+        )
     records: list[dict[str, Any]] = []
     prompts: list[Prompt] = []
     targets: list[str] = []
@@ -237,11 +238,15 @@ def _longest_prompt(setup: GenerationSetup, longest: int) -> int:
 
 
 def _longest_target(setup: GenerationSetup) -> int:
-    """Return how many tokens a text may have, if nobody says so: as in training, or the usual number."""
+    """Return how many tokens a text may have, if nobody says so: as in training, or the usual number.
+
+    A decoder's prompt and text share its context, of which half is left to the prompt.
+    """
     options = setup.config.finetune
+    usual = DEFAULT_MAX_NEW_TOKENS if setup.context is None else min(DEFAULT_MAX_NEW_TOKENS, setup.context // 2)
     if options.task != "sequence_to_sequence":
-        return DEFAULT_MAX_NEW_TOKENS
-    return options.max_target_length or min(DEFAULT_MAX_NEW_TOKENS, setup.config.data.seq_length)
+        return usual
+    return options.max_target_length or min(usual, setup.config.data.seq_length)
 
 
 def _write(output: Path, records: list[dict[str, Any]], predictions: list[str]) -> None:

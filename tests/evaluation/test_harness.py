@@ -253,10 +253,12 @@ def _flat(value: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tasks": ("hellaswagg",)}, "there is no task hellaswagg"),
+        ({"tasks": ("hellaswagg",)}, "there is no task hellaswagg\nhint: near it: hellaswag, "),
         ({"tasks": ("winogrande",)}, "winogrande \\(winogrande_xl\\), which is not on this machine"),
         ({"tasks": ("boolq",), "task_data": Path("poor")}, "boolq have no rows .*\\n.*none in train, validation"),
         ({"tasks": ("rte",), "task_data": Path("poor"), "num_fewshot": 3}, "rte takes 3 examples from the split train"),
+        ({"tasks": ("boolq",), "num_fewshot": 999}, "boolq takes 999 examples .* give at most \\d+"),
+        ({"tasks": ("own",), "gen_kwargs": "a=1,b"}, "gen_kwargs has 'b', expected NAME=VALUE"),
         ({"tasks": ("cb",), "task_data": Path("poor")}, "cb: row 1 of its data has the label 'yes', expected 0 to 2"),
         ({"tasks": ("wic",), "task_data": Path("poor")}, "wic: row 0 of its data has the label -1, expected 0 to 1"),
         ({"tasks": ("own",), "include_path": (Path("nowhere"),)}, "nowhere is not a folder"),

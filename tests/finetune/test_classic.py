@@ -16,7 +16,6 @@ COMMON: tuple[object, ...] = (
     *("--config", "classify_tiny_cpu", "--precision.params-dtype", "fp32", "--telemetry.plot", "False"),
     *("--training.train-steps", 4, "--training.global-batch-size", 4, "--training.micro-batch-size", 2),
     *("--data.seq-length", 32, "--data.split", "80,20,0", "--optimizer.lr", 1e-3),
-    *("--finetune.epochs", "none"),
 )
 WORDS = ["cat", "mat", "sat", "the", "on", "nap"]
 
@@ -87,6 +86,7 @@ def trained(folder: Path, task: str, run: Path, *layout: object) -> list[dict[st
     done = finetune(folder, task, run, *layout)
     assert done.returncode == 0, done.stderr
     assert 0 <= metrics(run, "validation_accuracy")[-1] <= 1
+    assert len(metrics(run, "grad_norm")) == 4  # as asked, whatever epochs the preset has
     done = predict(run, folder / f"{task}.jsonl", run.with_suffix(".jsonl"))
     assert done.returncode == 0, done.stderr
     found = lines_of(run.with_suffix(".jsonl"))
@@ -104,7 +104,7 @@ def test_classes_at_several_layouts_and_in_transformers(folder: Path, tmp_path: 
     assert metrics(tmp_path / "tp2", "loss") == pytest.approx(metrics(run, "loss"), abs=1e-5)
     done = run_command("evaluate", "--checkpoint", run, "--data", folder / f"{task}.jsonl", "--keep", "--json")
     assert done.returncode == 0, done.stderr
-    (kept,) = (run / "checkpoints").glob(f"*/evaluations/labels-{task}.jsonl.json")
+    (kept,) = (run / "checkpoints").glob(f"step_*/evaluations/labels-{task}.jsonl.json")
     (figures,) = json.loads(kept.read_text())["results"].values()
     assert figures["macro_f1,none"] == json.loads(done.stdout.splitlines()[-1])["macro_f1"]
     (tmp_path / "two.jsonl.part").write_text(json.dumps(found[0]) + "\n")

@@ -170,7 +170,7 @@ def test_an_export_gives_the_same_vectors_and_finds_the_same(
     done = run_command("evaluate", "--checkpoint", tmp_path / "run", *file, "--json", "--keep", *tensor_parallel)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    (kept,) = (tmp_path / "run" / "checkpoints").glob("*/evaluations/retrieval-*.json")
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("step_*/evaluations/retrieval-*.json")
     (figures,) = json.loads(kept.read_text())["results"].values()
     assert figures["mrr@10,none"] == found["mrr@10"]
     records = queries(with_negatives=True)

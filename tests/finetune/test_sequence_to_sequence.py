@@ -143,7 +143,7 @@ def test_what_was_learned_is_written_and_measured(folder: Path, run: Path, tmp_p
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["exact_match"] == 100, output.read_text()
-    (kept,) = (tmp_path / "run" / "checkpoints").glob("*/evaluations/written-few.jsonl.json")
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("step_*/evaluations/written-few.jsonl.json")
     assert json.loads(kept.read_text())["results"]["few.jsonl"]["exact_match,none"] == 100
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert written == [{**record, "prediction": record["target"]} for record in few]

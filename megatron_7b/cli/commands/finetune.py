@@ -6,6 +6,7 @@ The model's shape is that of the weights. The same command continues the run.
 """
 
 import os
+from collections.abc import Mapping
 
 from megatron_7b.cli.options import CommandLine, parse_arguments
 from megatron_7b.cli.ranks import given_world_size
@@ -37,7 +38,10 @@ def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
     """Return the configuration of the run and its number of ranks, everything prepared and all checks passed."""
     world_size = given_world_size(command_line.flags)
     asked = load_config(
-        command_line.flags.config, command_line.overrides, world_size=world_size, problems=command_line.problems
+        command_line.flags.config,
+        _with_steps_as_asked(command_line.overrides),
+        world_size=world_size,
+        problems=command_line.problems,
     )
     prepared = prepare_finetuning(
         asked,
@@ -52,3 +56,10 @@ def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
     check_config(config, world_size=world_size, require_data=True)
     config = with_teacher(config, command_line.flags)
     return config, world_size or config.parallel.model_parallel_size
+
+
+def _with_steps_as_asked(overrides: Mapping[str, object]) -> dict[str, object]:
+    """Return options in which steps that the command line asks for go before the epochs of a preset."""
+    if "training.train_steps" in overrides and "finetune.epochs" not in overrides:
+        return {**overrides, "finetune.epochs": None}
+    return dict(overrides)

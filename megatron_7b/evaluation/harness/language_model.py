@@ -3,6 +3,7 @@
 The tokens of requests are those that the harness's own `hf` model gives an export of the same checkpoint.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.score import ScoreRequest
 from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation, has_chat_template
+
+logger = logging.getLogger(__name__)
 
 type Ids = list[int]
 
@@ -104,6 +107,10 @@ class MegatronLM(TemplateLM):
             ScoreRequest(tuple(context[-self.max_length :]), tuple(continuation[-self.max_length :]))
             for _, context, continuation in requests
         ]
+        self._tell_cut(
+            sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests),
+            len(requests),
+        )
         # In alphabetical order, so that what begins alike is in one portion.
         order = sorted(range(len(asked)), key=lambda number: asked[number].context_ids)
         found: dict[int, tuple[float, bool]] = {}
@@ -138,15 +145,17 @@ class MegatronLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue texts up to the texts that end them."""
         asked = [self._generation(*request.args) for request in requests]
+        self._tell_cut(sum(is_cut for _, _, is_cut in asked), len(asked))
         texts: list[str] = []
         for first in range(0, len(asked), self._at_once):
-            prompts, options = zip(*asked[first : first + self._at_once], strict=True)
+            prompts, options, _ = zip(*asked[first : first + self._at_once], strict=True)
             texts += [one.text for one in self._copies.generate(prompts, options)]
             if not disable_tqdm:
                 self._report("generated", len(texts), len(asked))
         return texts
 
-    def _generation(self, context: str, gen_kwargs: dict[str, Any]) -> tuple[Prompt, GenerationOptions]:
+    def _generation(self, context: str, gen_kwargs: dict[str, Any]) -> tuple[Prompt, GenerationOptions, bool]:
+        """Return the prompt, how it is continued, and whether it lost its beginning."""
         kwargs = normalize_gen_kwargs(dict(gen_kwargs), DEFAULT_NEW_TOKENS)
         until = handle_stop_sequences(kwargs.get("until"), eos=self._setup.tokenizer.spell(self.eot_token_id))
         max_new_tokens = int(kwargs["max_gen_toks"])
@@ -155,7 +164,8 @@ class MegatronLM(TemplateLM):
                 f"a task asks for texts of {max_new_tokens} tokens, but the model's context is {self.max_length}",
                 hint="--gen-kwargs max_gen_toks=N asks for fewer",
             )
-        ids = self.tok_encode(context)[-(self.max_length - max_new_tokens) :]
+        whole = self.tok_encode(context)
+        ids = whole[-(self.max_length - max_new_tokens) :]
         options = GenerationOptions(
             max_new_tokens=max_new_tokens,
             temperature=float(kwargs.get("temperature", 1.0)) if kwargs.get("do_sample") else 0.0,
@@ -163,7 +173,16 @@ class MegatronLM(TemplateLM):
             top_p=kwargs.get("top_p"),
             stop=tuple(text for text in until if text),
         )
-        return Prompt(context, tuple(ids)), options
+        return Prompt(context, tuple(ids)), options, len(ids) < len(whole)
+
+    def _tell_cut(self, num_cut: int, total: int) -> None:
+        """Warn of questions that are not asked as the task has them."""
+        if num_cut:
+            logger.warning(
+                "%s of %s requests are longer than the model's context of %s tokens, and lose their beginning: fewer "
+                "examples (--num-fewshot) leave more of it",
+                f"{num_cut:,}", f"{total:,}", f"{self.max_length:,}",
+            )  # fmt: skip
 
     def _chat_template(self) -> ChatTemplate:
         if self._template is None:

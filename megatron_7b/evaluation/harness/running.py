@@ -1,10 +1,11 @@
 """A checkpoint, some tasks, their figures: `megatron-7b evaluate --tasks`."""
 
+import contextlib
 import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,11 @@ class HarnessOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} is {value}, expected at least {least}")
+        for one in (self.gen_kwargs or "").split(","):
+            if one and not all(one.partition("=")):
+                raise ConfigError(
+                    f"gen_kwargs has {one!r}, expected NAME=VALUE", hint="--gen-kwargs max_gen_toks=64,temperature=0.7"
+                )
 
 
 def check_harness() -> None:
@@ -235,22 +241,23 @@ def run_tasks(
 
     from megatron_7b.evaluation.harness.language_model import MegatronLM
 
-    content = lm_eval.simple_evaluate(
-        model=MegatronLM(copies, report, at_once=at_once),
-        tasks=tasks.loaded,
-        task_manager=tasks.manager,
-        num_fewshot=options.num_fewshot,
-        limit=options.limit,
-        apply_chat_template=options.apply_chat_template,
-        system_instruction=options.system_instruction,
-        gen_kwargs=options.gen_kwargs,
-        log_samples=options.log_samples,
-        bootstrap_iters=1000,
-        random_seed=options.seed,
-        numpy_random_seed=options.seed,
-        torch_random_seed=options.seed,
-        fewshot_random_seed=options.seed,
-    )
+    with _no_questions_to_git():
+        content = lm_eval.simple_evaluate(
+            model=MegatronLM(copies, report, at_once=at_once),
+            tasks=tasks.loaded,
+            task_manager=tasks.manager,
+            num_fewshot=options.num_fewshot,
+            limit=options.limit,
+            apply_chat_template=options.apply_chat_template,
+            system_instruction=options.system_instruction,
+            gen_kwargs=options.gen_kwargs,
+            log_samples=options.log_samples,
+            bootstrap_iters=1000,
+            random_seed=options.seed,
+            numpy_random_seed=options.seed,
+            torch_random_seed=options.seed,
+            fewshot_random_seed=options.seed,
+        )
     about = {
         "checkpoint": str(copies.session.setup.folder.absolute()),
         "date": time.strftime("%Y-%m-%d %H:%M"),
@@ -258,6 +265,19 @@ def run_tasks(
         "layout": str(copies.session.layout),
     }
     return TaskResults(_as_json({**content, "megatron_7b": about}))
+
+
+@contextlib.contextmanager
+def _no_questions_to_git() -> Iterator[None]:
+    """Keep the harness from asking git about the working folder, which writes "fatal: not a git repository"."""
+    from lm_eval import evaluator
+
+    asked = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asked
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:

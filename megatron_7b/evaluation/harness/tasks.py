@@ -15,6 +15,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def find_tasks(names: Sequence[str], include: Sequence[Path]) -> TaskManager:
         manager = TaskManager(include_path=list(include), include_defaults=True)
         missing = _missing(names, manager)
     if missing:
-        near = [one for one in manager.all_tasks if any(name.split("_")[0] in one for name in missing)]
+        near = [one for name in missing for one in get_close_matches(name, manager.all_tasks, _SHOWN_NAMES)]
+        near += [one for one in manager.all_tasks if any(name.split("_")[0] in one for name in missing)]
         raise ConfigError(
             f"there is no task {', '.join(missing)}",
             hint=f"near it: {', '.join(near[:_SHOWN_NAMES])}"
@@ -91,15 +93,22 @@ def check_examples(task: Any, num_fewshot: int | None) -> None:
         num_fewshot: Examples before each question; None: as the task says.
 
     Raises:
-        ConfigError: There are none although they are wanted.
+        ConfigError: There are none, or too few.
     """
     config = task.config
     wanted = (config.num_fewshot or 0) if num_fewshot is None else num_fewshot
-    if wanted and not len(task.fewshot_docs() or ()):
-        split = config.fewshot_split or config.training_split or config.validation_split
+    rows = len(task.fewshot_docs() or ()) if wanted else 0
+    split = config.fewshot_split or config.training_split or config.validation_split
+    if wanted and not rows:
         raise ConfigError(
             f"{config.task} takes {wanted} examples from the split {split}, of which its data have no rows",
             hint="add that split, or give --num-fewshot 0",
+        )
+    most = rows - (split == config.test_split)  # a question is no example of itself
+    if wanted > most and task.OUTPUT_TYPE != "loglikelihood_rolling":  # whole texts have no examples before them
+        raise ConfigError(
+            f"{config.task} takes {wanted} examples from the split {split}, whose {rows:,} rows give at most {most:,}",
+            hint=f"--num-fewshot {most} takes fewer",
         )
 
 
