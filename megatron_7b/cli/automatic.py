@@ -2,11 +2,10 @@
 
 import dataclasses
 
-from megatron_7b.cli.options import CommandLine
+from megatron_7b.cli.options import CommandLine, split_overrides
 from megatron_7b.cli.planned_run import planned_config
 from megatron_7b.cli.ranks import given_world_size
-from megatron_7b.config.options import options
-from megatron_7b.config.problems import shown
+from megatron_7b.config.options import command_words
 from megatron_7b.objective import build_objective
 from megatron_7b.planning import AUTO, choose_layout
 from megatron_7b.planning.layouts import CHOSEN
@@ -41,12 +40,14 @@ def with_layout(command_line: CommandLine, argv: list[str]) -> tuple[CommandLine
     )
     if not is_rank():
         say(f"layout    {choice.summary}")
-    chosen = {path: shown(value) for path, value in choice.settings.items() if path not in command_line.overrides}
-    words = [word for path, value in chosen.items() for word in (options()[path].flag, value)]
+    chosen = {path: value for path, value in choice.settings.items() if path not in command_line.overrides}
+    flags_and_values = {path: command_words(path, value) for path, value in chosen.items()}
+    words = [word for one in flags_and_values.values() for word in one]
     if not is_rank() and flags.nproc is None:
         flags.nproc = choice.world_size // flags.nnodes
         words += ["--nproc", str(flags.nproc)]
-    overrides = {**command_line.overrides, **chosen}
+    given, _, _ = split_overrides([word for one in flags_and_values.values() for word in one])
+    overrides = {**command_line.overrides, **given}
     return dataclasses.replace(command_line, overrides=overrides), [*_without_auto(argv), *words]
 
 

@@ -1,15 +1,34 @@
 """Plans as text: a table of layouts, then what the first of them consists of, and how to run it."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from megatron_7b.cli.tables import align
 from megatron_7b.config import RunConfig
+from megatron_7b.config.schema import ParallelConfig
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.planning import Advice, Candidate, Plan
 from megatron_7b.planning.layouts import layout_of
 from megatron_7b.planning.scaling import ScalingRow
 
-_HEADS = ("", "layout", "micro × steps", "recompute", "GB/GPU", "s/step", "tokens/s/GPU", "TFLOP/s", "of peak", "limit")
+OWN_FLAGS = frozenset(
+    f"--{name}"
+    for name in ("gpus", "gpu", "gpus-per-node", "gpu-memory", "link", "network", "top", "page", "scaling", "json")
+)
+"""Flags of `plan` that a run does not have."""
+_STAGES_SHOWN = 8
+_HEADS = (
+    "",
+    "layout",
+    "micro × steps",
+    "recompute, formats",
+    "GB/GPU",
+    "s/step",
+    "tokens/s/GPU",
+    "TFLOP/s",
+    "of peak",
+    "limit",
+)
 
 
 def print_plan(found: Plan, advice: Sequence[Advice], argv: Sequence[str]) -> None:
@@ -42,7 +61,7 @@ def _lines(found: Plan, advice: Sequence[Advice], argv: Sequence[str]) -> Iterat
     yield f"time of 1:    {_parts(first.time.as_dict(), 1e-3, 'ms')}"
     yield ""
     if found.fits:
-        yield f"megatron-7b pretrain {' '.join(run_words(first, argv, device.node_size))}"
+        yield shlex.join(run_words(found, argv))
         return
     yield "No layout fits. " + ("These would:" if advice else "Nothing that was tried would change that.")
     for one in advice:
@@ -55,14 +74,11 @@ def _lines(found: Plan, advice: Sequence[Advice], argv: Sequence[str]) -> Iterat
 
 def _row(name: str, candidate: Candidate) -> list[str]:
     config, parallel = candidate.config, candidate.config.parallel
-    recompute: str = parallel.recompute_granularity
-    if recompute == "full":
-        recompute = "all" if parallel.recompute_method == "uniform" else f"{parallel.recompute_num_layers} per stage"
     return [
         name,
-        f"{layout_of(config, candidate.world_size)}{'+SP' if parallel.sequence_parallel else ''}",
+        f"{layout_of(config, candidate.world_size)}{'+SP' if parallel.sequence_parallel else ''}{_stages(parallel)}",
         f"{config.training.micro_batch_size} × {candidate.num_microbatches}",
-        recompute,
+        ", ".join(filter(None, (_recompute(parallel), candidate.formats))),
         f"{candidate.memory.total / 1e9:.1f}{'' if candidate.fits else ' !'}",
         f"{candidate.time.total:.3g}",
         f"{candidate.tokens_per_second_per_gpu:,.0f}",
@@ -70,6 +86,24 @@ def _row(name: str, candidate: Candidate) -> list[str]:
         f"{100 * candidate.mfu:.1f} %",
         candidate.limit,
     ]
+
+
+def _stages(parallel: ParallelConfig) -> str:
+    """Return the layers of stages that are not the usual ones."""
+    stages = parallel.pipeline_model_parallel_layout
+    return f" ({'+'.join(map(str, stages))})" if 0 < len(stages) <= _STAGES_SHOWN else " (fewer last)" if stages else ""
+
+
+def _recompute(parallel: ParallelConfig) -> str:
+    match parallel.recompute_granularity:
+        case "full" if parallel.recompute_method == "uniform":
+            return "all"
+        case "full":
+            return f"{parallel.recompute_num_layers} per stage"
+        case "selective":
+            return " ".join(parallel.recompute_modules)
+        case _:
+            return "none"
 
 
 def _parts(values: dict[str, float] | dict[str, int], unit: float, name: str) -> str:
@@ -83,18 +117,22 @@ def _parts(values: dict[str, float] | dict[str, int], unit: float, name: str) ->
     )
 
 
-def run_words(candidate: Candidate, argv: Sequence[str], node_size: int) -> Iterator[str]:
-    """Yield the arguments of a run of this layout: those of the plan that a run has too, and the options chosen."""
-    settings = candidate.settings()
-    own = {"--gpus", "--gpu", "--gpus-per-node", "--gpu-memory", "--link", "--network", "--top", "--page", "--scaling"}
+def run_words(found: Plan, argv: Sequence[str]) -> Iterator[str]:
+    """Yield the command that runs the first choice: arguments of the plan that a run has too, and what was chosen."""
     is_own = False
+    yield from ("megatron-7b", run_command(found.config))
     for word in argv:
         if word.startswith("--"):
-            name = word.partition("=")[0]
-            is_own = name in own or name == "--json" or name[2:].replace("-", "_") in settings
+            is_own = word.partition("=")[0] in OWN_FLAGS
         if not is_own:
             yield word
-    yield from candidate.options(node_size)
+    yield from found.candidates[0].words(found.device.node_size, found.config)
+
+
+def run_command(config: RunConfig) -> str:
+    """Return the command that trains so: `finetune` prepares data and weights, `pretrain` takes both as they are."""
+    is_finetuning = config.finetune.task is not None or config.adapter.is_used
+    return "finetune" if is_finetuning else "pretrain"
 
 
 def print_scaling(rows: Sequence[ScalingRow], config: RunConfig) -> None:

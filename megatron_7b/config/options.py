@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_7b.config import schema
 from megatron_7b.config.one_of import OneOf
+from megatron_7b.config.problems import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,12 @@ def get_value(config: object, path: str) -> object:
     for name in path.split("."):
         config = getattr(config, name, None)
     return config
+
+
+def command_words(path: str, value: object) -> list[str]:
+    """Return the words of a command line that set an option: its flag and values, "" for an empty list."""
+    values = [shown(one) for one in value] or [""] if isinstance(value, list | tuple) else [shown(value)]
+    return [options()[path].flag, *values]
 
 
 def _walk(group: type, prefix: str) -> Iterator[Option]:

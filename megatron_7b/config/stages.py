@@ -1,6 +1,9 @@
 """How the layers of a model are divided into pipeline stages. Nothing here imports torch."""
 
+from functools import cache
 
+
+@cache
 def divide_layers(num_layers: int, num_stages: int) -> tuple[int, ...]:
     """Return how many layers each stage has, in the order of the model.
 

@@ -11,9 +11,10 @@ Nothing here imports torch.
 
 from megatron_7b.planning.advice import Advice, what_would_fit
 from megatron_7b.planning.automatic import AUTO, Choice, choose_layout
+from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.devices import NAMES, Device
 from megatron_7b.planning.memory import RankMemory
-from megatron_7b.planning.planner import Candidate, Plan, plan
+from megatron_7b.planning.planner import Plan, plan
 from megatron_7b.planning.step_time import StepTime
 
 __all__ = [

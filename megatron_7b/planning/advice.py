@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.devices import GPUS, Device
-from megatron_7b.planning.planner import Candidate, plan
+from megatron_7b.planning.planner import plan
 
 _MOST_GPUS = 64
 """Times as many are tried at most."""
@@ -55,7 +56,7 @@ def what_would_fit(
             return None
 
     found = []
-    for change, changed in _changes(config, device):
+    for change, changed in _changes(config):
         if candidate := best(changed, gpus, device):
             found.append(Advice(change=change, candidate=candidate))
     found += _more_gpus(lambda number: best(config, number, device), gpus, device)
@@ -66,16 +67,7 @@ def what_would_fit(
     return found
 
 
-def _changes(config: RunConfig, device: Device) -> Iterator[tuple[str, RunConfig]]:
-    precision, optimizer = config.precision, config.optimizer
-    if precision.grad_reduce_in_fp32 and device.type == "cuda":
-        changed = replace(precision, grad_reduce_in_fp32=False)
-        yield "--precision.grad-reduce-in-fp32 False: gradients in BF16", replace(config, precision=changed)
-    if device.type == "cuda" and precision.optimizer_state_dtype == "fp32" and optimizer.name in ("adamw", "adam"):
-        changed = replace(precision, optimizer_state_dtype="bf16")
-        yield "--precision.optimizer-state-dtype bf16: moments in BF16", replace(config, precision=changed)
-        changed = replace(changed, grad_reduce_in_fp32=False)
-        yield "both of these: moments and gradients in BF16", replace(config, precision=changed)
+def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     length = config.data.seq_length // 2
     if length >= _SHORTEST:
         changed_data = replace(config.data, seq_length=length)

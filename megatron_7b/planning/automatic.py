@@ -1,7 +1,7 @@
 """A layout for the machine at hand: what `--config auto` stands for. Imports no torch.
 
-All ranks of a run that another launcher has started come to the same choice, since it depends only on what the machine
-is, not on what is free at the moment.
+Number formats stay those of the run. All ranks of a run that another launcher has started come to the same choice,
+since it depends only on what the machine is, not on what is free at the moment.
 """
 
 import csv
@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.devices import GPUS, Device, this_processor
-from megatron_7b.planning.layouts import layout_of
-from megatron_7b.planning.planner import Candidate, plan
+from megatron_7b.planning.layouts import FORMATS, layout_of
+from megatron_7b.planning.planner import plan
 from megatron_7b.runtime.machine.device_facts import available_cores, may_have_gpu, memory_bytes
 from megatron_7b.runtime.machine.host_memory import available_memory
 from megatron_7b.runtime.machine.peak_rates import peak_tflops
@@ -78,7 +79,9 @@ def choose_layout(
     reason = "no layout divides it"
     for ranks, device in devices:
         try:
-            found = plan(config, gpus=ranks, gpu=device, given=given, predicted_share=predicted_share, limit=1)
+            found = plan(
+                config, gpus=ranks, gpu=device, given=given | set(FORMATS), predicted_share=predicted_share, limit=1
+            )
         except ConfigError as error:
             if "no layout divides" not in str(error):
                 raise

@@ -56,11 +56,15 @@ class Links:
         # Interleaved stages send more often, but beside their work.
         return 2 * number * each * (1.0 if layout.num_chunks == 1 else 0.3 * layout.num_chunks)
 
-    def scatter_seconds(self, size: float) -> float:
-        """Return what a reduce-scatter, or an all-gather, of `size` bytes over the replicas takes."""
+    def scatter_seconds(self, size: float, *, experts: bool = False) -> float:
+        """Return what a reduce-scatter, or an all-gather, of `size` bytes over replicas takes, or those of experts."""
         layout = self.layout
-        replicas = layout.dp_size * layout.cp_size
-        return self._transfer(size, replicas, self._bandwidth(layout.tp_size, replicas))
+        replicas, stride = layout.dp_size * layout.cp_size, layout.tp_size
+        if experts:
+            replicas, stride = replicas // layout.ep_size, stride * layout.ep_size
+        if size == 0 or replicas == 1:
+            return 0.0
+        return self._transfer(size, replicas, self._bandwidth(stride, replicas))
 
     def _transfer(self, size: float, ranks: int, bandwidth: float) -> float:
         return size * (ranks - 1) / ranks / bandwidth + self.device.latency

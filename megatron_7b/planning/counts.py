@@ -31,7 +31,8 @@ class Group:
         is_expert: They are of experts, which expert-parallel ranks divide.
         share_of_tokens: How many of the tokens each is multiplied with.
         is_multiplied: Whether tokens are multiplied with it at all.
-        is_head: It is of the output layer.
+        is_head: Only predicted tokens are multiplied with it: of the output layer, or of a decoder beside an encoder.
+        is_mlp: It is of an MLP.
         is_layer_matrix: It is a matrix of a layer.
         is_trained: It has gradients.
     """
@@ -44,6 +45,7 @@ class Group:
     share_of_tokens: float
     is_multiplied: bool
     is_head: bool
+    is_mlp: bool
     is_layer_matrix: bool
     is_trained: bool
 
@@ -85,7 +87,7 @@ class ModelCounts:
             counts: Which groups are.
         """
         stage = (layout.is_first_stage, layout.is_last_stage)
-        key = (name, layout.tp_size, layout.pp_size, layout.ep_size, stage)
+        key = (name, layout.tp_size, self._layers(layout), layout.ep_size, stage)
         if key not in self._elements:
             self._elements[key] = sum(
                 self.size(group, layout.tp_size) * self._held(group, number, layout)
@@ -106,9 +108,13 @@ class ModelCounts:
             rows = padded_vocab_size(rows, self.model.make_vocab_size_divisible_by, tp_size)
         return rows * math.prod(others) // (1 if group.tp_dim is None else tp_size)
 
+    def _layers(self, layout: ParallelLayout) -> int:
+        return layout.layers_of(self.model.num_layers, layout.pp_rank)
+
     def _held(self, group: Group, number: int, layout: ParallelLayout) -> int:
         if group.part == "layers":
-            return number // (layout.pp_size * (layout.ep_size if group.is_expert else 1))
+            here = number * self._layers(layout) // self.model.num_layers
+            return here // (layout.ep_size if group.is_expert else 1)
         # The last stage has a copy of what it shares with the first.
         is_shared = group.part == "first" and group.is_multiplied
         is_here = layout.is_first_stage if group.part == "first" else layout.is_last_stage
@@ -125,6 +131,7 @@ def _group(row: Parameter, part: Part, *, is_trained: bool) -> Group:
         share_of_tokens=row.share_of_tokens,
         is_multiplied=row.is_multiplied,
         is_head=row.is_head,
+        is_mlp=".mlp." in row.name,
         is_layer_matrix=row.is_layer_matrix,
         is_trained=is_trained,
     )

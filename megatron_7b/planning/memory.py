@@ -33,6 +33,8 @@ _NCCL_BYTES = 400_000_000
 """Of a communicator."""
 _CUDA_BYTES = 1_200_000_000
 """CUDA's context, workspaces of the products, and what the allocator cannot use."""
+_GRAPHS_SHARE = 0.8
+"""Of what the layers keep for a microbatch, CUDA graphs hold this much more: seen once (docs/planning.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class RankMemory:
         activations: What the layers keep for the backward pass, of all microbatches that are under way.
         logits: Of the output layer, with what the loss makes of them.
         nccl: Buffers of communication.
-        graphs: CUDA graphs; none are captured at present.
+        graphs: What CUDA graphs hold beside the activations that they make.
         context: The process itself: libraries, CUDA's context, workspaces, fragmentation.
     """
 
@@ -75,7 +77,9 @@ def working_width(config: RunConfig, device: Device) -> int:
     return bytes_per_parameter(config.precision, has_native_bf16=has_native_bf16)
 
 
-def rank_memory(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, device: Device) -> RankMemory:
+def rank_memory(
+    config: RunConfig, counts: ModelCounts, layout: ParallelLayout, device: Device, *, predicted_share: float = 1.0
+) -> RankMemory:
     """Return what one rank holds at its peak.
 
     Args:
@@ -83,10 +87,14 @@ def rank_memory(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, 
         counts: Its parameters.
         layout: Position of the rank.
         device: What it computes on.
+        predicted_share: How many tokens pass the output layer, for each that is read.
     """
     parameters, gradients, optimizer = _held_state(config, counts, layout, working_width(config, device))
-    logits = _logits(config, layout, device) if layout.is_last_stage else 0
-    kept, working = _activations(config, layout, device)
+    logits = _logits(config, layout, device, predicted_share) if layout.is_last_stage else 0
+    kept, working = _activations(config, layout, device, predicted_share)
+    graphs = 0
+    if device.type == "cuda" and config.runtime.cuda_graph_impl != "none":
+        graphs = round(_GRAPHS_SHARE * kept / microbatches_under_way(config, layout))
     sizes = (layout.tp_size, layout.pp_size, layout.cp_size, layout.ep_size, layout.dp_size * layout.cp_size)
     groups = sum(size > 1 for size in sizes)
     if device.type == "cuda":
@@ -104,7 +112,7 @@ def rank_memory(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, 
         activations=activations,
         logits=logits,
         nccl=nccl,
-        graphs=0,
+        graphs=graphs,
         context=context,
     )
 
@@ -167,34 +175,43 @@ def _state_width(config: RunConfig, width: int) -> int:
     if config.adapter.method == "adalora":
         moments += 2
     main = 0 if width == 4 else 4
-    if moment == 2 and not precision.fp8_param_gather:
-        main = 2  # Transformer Engine keeps the half of the main parameter that the working one lacks
+    if moment == 2 and precision.fp8 == "none":
+        # Transformer Engine's optimizer keeps the half of a main parameter that a BF16 one lacks; of FP32 ones a copy.
+        main = 2 if width == 2 else 4
     return main + moments * moment
 
 
 def layer_bytes_per_token(config: RunConfig, layout: ParallelLayout, device: Device) -> float:
-    """Return what one layer keeps per token of a rank's part of the sequence, without recompute."""
+    """Return what one layer keeps per token of a rank's part of the sequence, if it is not recomputed as a whole."""
     model, width, tp = config.model, working_width(config, device), layout.tp_size
     divided = tp if config.parallel.sequence_parallel else 1
     h, d = model.hidden_size, model.head_width
     n, g = model.num_attention_heads * d / tp, model.query_groups * d / tp
     has_rotary = model.traits.position_embedding_type == "rope"
-    in_fp8 = config.precision.fp8 != "none"
+    again = recomputed_modules(config)
     # Inputs of both norms; projections; turned queries and keys; what the inner linear layer gives.
     elements = 2 * h / divided + n + 2 * g + (n + g if has_rotary else 0)
     # What linear layers take: FP8 keeps it in one byte.
-    of_linear = 2 * h / divided + n
-    kept, taken = _mlp_elements(config, layout, divided)
-    elements += kept + (of_linear + taken) / (width if in_fp8 else 1)
+    of_linear, kept, taken = h / divided + n, 0.0, 0.0
+    if not again & {"mlp", "moe"}:
+        of_linear += h / divided
+        kept, taken = _mlp_elements(config, layout, divided)
+    elements += kept + (of_linear + taken) / (width if config.precision.fp8 != "none" else 1)
     extra = 4 * model.num_attention_heads / tp  # logarithms of the sums of exponentials, in FP32
     if model.hidden_dropout:
         extra += 2 * h / divided  # masks, a byte each
         elements += 2 * h / divided
-    if model.traits.kind == "encoder_decoder" or (device.type == "cpu" and model.attention_dropout):
-        # Scores are there as a whole: probabilities, and with dropout its mask.
+    has_scores = model.traits.kind == "encoder_decoder" or (device.type == "cpu" and model.attention_dropout > 0)
+    if has_scores and "core_attn" not in again:  # they are there as a whole: probabilities, and with dropout its mask
         heads = model.num_attention_heads / tp
         elements += heads * config.data.seq_length * (2 if model.attention_dropout else 1)
     return elements * width + extra
+
+
+def recomputed_modules(config: RunConfig) -> frozenset[str]:
+    """Return what of each layer the backward pass computes again."""
+    parallel = config.parallel
+    return frozenset(parallel.recompute_modules if parallel.recompute_granularity == "selective" else ())
 
 
 def _mlp_elements(config: RunConfig, layout: ParallelLayout, divided: int) -> tuple[float, float]:
@@ -210,15 +227,15 @@ def _mlp_elements(config: RunConfig, layout: ParallelLayout, divided: int) -> tu
     return topk * (outer * inner + states) + 3 * model.num_moe_experts, topk * (inner + states)
 
 
-def _activations(config: RunConfig, layout: ParallelLayout, device: Device) -> tuple[int, int]:
+def _activations(config: RunConfig, layout: ParallelLayout, device: Device, predicted_share: float) -> tuple[int, int]:
     """Return the bytes that are kept of all microbatches under way on a stage, and those that come and go beside."""
     model, parallel, training = config.model, config.parallel, config.training
     width = working_width(config, device)
     tokens = training.micro_batch_size * config.data.seq_length / layout.cp_size
     divided = layout.tp_size if parallel.sequence_parallel else 1
-    layers = model.num_layers / layout.pp_size
-    if model.traits.kind == "encoder_decoder":
-        layers += 1.5 * model.decoder_layers  # which have a second attention
+    layers = float(layout.layers_of(model.num_layers, layout.pp_rank))
+    if model.traits.kind == "encoder_decoder":  # the decoder reads another number of tokens, and attends twice
+        layers += 1.5 * model.decoder_layers * predicted_share
     of_layer = tokens * layer_bytes_per_token(config, layout, device)
     of_input = tokens * model.hidden_size * width / divided
     kept, working = layers * of_layer, 0.0
@@ -229,6 +246,8 @@ def _activations(config: RunConfig, layout: ParallelLayout, device: Device) -> t
         else:
             recomputed = min(parallel.recompute_num_layers * layout.num_chunks, layers)
             kept, working = recomputed * of_input + (layers - recomputed) * of_layer, of_layer
+    elif recomputed_modules(config) & {"mlp", "moe"}:
+        working = tokens * width * sum(_mlp_elements(config, layout, divided))
     if device.type == "cpu":  # what comes and goes is in the growth of the heap
         if parallel.recompute_granularity == "full":
             gaps = _RECOMPUTED_LAYERS + _RECOMPUTED_SHARE * layers
@@ -252,13 +271,26 @@ def microbatches_under_way(config: RunConfig, layout: ParallelLayout) -> float:
     return min(number * layout.num_chunks, chunks) / layout.num_chunks
 
 
-def _logits(config: RunConfig, layout: ParallelLayout, device: Device) -> int:
+def _logits(config: RunConfig, layout: ParallelLayout, device: Device, predicted_share: float) -> int:
     """Return the logits of a microbatch with what the loss needs beside them."""
     model, width = config.model, working_width(config, device)
-    if model.has_head:
+    if model.has_head or not predicted_share:
         return 0
     rows = (model.vocab_size or 1) / layout.tp_size
-    tokens = config.training.micro_batch_size * config.data.seq_length / layout.cp_size
-    if device.type == "cpu":  # in chunks, with the product that their gradient takes part in
-        return round(2 * min(4 * tokens * rows, _CHUNK_BYTES) + tokens * model.hidden_size * width)
+    tokens = config.training.micro_batch_size * config.data.seq_length / layout.cp_size * predicted_share
+    if not holds_all_logits(config, device):  # in chunks, with the product that their gradient takes part in
+        chunk = 2 * min(4 * tokens * rows, _CHUNK_BYTES) + tokens * model.hidden_size * width
+        # On a GPU, the gradient of the output layer is added up beside the buffer.
+        return round(chunk + (4 + width) * rows * model.hidden_size * (device.type == "cuda"))
     return round(tokens * rows * (width + 4))
+
+
+def holds_all_logits(config: RunConfig, device: Device) -> bool:
+    """Return whether the loss is computed from all logits of a microbatch, as Transformer Engine's decoders do."""
+    return (
+        device.type == "cuda"
+        and config.model.traits.kind == "decoder"
+        and config.model.transformer_impl != "local"
+        and config.finetune.label_smoothing == 0
+        and not config.distillation.is_used
+    )

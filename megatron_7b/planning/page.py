@@ -1,5 +1,6 @@
 """A plan as a page: layouts side by side, with what fills their memory and their time. One file, nothing to fetch."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,8 +8,9 @@ from megatron_7b.files import write_output
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.page_parts import STYLE, card, escape, table
 from megatron_7b.planning.advice import Advice
+from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.layouts import layout_of
-from megatron_7b.planning.planner import Candidate, Plan
+from megatron_7b.planning.planner import Plan
 
 _COLOURS = {
     "parameters": "#2463a8", "gradients": "#5f9bd3", "optimizer": "#a9c8e6", "activations": "#d1495b",
@@ -59,7 +61,7 @@ def page(found: Plan, advice: Sequence[Advice] = ()) -> str:
         _key(_times(first)),
         _time_table(found),
         "<h2>How to run the first</h2>" if found.fits else "",
-        f"<pre>{escape(' '.join(first.options(found.device.node_size)))}</pre>" if found.fits else "",
+        f"<pre>{escape(shlex.join(first.words(found.device.node_size, found.config)))}</pre>" if found.fits else "",
         *(f'<p class="note">{escape(note)}</p>' for note in found.notes),
     ]
     return (

@@ -1,137 +1,33 @@
 """A plan: which layouts of a run fit on given devices, how fast each is, and what it waits for."""
 
-from collections.abc import Callable, Iterator, Set
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
 from megatron_7b.adapter import build_adapter
 from megatron_7b.config import check_config
 from megatron_7b.config.conflicts import find_conflicts
-from megatron_7b.config.options import get_value, options
-from megatron_7b.config.problems import shown
 from megatron_7b.config.rule import nearest_multiples
 from megatron_7b.config.schema import ModelConfig, ParallelConfig, RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.sizes import flops_per_token
+from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.counts import ModelCounts
 from megatron_7b.planning.devices import Device, find_device
-from megatron_7b.planning.layouts import CHOSEN, Search, layout_of
-from megatron_7b.planning.memory import RankMemory, rank_memory, working_width
-from megatron_7b.planning.step_time import StepTime, StepTimer
+from megatron_7b.planning.layouts import Search, divisors, fullest_stages, layout_of, narrower_formats
+from megatron_7b.planning.memory import rank_memory, working_width
+from megatron_7b.planning.step_time import StepTimer
 from megatron_7b.planning.teacher import Teacher
 
-_FILLED = 0.96
-"""Of a device's memory may be used: what is predicted to fill it entirely would not run."""
 _PRICE_OF_MEANS = 0.003
 """A layout with one means more (tensor, pipeline, … parallelism) must be faster by this share to be preferred."""
+_GAIN_OF_FORMATS = 0.01
+"""Number formats that the run does not have must make a step shorter by this share to be shown."""
+_SHOWN_WITH_FORMATS = 2
 _ASSUMED_VOCABULARY = 32_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One layout of a run.
-
-    Attributes:
-        config: The run at this layout.
-        world_size: Its ranks.
-        memory: Of the rank that holds most.
-        available_memory: Of its device.
-        time: Of a step.
-        tokens_per_second_per_gpu: That the run reads.
-        tflops_per_gpu: Of the model itself: causal attention, nothing counted for recompute.
-        mfu: These as a share of the device's rate in the format of the run.
-    """
-
-    config: RunConfig
-    world_size: int
-    memory: RankMemory
-    available_memory: int
-    time: StepTime
-    tokens_per_second_per_gpu: float
-    tflops_per_gpu: float
-    mfu: float
-
-    @property
-    def fits(self) -> bool:
-        """Whether its fullest rank fits into its device, with a few percent to spare."""
-        return self.memory.total <= _FILLED * self.available_memory
-
-    @property
-    def num_microbatches(self) -> int:
-        """That each replica takes one after the other in a step."""
-        training = self.config.training
-        return training.global_batch_size // (
-            training.micro_batch_size * layout_of(self.config, self.world_size).dp_size
-        )
-
-    @property
-    def means(self) -> int:
-        """How many kinds of parallelism and recompute it needs beside data parallelism."""
-        parallel = self.config.parallel
-        return sum(
-            (
-                parallel.tensor_model_parallel_size > 1,
-                parallel.pipeline_model_parallel_size > 1,
-                parallel.virtual_pipeline_model_parallel_size is not None,
-                parallel.context_parallel_size > 1,
-                parallel.expert_model_parallel_size > 1,
-                parallel.recompute_granularity != "none",
-            )
-        )
-
-    @property
-    def limit(self) -> str:
-        """What it has too little of: memory, with the largest kind, or time, with the part to look at first."""
-        if not self.fits:
-            kinds = {name: size for name, size in self.memory.as_dict().items() if name != "total"}
-            largest = max(kinds, key=lambda name: kinds[name])
-            missing = (self.memory.total - _FILLED * self.available_memory) / 1e9
-            return f"memory: {missing:,.1f} GB too much, {largest} {kinds[largest] / 1e9:,.1f}"
-        parts = {name: seconds for name, seconds in self.time.as_dict().items() if name != "total"}
-        others = {name: seconds for name, seconds in parts.items() if name != "matrix_products"}
-        largest = max(others, key=lambda name: others[name])
-        share = others[largest] / self.time.total
-        name = "matrix_products" if share < 0.1 else largest
-        return f"{name.replace('_', ' ')} {100 * parts[name] / self.time.total:.0f} %"
-
-    def layout(self) -> dict[str, object]:
-        """Return sizes and options of the layout by their names in the configuration."""
-        parallel, training = self.config.parallel, self.config.training
-        names = [path.removeprefix("parallel.") for path in CHOSEN if path.startswith("parallel.")]
-        return {
-            **{name: getattr(parallel, name) for name in names},
-            "data_parallel_size": layout_of(self.config, self.world_size).dp_size,
-            "micro_batch_size": training.micro_batch_size,
-            "num_microbatches": self.num_microbatches,
-        }
-
-    def settings(self) -> dict[str, object]:
-        """Return the options that make a run of this layout, by dotted path: all that a plan decides on."""
-        return {path: get_value(self.config, path) for path in CHOSEN}
-
-    def options(self, node_size: int) -> Iterator[str]:
-        """Yield the words that a run of this layout needs on its command line, beside those of the run itself.
-
-        Args:
-            node_size: Devices per node.
-        """
-        nodes = self.world_size // node_size
-        yield f"--nproc {self.world_size}" if nodes <= 1 else f"--nnodes {nodes} --nproc {node_size}"
-        for path, value in self.settings().items():
-            if value != options()[path].default:
-                yield f"{options()[path].flag} {shown(value)}"
-
-    def as_dict(self) -> dict[str, object]:
-        """Return everything, as `megatron-7b plan --json` prints it."""
-        return {
-            "fits": self.fits,
-            "layout": self.layout(),
-            "memory_bytes": self.memory.as_dict(),
-            "step_seconds": self.time.as_dict(),
-            "tokens_per_second_per_gpu": self.tokens_per_second_per_gpu,
-            "tflops_per_gpu": self.tflops_per_gpu,
-            "mfu": self.mfu,
-            "limit": self.limit,
-        }
+_MOST_DEVICES = 1_000_000
+_NOTHING: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +39,8 @@ class Plan:
         device: Of each rank.
         world_size: Ranks.
         candidates: The best of each layout: those that fit first, the fastest of them first; then those that do not,
-            the smallest first.
+            the smallest first. Narrower number formats than the run has (`Candidate.changed`) come after those that
+            fit with its own, if they are faster.
         configured: The configuration as it is, if it can run on so many ranks.
         notes: What was assumed.
     """
@@ -186,24 +83,31 @@ class Planner:
     ) -> None:
         self._config, self._device = config, device
         self._teacher = None if teacher is None else Teacher(teacher, device)
+        self._share = predicted_share
         self._counts = ModelCounts(config.model, build_adapter(config))
         self._timer = StepTimer(self._counts, device, predicted_share=predicted_share)
         self._flops = flops_per_token(
             config.model, config.data.seq_length, predicted_share=predicted_share, is_frozen=config.adapter.is_used
         )
+        self._head_layers = self._timer.head_layers(config)
 
-    def look_at(self, config: RunConfig, world_size: int) -> Candidate:
-        """Return what one layout of the run takes, whether or not it may run."""
-        last = config.parallel.pipeline_model_parallel_size - 1
-        stages = [layout_of(config, world_size, stage) for stage in {0, last}]
-        memories = [rank_memory(config, self._counts, layout, self._device) for layout in stages]
-        time = self._timer.step_time(config, layout_of(config, world_size, last))
+    def look_at(self, config: RunConfig, world_size: int, changed: Mapping[str, object] = _NOTHING) -> Candidate:
+        """Return what one layout of the run takes, whether or not it may run; `changed` is that of the candidate."""
+        last = layout_of(config, world_size, config.parallel.pipeline_model_parallel_size - 1)
+        stages = [
+            dataclasses.replace(last, rank=stage * (world_size // last.pp_size))
+            for stage in fullest_stages(last, config.model.num_layers)
+        ]
+        memories = [
+            rank_memory(config, self._counts, layout, self._device, predicted_share=self._share) for layout in stages
+        ]
+        time = self._timer.step_time(config, last)
         if self._teacher is not None:
             memories = [
                 self._teacher.add_memory(memory, config, layout)
                 for memory, layout in zip(memories, stages, strict=True)
             ]
-            time = self._teacher.add_time(time, config, layout_of(config, world_size, last))
+            time = self._teacher.add_time(time, config, last)
         tokens = config.training.global_batch_size * config.data.seq_length / time.total / world_size
         kind = "fp8" if config.precision.fp8 != "none" else "bf16"
         if working_width(config, self._device) == 4:
@@ -217,14 +121,56 @@ class Planner:
             tokens_per_second_per_gpu=tokens,
             tflops_per_gpu=tokens * self._flops / 1e12,
             mfu=tokens * self._flops / self._device.flops.get(kind, self._device.flops["bf16"]),
+            changed=changed,
         )
 
     def search(self, world_size: int, given: Set[str], limit: int) -> list[Candidate]:
         """Return the best candidate of each layout that passes the checks of a run, at most `limit` of them."""
-        found = [
-            self.look_at(config, world_size)
-            for config in Search(self._config, world_size, self._device, given).candidates()
+        own = self._best_of(self._config, world_size, given, limit)
+        changes = tuple(narrower_formats(self._config, self._device, given))
+        of_changes = [
+            candidate
+            for changed in changes
+            for candidate in self._best_of(_with(self._config, changed), world_size, given, limit, changed)
         ]
+        of_changes.sort(key=_rank)
+        fitting = [candidate for candidate in own if candidate.fits]
+        if not fitting and not any(candidate.fits for candidate in of_changes):
+            return sorted([*own, *of_changes], key=_rank)[:limit]
+        slowest = fitting[0].time.total * (1 - _GAIN_OF_FORMATS) if fitting else math.inf
+        faster = [candidate for candidate in of_changes if candidate.fits and candidate.time.total < slowest]
+        if fitting:
+            faster = faster[: min(_SHOWN_WITH_FORMATS, limit - 1)]
+        kept = fitting[: limit - len(faster)]
+        return [*kept, *faster, *(candidate for candidate in own if not candidate.fits)][:limit]
+
+    def _best_of(
+        self,
+        config: RunConfig,
+        world_size: int,
+        given: Set[str],
+        limit: int,
+        changed: Mapping[str, object] = _NOTHING,
+    ) -> list[Candidate]:
+        found: list[Candidate] = []
+        too_large: set[ParallelConfig] = set()
+        for by_recompute in Search(config, world_size, self._device, given, self._head_layers).layouts():
+            fastest, *others = by_recompute
+            if fastest.parallel in too_large:  # with fewer sequences at once
+                continue
+            first = self.look_at(fastest, world_size, changed)
+            found.append(first)
+            if first.fits or not others:
+                continue
+            smallest = self.look_at(others[-1], world_size, changed)
+            found.append(smallest)
+            if not smallest.fits:
+                too_large.add(fastest.parallel)
+                continue
+            for one in others[:-1]:
+                found.append(candidate := self.look_at(one, world_size, changed))
+                if candidate.fits:  # what recomputes more is slower
+                    break
         found.sort(key=_rank)
         return list(_best_of_each(found, limit, self.is_possible))
 
@@ -233,6 +179,12 @@ class Planner:
         return is_possible(config, world_size) and (
             self._teacher is None or is_possible(self._teacher.taught(config), world_size)
         )
+
+
+def _with(config: RunConfig, changed: Mapping[str, object]) -> RunConfig:
+    """Return the run with other number formats."""
+    names = {path.removeprefix("precision."): value for path, value in changed.items()}
+    return replace(config, precision=replace(config.precision, **names))  # type: ignore[arg-type]
 
 
 def _rank(candidate: Candidate) -> tuple[bool, float]:
@@ -295,8 +247,8 @@ def plan(
         ConfigError: The device is unknown, the configuration is impossible at any layout, or no layout divides the
             model and the batch among so many ranks.
     """
-    if gpus < 1:
-        raise ConfigError(f"--gpus is {gpus}, expected at least 1")
+    if not 1 <= gpus <= _MOST_DEVICES:
+        raise ConfigError(f"--gpus is {gpus}, expected at least 1 and at most {_MOST_DEVICES:,}")
     device = find_device(gpu, gpus) if isinstance(gpu, str) else gpu
     if config.precision.fp8 != "none" and "fp8" not in device.flops:
         raise ConfigError(
@@ -304,9 +256,17 @@ def plan(
             hint="set --precision.fp8 none --precision.fp8-param-gather False, or plan for a GPU that has it",
         )
     notes = []
+    if gpus > device.node_size and gpus % device.node_size:
+        whole = max(size for size in divisors(gpus) if size <= device.node_size)
+        notes.append(
+            f"{gpus} GPUs do not fill nodes of {device.node_size}: {gpus // whole} nodes with {whole} are assumed"
+        )
+        device = replace(device, node_size=whole)
     if config.model.vocab_size is None:
         config = replace(config, model=replace(config.model, vocab_size=_ASSUMED_VOCABULARY))
         notes.append(f"model.vocab_size is not set: {_ASSUMED_VOCABULARY:,} is assumed")
+    if config.runtime.device == "cpu" and device.type == "cuda":
+        notes.append("runtime.device is cpu: such a run uses no GPU; --gpu cpu plans for this machine's processor")
     check_config(_without_layout(config, given))
     planner = Planner(config, device, predicted_share=predicted_share, teacher=teacher)
     candidates = planner.search(gpus, given, limit)
@@ -333,6 +293,8 @@ def _without_layout(config: RunConfig, given: Set[str]) -> RunConfig:
     needs_sharding = config.precision.fp8_param_gather or config.precision.optimizer_state_dtype != "fp32"
     if "parallel.use_distributed_optimizer" not in given:
         plain["use_distributed_optimizer"] = needs_sharding
+    if "parallel.pipeline_model_parallel_size" not in given:
+        plain["pipeline_model_parallel_layout"] = ()
     training = config.training
     if "training.micro_batch_size" not in given:
         training = replace(training, micro_batch_size=1)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.devices import Device
-from megatron_7b.planning.planner import Candidate, plan
+from megatron_7b.planning.planner import plan
 
 
 @dataclass(frozen=True, kw_only=True)

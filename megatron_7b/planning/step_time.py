@@ -1,19 +1,22 @@
 """How long a step takes, by part, as arithmetic: rates of the device, work of the model, bytes on the links.
 
 A matrix product takes the longer of its arithmetic and its memory traffic; element-wise work is traffic alone;
-communication counts as far as nothing is computed meanwhile. The last pipeline stage, which has the output layer, sets
-the pace. docs/planning.md says which runs the rates were fitted to, and how far the others are off.
+communication counts as far as nothing is computed meanwhile. The slowest pipeline stage sets the pace: the last one,
+which has the output layer, if it has as many layers as the others. docs/planning.md says which runs the rates were
+fitted to, and how far the others are off.
 """
 
 from dataclasses import dataclass, fields
 
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.stages import divide_layers
 from megatron_7b.model.kinds import kind_of
 from megatron_7b.parallel import ParallelLayout
 from megatron_7b.planning.communication import Links
 from megatron_7b.planning.counts import Group, ModelCounts
 from megatron_7b.planning.devices import Device
-from megatron_7b.planning.memory import working_width
+from megatron_7b.planning.layouts import layout_of
+from megatron_7b.planning.memory import recomputed_modules, working_width
 
 _SMALL_DIMENSION = {"cuda": 128, "cpu": 32}
 """Matrix products reach half of their rate, by each of their dimensions, where it is this small."""
@@ -22,6 +25,8 @@ _SHORT_SEQUENCE = {"cuda": 1024, "cpu": 0}
 _LOSS_BYTES_PER_LOGIT = {"cuda": 80, "cpu": 12}
 _OPTIMIZER_BYTES = 34
 """Read and written per element of a rank's share: gradient, main parameter, two moments, working parameter, norm."""
+_OPTIMIZER_BYTES_BF16 = 24
+"""The same with BF16 moments, of a main parameter the half that the working one lacks."""
 _HOST_SECONDS = {"cuda": 0.8e-3, "cpu": 0.4e-3}
 """That a processor takes to start the kernels of one layer, forward and backward; more with FP8."""
 _SHARE_BETWEEN_KERNELS = {"bf16": 0.02, "fp8": 0.06, "fp32": 0.02}
@@ -77,14 +82,12 @@ class _Compute:
     products: float = 0.0
     attention: float = 0.0
     memory: float = 0.0
+    mlp: float = 0.0
+    """Of these, what is of the MLP, which can be computed again by itself."""
 
     @property
     def total(self) -> float:
         return self.products + self.attention + self.memory
-
-    def times(self, factor: float) -> "_Compute":
-        """Return the same for several layers."""
-        return _Compute(products=self.products * factor, attention=self.attention * factor, memory=self.memory * factor)
 
 
 class StepTimer:
@@ -107,48 +110,64 @@ class StepTimer:
             config: The run at this layout; the global batch is a multiple of what all replicas take at once.
             layout: Position of a rank of the last stage.
         """
-        parallel, training = config.parallel, config.training
+        parallel, training, model = config.parallel, config.training, config.model
         links = Links(self._device, layout)
         layer, head = self._compute(config, layout)
         number = max(1, training.global_batch_size // (training.micro_batch_size * layout.dp_size))
-        layers = self._counts.num_layers / layout.pp_size
-        stage = layer.times(layers)
-        again = self._recomputed_share(config, layout) * stage.total / 3
         width = working_width(config, self._device)
         tokens = training.micro_batch_size * config.data.seq_length / layout.cp_size
-        states = tokens * config.model.hidden_size * width
-        tensor = layers * links.tensor_parallel_seconds(states, stage.products / layers)
-        context = layers * links.context_parallel_seconds(
-            tokens * 2 * config.model.query_groups * config.model.head_width * width / layout.tp_size, layer.attention
+        states = tokens * model.hidden_size * width
+        # The MLP of a mixture gathers a copy of each token for every one of its experts.
+        exchanged = states if model.num_moe_experts is None else states * (1 + model.moe_router_topk) / 2
+        tensor = links.tensor_parallel_seconds(exchanged, layer.products)
+        context = links.context_parallel_seconds(
+            tokens * 2 * model.query_groups * model.head_width * width / layout.tp_size, layer.attention
         )
-        expert = (
-            self._expert_layers(config)
-            / layout.pp_size
-            * links.expert_parallel_seconds(states * config.model.moe_router_topk)
-        )
-        of_stage = stage.total + again + tensor + context + expert
+        expert = 0.0
+        if model.num_moe_experts is not None:
+            expert = links.expert_parallel_seconds(states * model.moe_router_topk / layout.tp_size)
+        exposed, forward = tensor + context + expert, 2 / 3 * tensor + context / 3 + expert / 2
+        chunks = self._chunks(layout)
+        seconds = [size * (layer.total + exposed) + self._again(config, size, layer, forward) for size in chunks]
+        seconds[-1] += head.total
+        # Of the chunks that ranks compute at the same time, the slowest sets the pace; the last has the output layer.
+        rounds = [range(first, first + layout.pp_size) for first in range(0, len(chunks), layout.pp_size)]
+        slowest = [max(numbers, key=lambda number: seconds[number]) for numbers in rounds]
+        layers, of_stage = sum(chunks[number] for number in slowest), sum(seconds[number] for number in slowest)
+        again = sum(self._again(config, chunks[number], layer, forward) for number in slowest)
+        if slowest[-1] < len(chunks) - 1:
+            head = _Compute()
         pipeline = 0.0
         if layout.pp_size > 1:
             divided = layout.tp_size if parallel.sequence_parallel else 1
-            pipeline = (layout.pp_size - 1) * of_stage / layout.num_chunks
+            pipeline = max(0.0, sum(seconds) - of_stage) / layout.num_chunks
             pipeline += links.pipeline_seconds(states / divided, number)
-        busy = number * (of_stage + head.total)
-        gaps = busy * _SHARE_BETWEEN_KERNELS[self._format(config)]
-        starting = number * layers * _HOST_SECONDS[self._device.type] * (1.5 if config.precision.fp8 != "none" else 1)
-        data, update = self._update(config, layout, links, window=of_stage + head.total)
+        busy = number * of_stage
+        with_graphs = self._device.type == "cuda" and config.runtime.cuda_graph_impl != "none"
+        gaps = busy * _SHARE_BETWEEN_KERNELS["bf16" if with_graphs else self._format(config)]
+        starting = 0.0
+        if not with_graphs:  # which start the kernels of a layer at once
+            starting = number * layers * _HOST_SECONDS[self._device.type]
+            starting *= 1.5 if config.precision.fp8 != "none" else 1.0
+        data, update = self._update(config, layout, links, window=of_stage)
         return StepTime(
-            matrix_products=number * (stage.products + head.products),
-            attention=number * stage.attention,
-            memory_bound=number * (stage.memory + head.memory),
+            matrix_products=number * (layers * layer.products + head.products),
+            attention=number * layers * layer.attention,
+            memory_bound=number * (layers * layer.memory + head.memory),
             recompute=number * again,
-            tensor_parallel=number * tensor,
-            context_parallel=number * context,
-            expert_parallel=number * expert,
+            tensor_parallel=number * layers * tensor,
+            context_parallel=number * layers * context,
+            expert_parallel=number * layers * expert,
             pipeline=pipeline,
             data_parallel=data,
             optimizer=update,
             host=max(gaps, starting - busy),
         )
+
+    def head_layers(self, config: RunConfig) -> float:
+        """Return how many layers take as long as the output layer with the loss."""
+        layer, head = self._compute(config, layout_of(config, config.parallel.model_parallel_size))
+        return head.total / layer.total
 
     def _compute(self, config: RunConfig, layout: ParallelLayout) -> tuple[_Compute, _Compute]:
         """Return what one layer and what the output layer take for a microbatch, forward and backward."""
@@ -165,20 +184,26 @@ class StepTimer:
     def _layer(self, config: RunConfig, layout: ParallelLayout) -> _Compute:
         model, device, tokens = config.model, self._device, self._tokens(config, layout)
         num_layers = self._counts.num_layers
-        products = sum(
-            number / num_layers * self._product(config, layout, group, tokens)
-            for group, number in self._counts.multiplied()
-            if group.part == "layers"
-        )
+        products = of_mlp = 0.0
+        for group, number in self._counts.multiplied():
+            if group.part == "layers":  # a decoder beside an encoder reads only what is predicted
+                read = tokens * self._share if group.is_head else tokens
+                seconds = number / num_layers * self._product(config, layout, group, read)
+                products += seconds
+                of_mlp += seconds if group.is_mlp else 0.0
         attended = kind_of(model).attended_positions(model, config.data.seq_length, self._share) / num_layers
         flops = 3 * 4 * attended * model.num_attention_heads * model.head_width / layout.tp_size * tokens
         length = config.data.seq_length
         rate = device.flops["bf16" if working_width(config, device) == 2 else "fp32"]
         reached = device.efficiency.attention * length / (length + _SHORT_SEQUENCE[device.type])
+        decoder_layers = num_layers - model.num_layers
+        read = tokens * (model.num_layers + decoder_layers * self._share) / num_layers
+        traffic, of_traffic = self._layer_traffic(config, layout)
         return _Compute(
             products=products,
             attention=flops / (rate * reached),
-            memory=tokens * self._layer_traffic(config, layout) / self._bandwidth,
+            memory=read * traffic / self._bandwidth,
+            mlp=of_mlp + read * of_traffic / self._bandwidth,
         )
 
     def _head(self, config: RunConfig, layout: ParallelLayout) -> _Compute:
@@ -221,8 +246,8 @@ class StepTimer:
     def _bandwidth(self) -> float:
         return self._device.memory_bandwidth * self._device.efficiency.memory
 
-    def _layer_traffic(self, config: RunConfig, layout: ParallelLayout) -> float:
-        """Return the bytes per token that a layer's element-wise work reads and writes, forward and backward."""
+    def _layer_traffic(self, config: RunConfig, layout: ParallelLayout) -> tuple[float, float]:
+        """Return the bytes per token that a layer's element-wise work, forward and backward, moves; and of its MLP."""
         model, tp = config.model, layout.tp_size
         divided = tp if config.parallel.sequence_parallel else 1
         elements = 22 * model.hidden_size / divided
@@ -230,46 +255,66 @@ class StepTimer:
             elements += 4 * (model.num_attention_heads + model.query_groups) * model.head_width / tp
         per_inner = 8 if model.traits.gated_linear_unit else 6
         if model.num_moe_experts is None:
-            elements += per_inner * model.ffn_hidden_size / tp
+            of_mlp = per_inner * model.ffn_hidden_size / tp
         else:
-            elements += model.moe_router_topk * (per_inner * model.expert_width / tp + 12 * model.hidden_size / divided)
-        return elements * working_width(config, self._device)
+            of_mlp = model.moe_router_topk * (per_inner * model.expert_width / tp + 12 * model.hidden_size / divided)
+        width = working_width(config, self._device)
+        return (elements + of_mlp) * width, of_mlp * width
 
-    def _expert_layers(self, config: RunConfig) -> int:
-        return self._counts.num_layers if config.model.num_moe_experts is not None else 0
+    def _chunks(self, layout: ParallelLayout) -> tuple[int, ...]:
+        """Return the layers of each pipeline stage, virtual ones apart; of an encoder-decoder those of both stacks."""
+        num_stages = layout.pp_size * layout.num_chunks
+        return layout.stages or divide_layers(self._counts.num_layers, num_stages)
 
-    def _recomputed_share(self, config: RunConfig, layout: ParallelLayout) -> float:
-        """Return the share of a stage's forward pass that is done twice."""
-        parallel = config.parallel
-        if parallel.recompute_granularity == "none":
-            return 0.0
-        if parallel.recompute_granularity == "selective":
-            layer, _ = self._compute(config, layout)
-            return layer.attention / layer.total
-        if parallel.recompute_method == "uniform":
-            return 1.0
-        layers = self._counts.num_layers / (layout.pp_size * layout.num_chunks)
-        return min(1.0, parallel.recompute_num_layers / layers)
+    def _again(self, config: RunConfig, layers: int, layer: _Compute, exchanged: float) -> float:
+        """Return the seconds in which a chunk of some layers does forward passes a second time.
+
+        Args:
+            config: The run.
+            layers: Of the chunk.
+            layer: What each takes, forward and backward.
+            exchanged: Seconds of communication in its forward pass.
+        """
+        parallel, whole = config.parallel, layer.total / 3 + exchanged
+        match parallel.recompute_granularity:
+            case "none":
+                return 0.0
+            case "selective":
+                modules = recomputed_modules(config)
+                of_attention = layer.attention / 3 if "core_attn" in modules else 0.0
+                of_mlp = layer.mlp / 3 + exchanged / 2 if modules & {"mlp", "moe"} else 0.0
+                return layers * (of_attention + of_mlp)
+            case _ if parallel.recompute_method == "uniform":
+                return layers * whole
+            case _:
+                return min(layers, parallel.recompute_num_layers) * whole
 
     def _update(self, config: RunConfig, layout: ParallelLayout, links: Links, *, window: float) -> tuple[float, float]:
         """Return the exposed seconds of reducing gradients and gathering parameters, and those of the update."""
         parallel, precision, width = config.parallel, config.precision, working_width(config, self._device)
         trained = self._counts.elements(layout, "trained", lambda group: group.is_trained)
-        gradient_bytes = trained * (4 if precision.grad_reduce_in_fp32 else width)
-        parameter_bytes = trained * (1 if precision.fp8_param_gather else width)
+        experts = self._counts.elements(layout, "trained experts", lambda group: group.is_trained and group.is_expert)
+        per_gradient = 4 if precision.grad_reduce_in_fp32 else width
+        per_parameter = 1 if precision.fp8_param_gather else width
+
+        def exchanged(per_element: int) -> float:
+            of_experts = links.scatter_seconds(experts * per_element, experts=True)
+            return links.scatter_seconds((trained - experts) * per_element) + of_experts
+
+        owned, exposed = float(trained), 0.0
         replicas = layout.dp_size * layout.cp_size
-        share, exposed = 1, 0.0
+        reduce = exchanged(per_gradient) if replicas > 1 else 0.0
+        during_backward = window * 2 / 3 if parallel.overlap_grad_reduce else 0.0
+        if parallel.use_distributed_optimizer:
+            owned = (trained - experts) / replicas + experts / (replicas // layout.ep_size)
         if replicas > 1 and parallel.use_distributed_optimizer:
-            share = replicas
-            reduce, gather = links.scatter_seconds(gradient_bytes), links.scatter_seconds(parameter_bytes)
-            exposed = _exposed(reduce, window * 2 / 3 if parallel.overlap_grad_reduce else 0.0)
-            exposed += _exposed(gather, window / 3 if parallel.overlap_param_gather else 0.0)
+            exposed = _exposed(reduce, during_backward)
+            exposed += _exposed(exchanged(per_parameter), window / 3 if parallel.overlap_param_gather else 0.0)
         elif replicas > 1:
-            exposed = _exposed(
-                2 * links.scatter_seconds(gradient_bytes), window * 2 / 3 if parallel.overlap_grad_reduce else 0.0
-            )
-        traffic = trained / share * _OPTIMIZER_BYTES + gradient_bytes
-        return exposed, traffic / self._bandwidth
+            exposed = _exposed(2 * reduce, during_backward)
+        is_narrow = precision.optimizer_state_dtype == "bf16"
+        moved = owned * (_OPTIMIZER_BYTES_BF16 if is_narrow else _OPTIMIZER_BYTES) + trained * per_gradient
+        return exposed, moved / self._bandwidth
 
     def _format(self, config: RunConfig) -> str:
         if config.precision.fp8 != "none":

@@ -1,4 +1,4 @@
-"""What a teacher costs beside the model that learns from it: its weights, its logits, and its forward passes."""
+"""What a teacher costs beside the model that learns from it: its weights, its last states, and its forward passes."""
 
 from dataclasses import replace
 
@@ -36,13 +36,18 @@ class Teacher:
 
     def add_memory(self, memory: RankMemory, config: RunConfig, layout: ParallelLayout) -> RankMemory:
         """Return what a rank holds with its part of the teacher, whose activations come and go."""
-        weights = working_width(config, self._device) * self._counts.elements(layout, "all", lambda _group: True)
-        logits = 0
-        if layout.is_last_stage:  # of all microbatches, in FP32
-            training = config.training
-            tokens = training.micro_batch_size * config.data.seq_length // layout.cp_size
-            logits = 4 * tokens * (self._model.vocab_size or 1) // layout.tp_size
-        return replace(memory, parameters=memory.parameters + weights, logits=memory.logits + logits)
+        width, training = working_width(config, self._device), config.training
+        if config.distillation.teacher_dtype != "auto":
+            width = 2 if config.distillation.teacher_dtype == "bf16" else 4
+        weights = width * self._counts.elements(layout, "all", lambda _group: True)
+        states = 0
+        if (
+            layout.is_last_stage and not self._model.has_head
+        ):  # last hidden states of all microbatches; logits are made chunk by chunk
+            tokens = training.global_batch_size * config.data.seq_length // (layout.dp_size * layout.cp_size)
+            divided = layout.tp_size if config.parallel.sequence_parallel else 1
+            states = width * tokens * self._model.hidden_size // divided
+        return replace(memory, parameters=memory.parameters + weights, activations=memory.activations + states)
 
     def add_time(self, time: StepTime, config: RunConfig, layout: ParallelLayout) -> StepTime:
         """Return the time of a step with the teacher's forward passes."""

@@ -48,6 +48,19 @@ def test_the_table_ends_with_a_command_that_runs_the_first_choice(capsys: pytest
     check_config(load_config("llama2_7b", overrides), world_size=16)
 
 
+def test_the_command_undoes_what_the_preset_has_and_names_what_it_changes(capsys: pytest.CaptureFixture[str]) -> None:
+    told = planned(capsys, "--config llama2_7b sft_7b_8xh100 --gpus 8 --gpu h200 --top 1")
+    *_, command = told.splitlines()
+    words = shlex.split(command)
+    assert words[:2] == ["megatron-7b", "finetune"]
+    overrides = parse_arguments(training_parser("finetune", ""), [*words[2:], "--run-dir", "R"]).overrides
+    assert overrides["parallel.tensor_model_parallel_size"] == "1"  # where the preset has 2
+    told = planned(capsys, "--config llama2_7b --gpus 1 --gpu h100 --json")
+    assert json.loads(told)["changed"] == {
+        "precision.optimizer_state_dtype": "bf16", "precision.grad_reduce_in_fp32": False,
+    }  # fmt: skip
+
+
 def test_what_fits_nowhere_ends_with_1_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
     told = planned(capsys, "--config mixtral_8x7b --gpus 8 --gpu a100-40", code=1)
     assert "No layout fits. These would:" in told

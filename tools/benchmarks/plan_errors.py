@@ -14,9 +14,10 @@ from megatron_7b.config import load_config
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.model.sizes import flops_per_token
 from megatron_7b.planning import plan
+from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.devices import GPUS
 from megatron_7b.planning.layouts import layout_of
-from megatron_7b.planning.planner import Candidate, Planner
+from megatron_7b.planning.planner import Planner
 
 _LLAMA_8_LAYERS = {"model.num_layers": 8}
 _LLAMA_13B = {

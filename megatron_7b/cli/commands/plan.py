@@ -22,7 +22,7 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
 from megatron_7b.planning import NAMES, Device, Plan, plan, what_would_fit
 from megatron_7b.planning.devices import find_device
-from megatron_7b.planning.layouts import CHOSEN
+from megatron_7b.planning.layouts import CHOSEN, FORMATS
 from megatron_7b.planning.page import write_page
 from megatron_7b.planning.scaling import scale
 from megatron_7b.runtime.output_paths import check_file_to_write
@@ -44,7 +44,10 @@ def main(argv: list[str]) -> int:
     if flags.page is not None:
         check_file_to_write(flags.page, "--page")
     _check_flags(flags)
-    config, given = planned_config(command_line), set(CHOSEN) & command_line.overrides.keys()
+    config, notes = planned_config(command_line), []
+    if config.finetune.task is not None and config.checkpoint.initialize_from is None:
+        notes.append("the model of a fine-tuning is that of its weights: name them, --checkpoint.initialize-from C")
+    given = {*CHOSEN, *FORMATS} & command_line.overrides.keys()
     share = build_objective(config).predicted_share(config)
     teacher = config.distillation.teacher
     teaching = None if teacher is None else model_of(Path(teacher))
@@ -69,6 +72,7 @@ def main(argv: list[str]) -> int:
     advice = [] if found.fits else what_would_fit(
         config, gpus=flags.gpus, device=device, given=given, predicted_share=share, teacher=teaching
     )  # fmt: skip
+    found = dataclasses.replace(found, notes=(*notes, *found.notes))
     if flags.page is not None:
         write_page(flags.page, found, advice)
     if flags.json:
