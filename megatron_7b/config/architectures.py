@@ -23,6 +23,7 @@ class Architecture:
         has_wide_heads: Heads may be of any width, without query groups.
         has_experts: Each layer has several MLPs, of which a token uses a few.
         has_tokentypes: The sentences of a pair may have embeddings that tell them apart.
+        windows: Whether attention may be to a window of the newest tokens, and then in which layers.
     """
 
     kind: str
@@ -38,11 +39,18 @@ class Architecture:
     has_wide_heads: bool = False
     has_experts: bool = False
     has_tokentypes: bool = False
+    windows: Literal["none", "all layers", "some layers"] = "none"
 
 
-def _decoder(*, add_qkv_bias: bool = False, qk_layernorm: bool = False, has_experts: bool = False) -> Architecture:
+def _decoder(
+    windows: Literal["none", "all layers", "some layers"],
+    *,
+    add_qkv_bias: bool = False,
+    qk_layernorm: bool = False,
+    has_experts: bool = False,
+) -> Architecture:
     fixed = {"add_qkv_bias": add_qkv_bias, "qk_layernorm": qk_layernorm}
-    return Architecture(kind="decoder", fixed=fixed, has_experts=has_experts)
+    return Architecture(kind="decoder", fixed=fixed, has_experts=has_experts, windows=windows)
 
 
 def _encoder(norm_placement: Literal["pre", "post"]) -> Architecture:
@@ -87,12 +95,12 @@ def _t5(activation: Literal["gelu_tanh", "relu"], *, is_gated: bool) -> Architec
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": _decoder(),
-    "mistral": _decoder(),
-    "qwen2": _decoder(add_qkv_bias=True),
-    "qwen3": _decoder(qk_layernorm=True),
-    "mixtral": _decoder(has_experts=True),
-    "qwen3_moe": _decoder(qk_layernorm=True, has_experts=True),
+    "llama": _decoder("none"),
+    "mistral": _decoder("all layers"),
+    "qwen2": _decoder("some layers", add_qkv_bias=True),
+    "qwen3": _decoder("some layers", qk_layernorm=True),
+    "mixtral": _decoder("all layers", has_experts=True),
+    "qwen3_moe": _decoder("all layers", qk_layernorm=True, has_experts=True),
     "gpt2": _gpt2(),
     "bert": _encoder("post"),
     "megatron-bert": _encoder("pre"),
@@ -105,9 +113,9 @@ that names the addition is read."""
 
 def others_with(architecture: str, option: str, value: object) -> list[str]:
     """Name the architectures that are built alike, and have another value of an option that is fixed for each."""
-    own = replace(ARCHITECTURES[architecture], fixed={})
+    own = replace(ARCHITECTURES[architecture], fixed={}, windows="none")
     return [
         name
         for name, other in ARCHITECTURES.items()
-        if other.fixed.get(option) == value and replace(other, fixed={}) == own
+        if other.fixed.get(option) == value and replace(other, fixed={}, windows="none") == own
     ]

@@ -17,6 +17,7 @@ from megatron_7b.config import (
     model_rules,
     optimizer_rules,
     run_rules,
+    window_rules,
 )
 from megatron_7b.config.problems import Problem
 from megatron_7b.config.ranges import find_out_of_range
@@ -26,6 +27,7 @@ from megatron_7b.config.schema import RunConfig
 _MODULES = (
     model_rules,
     architecture_rules,
+    window_rules,
     expert_rules,
     head_rules,
     optimizer_rules,

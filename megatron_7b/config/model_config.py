@@ -1,6 +1,7 @@
 """The section `model` of a run: the architecture and shape of a transformer. Nothing here imports torch."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from megatron_7b.config.architectures import ARCHITECTURES, Architecture
@@ -47,6 +48,11 @@ class ModelConfig:
     """Embedding rows are padded to a multiple of this (and of the tensor-parallel size)."""
     max_position_embeddings: int = 2048
     """Longest context: upper bound of data.seq_length, and written into exports."""
+    window_size: int | None = None
+    """Tokens that attention sees, the newest included (Hugging Face's sliding_window); None: all that came before."""
+    window_attn_skip_freq: tuple[int, ...] = ()
+    """Layers that see everything in spite of window_size: N means every N-th layer; or a number for each layer, 1 with
+    a window and 0 without; if left out, all layers have a window."""
     rotary_base: float = 10000.0
     """Base of the rotary frequencies (rope_theta)."""
     rope_scaling: RopeScalingConfig | None = None
@@ -118,6 +124,16 @@ class ModelConfig:
         return self.num_query_groups or self.num_attention_heads
 
     @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """Of each layer, the tokens that its attention sees; None: all that came before."""
+        given, numbers = self.window_attn_skip_freq, range(1, self.num_layers + 1)
+        if self.window_size is None:
+            return (None,) * self.num_layers
+        if len(given) == 1:
+            return tuple(None if number % given[0] == 0 else self.window_size for number in numbers)
+        return tuple(self.window_size if not given or given[number - 1] else None for number in numbers)
+
+    @property
     def expert_width(self) -> int:
         """Inner width of an expert."""
         return self.moe_ffn_hidden_size or self.ffn_hidden_size
@@ -126,3 +142,15 @@ class ModelConfig:
     def decoder_layers(self) -> int:
         """Layers of an encoder-decoder's decoder."""
         return self.num_decoder_layers or self.num_layers
+
+
+def with_layer_windows(model: ModelConfig, windows: Sequence[int | None]) -> ModelConfig:
+    """Return a model whose `layer_windows` are the given ones, which differ in nothing but whether there is one."""
+    sizes = {window for window in windows if window is not None}
+    assert len(sizes) <= 1
+    is_mixed = bool(sizes) and None in windows
+    return replace(
+        model,
+        window_size=next(iter(sizes), None),
+        window_attn_skip_freq=tuple(int(window is not None) for window in windows) if is_mixed else (),
+    )

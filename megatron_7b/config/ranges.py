@@ -23,6 +23,7 @@ AT_LEAST_ONE = (
     "optimizer.muon_num_ns_steps",
     "model.make_vocab_size_divisible_by",
     "model.max_position_embeddings",
+    "model.window_size",
     "model.rope_scaling.original_max_position_embeddings",
     "parallel.tensor_model_parallel_size",
     "parallel.pipeline_model_parallel_size",

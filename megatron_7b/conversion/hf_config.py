@@ -32,8 +32,7 @@ def from_hugging_face_config(
 
     Args:
         config: Parsed config.json.
-        max_position_embeddings: Replaces the context length, to convert a model with a sliding window for sequences
-            within the window, where the window has no effect.
+        max_position_embeddings: Replaces the context length; a window that is no shorter is then left out.
 
     Returns:
         The model, with `vocab_size` set to the rows of the embedding.
@@ -121,8 +120,9 @@ def _with_foreign_keys(
     config: Mapping[str, object], imported: Mapping[str, object], family: Family
 ) -> dict[str, object]:
     """Add the keys of an imported config.json that this module neither reads nor writes, and take its token ids."""
-    # max_window_layers says nothing where use_sliding_window is false, which it is in every export.
-    written_if_absent = {"use_cache", "max_window_layers", *_TOKEN_IDS}
+    written_if_absent = {"use_cache", *_TOKEN_IDS}
+    if not config.get("use_sliding_window"):  # and where that is false, max_window_layers says nothing
+        written_if_absent.add("max_window_layers")
     owned = (config.keys() - written_if_absent) | family.codec.read_only_keys
     # transformers' notes on how it made the object in memory begin with an underscore.
     foreign = {key: value for key, value in imported.items() if key not in owned and not key.startswith("_")}

@@ -44,7 +44,7 @@ class ImportOptions:
     Attributes:
         dtype: Stored number format; auto is BF16 if all of the input is, else FP32.
         parity_dtype: Arithmetic of the comparison.
-        max_position_embeddings: Shortens the context, to within a model's sliding window; None keeps it.
+        max_position_embeddings: Shortens the context; a window that is no shorter is left out. None keeps it.
         overwrite: Replace an earlier output of this command.
         head: Fields of the model section that put a head in the place of the output layer; a fresh one, unless the
             folder has the very same. None: what the folder has.

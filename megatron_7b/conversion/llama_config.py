@@ -6,13 +6,13 @@ both read.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from megatron_7b.config.architectures import ARCHITECTURES
+from megatron_7b.config.model_config import with_layer_windows
 from megatron_7b.config.schema import ModelConfig, RopeScalingConfig
-from megatron_7b.conversion.config_values import ValueReader, is_positive_integer
-
-type WindowedLayers = Literal["none", "all layers", "some layers"]
+from megatron_7b.conversion.config_values import ValueReader
+from megatron_7b.conversion.windows import read_layer_windows, unwritable_windows, window_keys
 
 _DEFAULTS: Mapping[str, object] = {
     "vocab_size": 32000,
@@ -39,13 +39,11 @@ class LlamaConfig:
     Attributes:
         changed_defaults: What transformers assumes, where it differs from llama.
         refused_flags: Keys that switch on what the canonical model lacks.
-        sliding_window: Whether the window key is read, and for which layers.
         splits_hidden_size: Heads must share the hidden size evenly.
     """
 
     changed_defaults: Mapping[str, object]
     refused_flags: tuple[str, ...] = ()
-    sliding_window: WindowedLayers = "none"
     splits_hidden_size: bool = False
 
     @property
@@ -64,7 +62,7 @@ class LlamaConfig:
     ) -> ModelConfig:
         """Read the shape of a model."""
         rope = _rope_parameters(values)
-        return ModelConfig(
+        model = ModelConfig(
             architecture=architecture,
             num_layers=reader.integer("num_hidden_layers"),
             hidden_size=reader.integer("hidden_size"),
@@ -82,6 +80,10 @@ class LlamaConfig:
             attention_dropout=reader.number("attention_dropout", default=0.0),
             init_method_std=reader.number("initializer_range"),
         )
+        windows = read_layer_windows(
+            values, model.traits.windows, model.num_layers, model.max_position_embeddings, reader.problems
+        )
+        return with_layer_windows(model, windows)
 
     def unrepresentable(self, values: Mapping[str, object]) -> list[str]:
         """List what the values ask for and the model does not compute."""
@@ -95,13 +97,13 @@ class LlamaConfig:
         )
         return problems
 
-    def impossible(self, values: Mapping[str, object], model: ModelConfig) -> list[str]:
+    def impossible(self, values: Mapping[str, object], model: ModelConfig) -> list[str]:  # noqa: ARG002
         """List what is wrong with a model that was read, where every single value is right."""
-        return [*_impossible_heads(model), *_window_problems(values, self.sliding_window, model)]
+        return _impossible_heads(model)
 
     def write(self, model: ModelConfig) -> dict[str, object]:
         """Return the keys that describe a model, but for its vocabulary."""
-        config: dict[str, object] = {
+        return {
             "hidden_size": model.hidden_size,
             "intermediate_size": model.ffn_hidden_size,
             "num_hidden_layers": model.num_layers,
@@ -116,23 +118,18 @@ class LlamaConfig:
             "attention_dropout": model.attention_dropout,
             **_rope_keys(model),
             **dict.fromkeys(self.refused_flags, False),
+            **window_keys(model, self.defaults),
         }
-        if self.sliding_window != "none":
-            config["sliding_window"] = None  # left out, transformers would assume a window of 4096
-        if self.sliding_window == "some layers":
-            config["use_sliding_window"] = False
-            config["max_window_layers"] = model.num_layers
-        return config
 
     def unwritable(self, model: ModelConfig) -> list[str]:
         """List what the architecture of a model cannot have."""
-        if not self.splits_hidden_size or model.hidden_size % model.num_attention_heads == 0:
-            return []
-        problem = (
-            f"model.hidden_size {model.hidden_size} is not a multiple of model.num_attention_heads "
-            f"{model.num_attention_heads}, which LlamaConfig demands (mistral, qwen3: any head width)"
-        )
-        return [problem]
+        problems = unwritable_windows(model)
+        if self.splits_hidden_size and model.hidden_size % model.num_attention_heads:
+            problems.append(
+                f"model.hidden_size {model.hidden_size} is not a multiple of model.num_attention_heads "
+                f"{model.num_attention_heads}, which LlamaConfig demands (mistral, qwen3: any head width)"
+            )
+        return problems
 
 
 def _head_width(reader: ValueReader) -> int | None:
@@ -155,47 +152,6 @@ def _impossible_heads(model: ModelConfig) -> list[str]:
             "and head_dim is not given"
         )
     return problems
-
-
-def _window_problems(values: Mapping[str, object], kind: WindowedLayers, model: ModelConfig) -> list[str]:
-    """Return what is wrong with a window; it is no obstacle if no sequence can be longer."""
-    window = values.get("sliding_window")
-    layers = _windowed_layers(values, kind, model.num_layers)
-    if kind == "some layers" and (window is None or not values.get("use_sliding_window")):
-        named = values.get("layer_types")
-        others = sorted({str(kind) for kind in named} - {"full_attention"}) if isinstance(named, list) else []
-        if others:
-            return [f"layer_types has {', '.join(others)}, but no sliding_window is in use: one contradicts the other"]
-    if not layers or window is None:
-        return []
-    if not is_positive_integer(window):
-        return [f"sliding_window is {window!r}, expected a positive integer or null"]
-    if cast(int, window) >= model.max_position_embeddings:
-        return []
-    problem = (
-        f"sliding_window is {window} in {layers} of {model.num_layers} layers, below max_position_embeddings "
-        f"{model.max_position_embeddings}: windowed attention cannot be represented "
-        f"(--max-position-embeddings {window} converts the model exactly for sequences up to that length)"
-    )
-    return [problem]
-
-
-def _windowed_layers(values: Mapping[str, object], kind: WindowedLayers, num_layers: int) -> int:
-    """Return the number of layers that attend within the window only.
-
-    Source: the `__post_init__` of transformers 5's MistralConfig, Qwen2Config and Qwen3Config.
-    """
-    if kind == "none":
-        return 0
-    if kind == "all layers":
-        return num_layers
-    if not values.get("use_sliding_window"):
-        return 0
-    layer_types = values.get("layer_types")
-    if isinstance(layer_types, list):
-        return sum(layer_type != "full_attention" for layer_type in layer_types)
-    first = values.get("max_window_layers")
-    return max(0, num_layers - first) if isinstance(first, int) else num_layers
 
 
 def _rope_parameters(values: Mapping[str, object]) -> dict[str, object]:

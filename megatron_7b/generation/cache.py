@@ -14,6 +14,8 @@ import torch.nn.functional as functional
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor, nn
 
+from megatron_7b.model.windowed_attention import attend_within_window
+
 _GROWTH = 1.5
 
 
@@ -46,6 +48,10 @@ class Placement:
         """Whether all rows stand at the same position."""
         return min(self.starts) == max(self.starts)
 
+    def first_seen(self, window: int | None) -> int:
+        """Return the oldest position that any token sees, if each sees as many as its window has; None: all."""
+        return 0 if window is None else max(0, min(self.starts) - window + 1)
+
 
 def place(first_row: int, starts: Sequence[int], num_tokens: int, device: torch.device) -> Placement:
     """Return the placement of `num_tokens` tokens per row from the given positions on."""
@@ -54,21 +60,26 @@ def place(first_row: int, starts: Sequence[int], num_tokens: int, device: torch.
     return Placement(first_row, tuple(starts), positions)
 
 
-def visible_keys(placement: Placement) -> Tensor | None:
+def visible_keys(placement: Placement, window: int | None = None) -> Tensor | None:
     """Return which keys each query may see, or None where the causal rule says it all.
 
-    A query sees its own position and all before it. What comes after it in the cache is of a longer row, or left over.
+    A query sees its own position and all before it, or those of them in its window. What comes after it in the cache is
+    of a longer row, or left over.
+
+    Args:
+        placement: Where the queries stand.
+        window: Keys that a query sees, its own included; None: all.
 
     Returns:
-        Boolean [b, 1, s, s_k], or None: either nothing precedes the queries, or a single one per row sees all keys.
+        Boolean [b, 1, s, s_k] over the keys from `Placement.first_seen` on, or None: either nothing precedes the
+        queries, or a single one per row sees all these keys.
     """
-    s = placement.positions.shape[1]
+    s, first = placement.positions.shape[1], placement.first_seen(window)
     if placement.is_aligned and (s == 1 or placement.starts[0] == 0):
         return None
-    if max(placement.starts) == 0:
-        return None
-    keys = torch.arange(placement.num_positions, device=placement.positions.device)
-    return keys <= placement.positions[:, None, :, None]
+    keys = torch.arange(first, placement.num_positions, device=placement.positions.device)
+    queries = placement.positions[:, None, :, None]
+    return keys <= queries if window is None else (keys <= queries) & (keys > queries - window)
 
 
 class KeyValueCache:
@@ -93,7 +104,7 @@ class KeyValueCache:
         self._num_rows = self._num_positions = 0
         self._most_positions: int | None = None
         self._placement: Placement | None = None
-        self.mask: Tensor | None = None
+        self._masks: dict[int | None, Tensor | None] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -157,15 +168,28 @@ class KeyValueCache:
         assert placement.rows.stop <= self._num_rows, "rows were not reserved"
         assert placement.num_positions <= self._num_positions, "positions were not reserved"
         self._placement = placement
-        self.mask = visible_keys(placement)
+        self._masks = {}
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def is_aligned(self) -> bool:
+        """Whether all rows of the pass stand at the same position."""
+        return self._placement is not None and self._placement.is_aligned
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """Return `visible_keys` of the pass, which layers with the same window share."""
+        if window not in self._masks:
+            assert self._placement is not None, "a forward pass has begun"
+            self._masks[window] = visible_keys(self._placement, window)
+        return self._masks[window]
+
+    def append(self, layer: int, key: Tensor, value: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
         """Store the keys and values of one layer and return all that its queries may see.
 
         Args:
             layer: Attention layer of this rank, from 0.
             key: [s, b, g/tp, d], rotated.
             value: [s, b, g/tp, d].
+            window: Keys that a query sees, its own included; None: all.
 
         Returns:
             Keys and values [b, g/tp, s_k, d], views of the cache.
@@ -181,7 +205,7 @@ class KeyValueCache:
             else:
                 row_numbers = torch.arange(len(placement.starts), device=new.device)
                 rows[row_numbers[:, None], :, placement.positions] = new.transpose(0, 1)
-            seen.append(rows[:, :, : placement.num_positions])
+            seen.append(rows[:, :, placement.first_seen(window) : placement.num_positions])
         return seen[0], seen[1]
 
     def stored(self, layer: int, rows: slice, num_positions: int) -> tuple[Tensor, Tensor]:
@@ -226,10 +250,14 @@ class CachedAttention(nn.Module):
         cache: Shared by the layers.
         layer: Attention layer of this rank, from 0.
         softmax_scale: Factor of the scores; None means 1/sqrt(d).
+        window: Keys that a query sees, its own included; None: all.
     """
 
-    def __init__(self, cache: KeyValueCache, layer: int, softmax_scale: float | None) -> None:
+    def __init__(
+        self, cache: KeyValueCache, layer: int, softmax_scale: float | None, window: int | None = None
+    ) -> None:
         super().__init__()
+        self._window = window
         self._cache = cache
         self._layer = layer
         self._softmax_scale = softmax_scale
@@ -258,23 +286,27 @@ class CachedAttention(nn.Module):
         """
         assert attention_mask is None
         s, b, n, d = query.shape
-        keys, values = self._cache.append(self._layer, key, value)
-        mask = self._cache.mask if attention_bias is None else attention_bias
+        keys, values = self._cache.append(self._layer, key, value, self._window)
+        mask = self._cache.mask(self._window) if attention_bias is None else attention_bias
         assert attention_bias is None or (s == 1 and n == keys.shape[1])
         if s == 1:
             # The queries of a group share their keys: they take the place of the sequence, and no key is repeated.
             q = query.reshape(b, keys.shape[1], n // keys.shape[1], d)
             context = functional.scaled_dot_product_attention(q, keys, values, mask, scale=self._softmax_scale)
             return context.reshape(1, b, n * d)
-        context = functional.scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            keys,
-            values,
-            mask,
-            is_causal=mask is None,
-            scale=self._softmax_scale,
-            enable_gqa=n != keys.shape[1],
-        )
+        queries = query.permute(1, 2, 0, 3)
+        if self._window is not None and self._cache.is_aligned:
+            context = attend_within_window(queries, keys, values, self._window, scale=self._softmax_scale)
+        else:
+            context = functional.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                mask,
+                is_causal=mask is None,
+                scale=self._softmax_scale,
+                enable_gqa=n != keys.shape[1],
+            )
         return context.permute(2, 0, 1, 3).reshape(s, b, n * d)
 
 

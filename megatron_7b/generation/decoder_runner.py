@@ -13,6 +13,7 @@ from megatron_7b.generation.decoding import TokenDecoder, can_decode
 from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.runner import TOKENS_AHEAD, ModelRunner
 from megatron_7b.model.kinds.decoder.network import LanguageModel
+from megatron_7b.model.windowed_attention import window_of
 from megatron_7b.runtime.cpu import kernels
 
 _SHORT = 64
@@ -48,7 +49,8 @@ class DecoderRunner(ModelRunner):
         )
         self._decoder = TokenDecoder(model, self._cache) if can_decode(model) else None
         for layer, attention in enumerate(self._attentions):
-            attention.core_attention = CachedAttention(self._cache, layer, model.config.softmax_scale)
+            window = window_of(model.config, attention.layer_number)
+            attention.core_attention = CachedAttention(self._cache, layer, model.config.softmax_scale, window)
 
     def close(self) -> None:
         """Give the layers their own attention back. Collective: none."""

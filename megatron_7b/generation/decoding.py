@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from megatron_7b.generation.cache import KeyValueCache
 from megatron_7b.model.kinds.decoder.network import LanguageModel
 from megatron_7b.model.local_layers import LayerNorm, RMSNorm, SwiGLU
+from megatron_7b.model.windowed_attention import window_of
 from megatron_7b.runtime.cpu import kernels
 
 
@@ -62,7 +63,7 @@ class TokenDecoder:
         half = hidden.new_empty(len(positions), 0, dtype=torch.float32)
         if angles is not None:
             half = angles[:, : angles.shape[-1] // 2].float()
-        step = _Step(self._cache, torch.tensor(positions), half.cos().contiguous(), half.sin().contiguous())
+        step = _Step(self._cache, positions, half.cos().contiguous(), half.sin().contiguous())
         for block in self._blocks:
             hidden += block(hidden, step)
         return hidden if self._final_norm is None else _normalized(hidden, self._final_norm)
@@ -77,11 +78,23 @@ class TokenDecoder:
 class _Step:
     """What the layers share in one step."""
 
-    def __init__(self, cache: KeyValueCache, positions: Tensor, cosine: Tensor, sine: Tensor) -> None:
+    def __init__(self, cache: KeyValueCache, positions: Sequence[int], cosine: Tensor, sine: Tensor) -> None:
         self.cache = cache
-        self.positions = positions
+        self.positions = torch.tensor(positions)
         self.cosine = cosine
         self.sine = sine
+        self._starts = positions
+
+    def views(self, window: int | None) -> list[tuple[slice, int]]:
+        """Return which rows see the cache from the same position on, and from which.
+
+        Args:
+            window: Keys that a query sees, its own included; None: all.
+        """
+        firsts = [0 if window is None else max(0, start - window + 1) for start in self._starts]
+        if min(firsts) == max(firsts):
+            return [(slice(len(firsts)), firsts[0])]
+        return [(slice(row, row + 1), first) for row, first in enumerate(firsts)]
 
 
 type _Sum = Callable[[Tensor, RowParallelLinear], Tensor]
@@ -98,6 +111,7 @@ class _Attention:
         self._width = attention.hidden_size_per_attention_head
         scale = attention.config.softmax_scale
         self._scale = 1.0 / math.sqrt(self._width) if scale is None else float(scale)
+        self._window = window_of(attention.config, attention.layer_number)
 
     def __call__(self, hidden: Tensor, step: _Step) -> Tensor:
         attention, n, d = self._attention, self._queries, self._width
@@ -107,9 +121,14 @@ class _Attention:
         if attention.q_layernorm is not None:
             query, key = _normalized(query, attention.q_layernorm), _normalized(key, attention.k_layernorm)
         keys, values = step.cache.blocks(self._number)
-        context = kernels.decode_attention(
-            query, key, heads[:, :, n + 1], keys, values, step.cosine, step.sine, step.positions, self._scale
-        )
+        contexts = [
+            kernels.decode_attention(
+                query[rows], key[rows], heads[rows, :, n + 1], keys[rows, :, first:], values[rows, :, first:],
+                step.cosine[rows], step.sine[rows], step.positions[rows] - first, self._scale,
+            )
+            for rows, first in step.views(self._window)
+        ]  # fmt: skip
+        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
         return self._sum(kernels.product(context, attention.linear_proj.weight), attention.linear_proj)
 
 

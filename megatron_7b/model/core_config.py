@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as functional
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_7b.config.schema import PrecisionConfig, RunConfig
+from megatron_7b.config.schema import ModelConfig, PrecisionConfig, RunConfig
 from megatron_7b.model.kernels import TransformerImpl
 from megatron_7b.runtime.machine.device import DeviceType, has_native_bf16
 
@@ -53,6 +53,7 @@ def build_transformer_config(
         num_query_groups=model.query_groups,
         kv_channels=model.head_width,
         softmax_scale=traits.softmax_scale,
+        **_windows(model, core_layers_per_layer),
         normalization=traits.normalization,
         layernorm_epsilon=model.norm_epsilon,
         activation_func=_ACTIVATIONS[traits.activation],
@@ -99,6 +100,17 @@ def build_transformer_config(
         recompute_num_layers=parallel.recompute_num_layers * core_layers_per_layer if recompute == "full" else None,
         recompute_modules=list(parallel.recompute_modules) if recompute == "selective" else None,
     )
+
+
+def _windows(model: ModelConfig, core_layers_per_layer: int) -> dict[str, Any]:
+    """Return what says which layers attend to a window; nothing if none does.
+
+    megatron-core counts the tokens before a token, not the token itself.
+    """
+    if model.window_size is None:
+        return {}
+    has_window = [int(window is not None) for window in model.layer_windows for _ in range(core_layers_per_layer)]
+    return {"window_size": (model.window_size - 1, 0), "window_attn_skip_freq": has_window}
 
 
 def _experts(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:

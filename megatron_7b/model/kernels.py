@@ -110,6 +110,12 @@ def resolve_transformer_impl(config: RunConfig, device_type: DeviceType) -> tupl
                 f"{config.parallel.context_parallel_size}, but Transformer Engine does not take documents that are cut",
                 hint="set model.transformer_impl to local, which takes them, or one of these to False or 1",
             )
+        if config.model.window_size is not None and config.parallel.context_parallel_size > 1:
+            raise ConfigError(
+                f"model.window_size is {config.model.window_size} with parallel.context_parallel_size "
+                f"{config.parallel.context_parallel_size}, but Transformer Engine's ranks pass keys on without windows",
+                hint="set model.transformer_impl to local, which knows them, or one of these to none or 1",
+            )
         return "transformer_engine", "requested" if wanted != "auto" else "installed"
     asking = {
         "model.transformer_impl": (wanted, wanted == "transformer_engine"),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.context_parallel import gather_sequence, spans
+from megatron_7b.model.windowed_attention import attend_within_window, window_of
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
 
 
@@ -78,6 +79,7 @@ class ScaledDotProductAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
+        self.window = window_of(config, layer_number)
         self.is_causal = attn_mask_type == AttnMaskType.causal
         self.softmax_scale = softmax_scale
         self.context_group = None if config.context_parallel_size == 1 else _context_group(pg_collection)
@@ -93,7 +95,7 @@ class ScaledDotProductAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Attend to all earlier positions, or in an encoder to all.
+        """Attend to all earlier positions, in a layer with a window to the newest of them, or in an encoder to all.
 
         Args:
             query: [s, b, n/tp, d]; [t, n/tp, d] where documents are packed into t tokens; [s/cp, b, n/tp, d], like the
@@ -123,23 +125,28 @@ class ScaledDotProductAttention(MegatronModule):
             return self._attend_over_ranks(query, key, value, packed_seq_params, self.context_group)
         if packed_seq_params is not None:
             return self._attend_within_documents(query, key, value, packed_seq_params)
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, heads, s, d]
-        s, s_k = q.shape[2], k.shape[2]
+        context = self._attend(*(x.permute(1, 2, 0, 3) for x in (query, key, value)))
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from queries [b, n/tp, s, d], of which the last is at the last of the keys [b, g/tp, s_k, d]."""
+        dropout, s, s_k = self.attention_dropout if self.training else 0.0, q.shape[2], k.shape[2]
+        if self.window is not None and s_k > self.window:
+            return attend_within_window(q, k, v, self.window, dropout=dropout, scale=self.softmax_scale)
         mask = None
         if self.is_causal and 1 < s < s_k:
-            # is_causal aligns the first query with the first key; with a cache the last ones belong together.
+            # is_causal aligns the first query with the first key; here the last ones belong together.
             mask = torch.ones(s, s_k, dtype=torch.bool, device=q.device).tril(diagonal=s_k - s)
-        context = functional.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=self.is_causal and mask is None and s > 1,
             scale=self.softmax_scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-        return context.permute(2, 0, 1, 3).flatten(2)
 
     def _attend_over_ranks(
         self,
@@ -160,18 +167,7 @@ class ScaledDotProductAttention(MegatronModule):
         documents = None if packed is None else packed.cu_seqlens_q.tolist()
         for span in spans(group.rank(), group.size(), keys.shape[2], keys.shape[0], documents):
             q, k, v = queries[span.rows, :, span.queries], *(x[span.rows, :, span.keys] for x in (keys, values))
-            s, s_k = q.shape[2], k.shape[2]
-            mask = None if s == s_k else torch.ones(s, s_k, dtype=torch.bool, device=q.device).tril(diagonal=s_k - s)
-            context[span.rows, :, span.queries] = functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                dropout_p=self.attention_dropout if self.training else 0.0,
-                is_causal=mask is None,
-                scale=self.softmax_scale,
-                enable_gqa=q.shape[1] != k.shape[1],
-            )
+            context[span.rows, :, span.queries] = self._attend(q, k, v)
         return context.permute(2, 0, 1, 3).flatten(2)
 
     def _attend_within_documents(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:
@@ -179,18 +175,7 @@ class ScaledDotProductAttention(MegatronModule):
         cumulative = packed.cu_seqlens_q.tolist()
         lengths = [end - begin for begin, end in pairwise(cumulative)]
         documents = zip(*(torch.split(x.transpose(0, 1), lengths, dim=1) for x in (query, key, value)), strict=True)
-        contexts = [
-            functional.scaled_dot_product_attention(
-                q[None],
-                k[None],
-                v[None],
-                dropout_p=self.attention_dropout if self.training else 0.0,
-                is_causal=self.is_causal and q.shape[1] > 1,
-                scale=self.softmax_scale,
-                enable_gqa=q.shape[0] != k.shape[0],
-            )
-            for q, k, v in documents  # [heads, length, d]
-        ]
+        contexts = [self._attend(q[None], k[None], v[None]) for q, k, v in documents]  # [heads, length, d]
         return torch.cat(contexts, dim=2)[0].transpose(0, 1)
 
 

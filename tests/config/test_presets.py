@@ -33,6 +33,7 @@ def test_the_promised_presets_are_there():
         "t5_tiny_cpu",
         "moe_tiny_cpu",
         *MIXTURES,
+        "mistral_7b_v0_1",
         "sft_tiny_cpu",
         "classify_tiny_cpu",
         "lora_tiny_cpu",

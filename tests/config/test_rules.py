@@ -21,6 +21,7 @@ from megatron_7b.config.rule import Case
 from megatron_7b.config.run_rules import FILE_RULES
 from megatron_7b.config.run_rules import RULES as RUN_RULES
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.window_rules import RULES as WINDOW_RULES
 from megatron_7b.errors import ConfigError
 
 TP, PP, CP = (f"parallel.{name}_parallel_size" for name in ("tensor_model", "pipeline_model", "context"))
@@ -37,6 +38,7 @@ RULES = [
     *OPTIMIZER_RULES,
     *RUN_RULES,
     *EVALUATION_RULES,
+    *WINDOW_RULES,
 ]
 BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
@@ -46,6 +48,8 @@ MODULES = "parallel.recompute_modules"
 MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
 T5 = {"model.architecture": "t5"}
 TAUGHT = {"distillation.teacher": "T"}
+QWEN2 = {"model.architecture": "qwen2", "model.add_qkv_bias": True}
+WINDOW, WINDOWED = "model.window_size", "model.window_attn_skip_freq"
 PAIRS = {"objective.sentence_pairs": "next_sentence"}
 
 # The defaults that these change: 4 layers, hidden 256, ffn 688, 8 heads, sequence 256 of at most 2048, micro batch 4,
@@ -219,6 +223,28 @@ CASES = [
     ),
     ({"objective.noise_density": 0.3}, 1, "objective.noise_density", "only applies with the objective span"),
     ({**T5, "objective.mean_span_length": 0.5}, 1, "objective.mean_span_length", "at least 1"),
+    ({WINDOW: 64}, 1, WINDOW, "must be none in llama; only mistral, qwen2, qwen3, mixtral, qwen3_moe have windows"),
+    ({**GPT2, WINDOW: 64}, 1, WINDOW, "must be none in gpt2"),
+    ({**QWEN2, WINDOW: 0}, 1, WINDOW, "must be at least 1"),
+    ({**QWEN2, WINDOW: 2048}, 1, WINDOW, "must be below model.max_position_embeddings = 2048"),
+    ({**QWEN2, WINDOWED: (2,)}, 1, WINDOWED, "only applies with model.window_size"),
+    (
+        {"model.architecture": "mistral", WINDOW: 64, WINDOWED: (2,)},
+        1,
+        WINDOWED,
+        "must be left out in mistral, whose layers all have the window; qwen2 and qwen3 may have others",
+    ),
+    ({**QWEN2, WINDOW: 64, WINDOWED: (1,)}, 1, WINDOWED, "a number N from 2 to model.num_layers = 4"),
+    ({**QWEN2, WINDOW: 64, WINDOWED: (5,)}, 1, WINDOWED, "a number N from 2 to model.num_layers = 4"),
+    ({**QWEN2, WINDOW: 64, WINDOWED: (1, 0, 1)}, 1, WINDOWED, "or model.num_layers = 4 numbers"),
+    ({**QWEN2, WINDOW: 64, WINDOWED: (1, 2, 0, 0)}, 1, WINDOWED, "1 for each layer with a window"),
+    ({**QWEN2, WINDOW: 64, WINDOWED: (1, 1, 1, 1)}, 1, WINDOWED, "both of which there are"),
+    (
+        {**QWEN2, WINDOW: 64, CP: 2, "model.transformer_impl": "transformer_engine", "runtime.device": "cuda"},
+        2,
+        WINDOW,
+        "Transformer Engine's ranks pass keys on, which has no windows",
+    ),
     ({"model.architecture": "mixtral"}, 1, "model.num_moe_experts", "must be given for mixtral"),
     ({"model.num_moe_experts": 4}, 1, "model.num_moe_experts", "only mixtral, qwen3_moe have experts"),
     ({EP: 2}, 2, EP, "only applies to mixtures of experts, not to llama"),

@@ -76,19 +76,19 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": {"rope_type": "llama3"}}, "rope_parameters.factor is None"),
     ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "differ between layer types"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-    ("mistral", {}, "sliding_window is 4096 in 32 of 32 layers"),
-    ("qwen2", {"use_sliding_window": True}, "sliding_window is 4096 in 4 of 32 layers"),
+    ("mistral", {"sliding_window": 0}, "sliding_window is 0, expected a positive integer or null"),
+    ("mixtral", {"sliding_window": "4096"}, "sliding_window is '4096', expected a positive integer or null"),
     (
         "qwen3",
-        {"use_sliding_window": True, "layer_types": ["full_attention", *["sliding_attention"] * 31]},
-        "sliding_window is 4096 in 31 of 32 layers",
+        {"use_sliding_window": True, "layer_types": ["full_attention", *["sliding_attention"] * 30]},
+        "layer_types has 31 entries, expected one for each of 32 layers",
     ),
     (
         "qwen2",
         {"sliding_window": None, "layer_types": ["full_attention", *["sliding_attention"] * 31]},
         "layer_types has sliding_attention, but no sliding_window is in use",
     ),
-    ("qwen3", {"layer_types": ["chunked_attention"] * 32}, "layer_types has chunked_attention, but no sliding_window"),
+    ("qwen3", {"layer_types": ["chunked_attention"] * 32}, "only full_attention and sliding_attention can be"),
     ("qwen2", {"auto_map": {"AutoModelForCausalLM": "modeling.Own"}}, "code of the folder for AutoModelForCausalLM"),
     ("llama", {"num_key_value_heads": 5}, "not a multiple of num_key_value_heads 5"),
     ("llama", {"hidden_size": 4097}, "hidden_size 4097 is not a multiple"),
@@ -199,13 +199,45 @@ def test_unknown_model_types_are_refused_with_the_known_ones(config: dict[str, A
         {"model_type": "llama", "sliding_window": 64},
     ],
 )
-def test_windows_without_effect_are_no_obstacle(config: dict[str, Any]):
-    from_hugging_face_config(config)
+def test_windows_without_effect_are_left_out(config: dict[str, Any]):
+    assert from_hugging_face_config(config).window_size is None
 
 
-def test_a_shorter_context_makes_a_window_harmless():
+def test_a_shorter_context_makes_a_window_needless():
     model = from_hugging_face_config({"model_type": "mistral"}, max_position_embeddings=4096)
-    assert model.max_position_embeddings == 4096
+    assert (model.max_position_embeddings, model.window_size) == (4096, None)
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        ({"model_type": "mistral"}, [4096] * 4),
+        ({"model_type": "mixtral", "sliding_window": 7}, [7] * 4),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 3}, [None] * 3 + [4096]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0}, [4096] * 4),
+        (
+            {"model_type": "qwen3", "use_sliding_window": True, "layer_types": [SLIDING, SLIDING, FULL, SLIDING]},
+            [4096, 4096, None, 4096],
+        ),
+        ({"model_type": "qwen3_moe", "use_sliding_window": True, "max_window_layers": 3}, [4096] * 4),
+    ],
+)
+def test_windows_are_where_transformers_has_them(config: dict[str, Any], windows: list[int | None], tmp_path: Path):
+    from transformers import AutoConfig
+
+    model = from_hugging_face_config({**config, "num_hidden_layers": 4})
+    assert list(model.layer_windows) == windows
+    written = to_hugging_face_config(model, vocab_size=9, dtype="float32", imported=config)
+    assert from_hugging_face_config(written).layer_windows == model.layer_windows
+    for name, values in (("theirs", {**config, "num_hidden_layers": 4}), ("ours", written)):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", values)
+        theirs = AutoConfig.from_pretrained(tmp_path / name)
+        layers = getattr(theirs, "layer_types", None) or [SLIDING] * 4
+        assert [theirs.sliding_window if kind == SLIDING else None for kind in layers] == windows
 
 
 def test_unused_rotary_keys_do_not_matter():
@@ -219,21 +251,40 @@ def test_the_llama3_context_falls_back_to_the_model_s():
     assert model.rope_scaling == RopeScalingConfig(original_max_position_embeddings=2048)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "llama", "window_size": 9}, "llama has no windows"),
+        ({"architecture": "mistral", "window_size": 9, "window_attn_skip_freq": (2,)}, "all layers of mistral have it"),
+    ],
+)
+def test_windows_that_a_family_does_not_have_are_not_written(changes: dict[str, Any], message: str):
+    with pytest.raises(ConversionError, match=message):
+        to_hugging_face_config(ModelConfig(**changes), vocab_size=10, dtype="float32")
+
+
 @st.composite
 def models(draw: st.DrawFn) -> ModelConfig:
     architecture = draw(st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]))
     groups, per_group, width = draw(st.integers(1, 4)), draw(st.integers(1, 4)), 2 * draw(st.integers(1, 8))
     heads = groups * per_group
-    regular = draw(st.booleans())
+    regular, num_layers, longest = draw(st.booleans()), draw(st.integers(1, 5)), draw(st.integers(1, 99999))
+    window = draw(st.none() | st.integers(1, longest - 1)) if architecture != "llama" and longest > 1 else None
+    layers: tuple[int, ...] = ()
+    if window is not None and architecture.startswith("qwen") and num_layers > 1 and draw(st.booleans()):
+        layers = tuple(draw(st.permutations([1, 0, *draw(st.lists(st.integers(0, 1)))][:num_layers])))
+        layers = layers + (0,) * (num_layers - len(layers))
     return ModelConfig(
         architecture=architecture,
-        num_layers=draw(st.integers(1, 5)),
+        num_layers=num_layers,
+        window_size=window,
+        window_attn_skip_freq=layers,
         num_attention_heads=heads,
         num_query_groups=groups,
         hidden_size=heads * (width if regular else width + 2),
         kv_channels=None if regular else width,
         vocab_size=draw(st.integers(2, 99999)),
-        max_position_embeddings=draw(st.integers(1, 99999)),
+        max_position_embeddings=longest,
         rotary_base=draw(st.floats(1, 1e7)),
         rope_scaling=draw(st.none() | st.just(RopeScalingConfig(factor=4.0, original_max_position_embeddings=17))),
         norm_epsilon=draw(st.floats(1e-8, 1e-2)),

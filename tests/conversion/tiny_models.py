@@ -23,6 +23,8 @@ _SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
 }
 
+_SLIDING = "sliding_attention"
+
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama_tied": ("llama", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
@@ -33,6 +35,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
     "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 16}),
+    "mistral_window": ("mistral", {"sliding_window": 9}),
+    "qwen2_windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 70, "max_window_layers": 1}),
+    "qwen3_windows": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 9, "layer_types": [_SLIDING, "full_attention", _SLIDING]},
+    ),
 }
 """Name of the case, model_type, and what differs from the common shape."""
 
@@ -61,7 +69,7 @@ OLDER: dict[str, tuple[str, dict[str, Any]]] = {
 
 _EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4}),
+    "mixtral": ("mixtral", {**_EXPERTS, "num_local_experts": 4, "sliding_window": 20}),
     "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "num_experts": 6, "moe_intermediate_size": 40, "norm_topk_prob": True}),
     "qwen3_moe_shares": ("qwen3_moe", {**_EXPERTS, "num_experts": 4, "moe_intermediate_size": 40, "head_dim": 16}),
 }

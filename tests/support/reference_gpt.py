@@ -30,7 +30,7 @@ def reference_logits(weights: Mapping[str, Tensor], model: ModelConfig, tokens: 
     hidden = weights["embedding.word_embeddings.weight"][tokens]
     cos, sin = (angles.to(hidden.dtype) for angles in rotation(model, tokens.shape[1]))
     for layer in range(model.num_layers):
-        hidden = hidden + _attention(weights, f"decoder.layers.{layer}", model, hidden, cos, sin)
+        hidden = hidden + _attention(weights, layer, model, hidden, cos, sin)
         hidden = hidden + _mlp(weights, f"decoder.layers.{layer}", model, hidden)
     hidden = rms_norm(hidden, weights["decoder.final_norm.weight"], model.norm_epsilon)
     tied = model.share_embeddings_and_output_weights
@@ -78,8 +78,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attention(
-    weights: Mapping[str, Tensor], name: str, model: ModelConfig, hidden: Tensor, cos: Tensor, sin: Tensor
+    weights: Mapping[str, Tensor], layer: int, model: ModelConfig, hidden: Tensor, cos: Tensor, sin: Tensor
 ) -> Tensor:
+    name = f"decoder.layers.{layer}"
     groups = model.num_query_groups or model.num_attention_heads
     width = model.kv_channels or model.hidden_size // model.num_attention_heads
     queries_per_group = model.num_attention_heads // groups
@@ -89,7 +90,10 @@ def _attention(
         projected = projected + weights[f"{name}.self_attention.linear_qkv.bias"]
     # Rows per query group: its query heads, its key head, its value head. [b, s, g, heads in group, d]
     projected = projected.unflatten(-1, (groups, queries_per_group + 2, width))
-    future = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).triu(1)
+    positions = torch.arange(hidden.shape[1])
+    distances = positions[:, None] - positions  # from a query back to a key
+    window = model.layer_windows[layer] or len(positions)
+    hidden_keys = (distances < 0) | (distances >= window)
     heads = []
     for group in range(groups):
         key, value = projected[:, :, group, -2], projected[:, :, group, -1]
@@ -101,7 +105,7 @@ def _attention(
             if model.qk_layernorm:
                 query = rms_norm(query, weights[f"{name}.self_attention.q_layernorm.weight"], model.norm_epsilon)
             scores = _rotate(query, cos, sin) @ key.transpose(-1, -2) / math.sqrt(width)
-            heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ value)
+            heads.append(scores.masked_fill(hidden_keys, -math.inf).softmax(-1) @ value)
     return torch.cat(heads, dim=-1) @ weights[f"{name}.self_attention.linear_proj.weight"].T
 
 

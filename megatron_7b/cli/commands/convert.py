@@ -93,7 +93,9 @@ def _add_import_options(parser: Parser) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="C", help="checkpoint to write")
     parser.add_argument(
-        "--max-position-embeddings", type=int, help="shorten the context, to within a model's sliding window"
+        "--max-position-embeddings",
+        type=int,
+        help="shorten the context; a sliding window that is no shorter is left out",
     )
     parser.add_argument(
         "--base", type=Path, metavar="B", help="of an adapter: its model, a checkpoint or a Hugging Face folder"

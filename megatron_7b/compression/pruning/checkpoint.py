@@ -186,7 +186,8 @@ def check_source(checkpoint: Path, output: Path, config: RunConfig, *, overwrite
 
 def _trained_shape(model: ModelConfig, target: ModelConfig) -> ModelConfig:
     """Put the sizes of the smaller model into the configuration that the larger one was trained with."""
-    names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
+    sizes = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
+    names = (*sizes, "window_size", "window_attn_skip_freq")
     return replace(model, **{name: getattr(target, name) for name in (*names, "norm_epsilon")})
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_7b.config.model_config import with_layer_windows
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConfigError
 
@@ -132,6 +133,11 @@ def check_can_be_pruned(model: ModelConfig) -> None:
 def _bad_layers(model: ModelConfig, options: PruneOptions) -> Iterator[str]:
     dropped = options.drop_layers
     if dropped is None:
+        if options.num_layers not in (None, model.num_layers) and len(set(model.layer_windows)) > 1:
+            yield (
+                f"--num-layers is {options.num_layers}, but some layers have a window and others have not, which makes "
+                "their scores hard to compare: name the layers yourself, with --drop-layers"
+            )
         return
     if wrong := [str(layer) for layer in dropped if not 0 <= layer < model.num_layers]:
         yield f"--drop-layers has {', '.join(wrong)}, expected numbers from 0 to {model.num_layers - 1}"
@@ -199,8 +205,9 @@ def _target(model: ModelConfig, options: PruneOptions) -> ModelConfig:
     num_layers = model.num_layers if options.num_layers is None else options.num_layers
     if options.drop_layers is not None:
         num_layers = model.num_layers - len(options.drop_layers)
+    windows = [size for layer, size in enumerate(model.layer_windows) if layer not in (options.drop_layers or ())]
     return replace(
-        model,
+        with_layer_windows(model, windows),
         num_layers=num_layers,
         hidden_size=hidden,
         ffn_hidden_size=model.ffn_hidden_size if options.ffn_hidden_size is None else options.ffn_hidden_size,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_7b.config.model_config import with_layer_windows
 from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.kinds import parameter_table
@@ -135,6 +136,9 @@ def plan_growth(model: ModelConfig, options: GrowOptions) -> Growth:
     before, after = _count_layers(model), _count_layers(target)
     arrange = _stacked if options.method == "stack" else _interleaved
     layers = {stack: arrange(before[stack], number) for stack, number in after.items()}
+    if model.window_size is not None:  # a layer sees what the one that it came from saw
+        windows = model.layer_windows
+        target = with_layer_windows(target, [windows[one.layer] for one in layers["decoder.layers"]])
     return Growth(model, target, layers, options.method == "preserve" or before == after, options.seed)
 
 

@@ -195,7 +195,7 @@ def decode_attention(
         query: [b, g, n/g, d]; the last two dimensions dense.
         key: [b, g, d], the last dimension dense.
         value: As the key.
-        keys: Dense cache of at least b rows, [rows, g, positions, d].
+        keys: Cache of at least b rows, [rows, g, positions, d]; the last two dimensions dense.
         values: As the keys.
         cosine: FP32 [b, r / 2], of the angles by which the first r channels of queries and keys are turned.
         sine: As the cosine.

@@ -18,8 +18,9 @@ class Decoder:
     core_layers_per_layer = SYMBOLS_PER_LAYER
 
     def attended_positions(self, model: ModelConfig, seq_length: int, predicted_share: float) -> float:  # noqa: ARG002
-        """Return half of the sequence: a token attends to those before it."""
-        return model.num_layers * seq_length / 2
+        """Return half of the sequence: a token attends to those before it, or to the newest of them."""
+        within = (min(seq_length, window or seq_length) for window in model.layer_windows)
+        return sum(window - window * window / (2 * seq_length) for window in within)
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         """Yield every parameter in the order of the forward pass."""
