@@ -333,7 +333,11 @@ def _check_names_and_shapes(opened: _Opened, model: dict[str, Sharded], *, left:
         if not fits:
             problems.append(f"holds {name} with shape {found}, this model has {wanted}")
     if problems:
-        raise CheckpointError(
-            f"{opened.folder} {'; '.join(problems)}",
-            hint="the configuration differs from the one that was saved: compare model.* with its config.yaml",
-        )
+        hint = "the configuration differs from the one that was saved: compare model.* with its config.yaml"
+        lacking = shapes.keys() - saved.keys()
+        if lacking and all(name.startswith(TRAINING_ONLY) for name in lacking):
+            hint = (
+                "the run has compared other layers with its teacher's so far: leave distillation.hidden and "
+                "distillation.layer_map as they were, or start another run with --checkpoint.initialize-from"
+            )
+        raise CheckpointError(f"{opened.folder} {'; '.join(problems)}", hint=hint)

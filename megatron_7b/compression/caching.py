@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,11 +13,12 @@ from megatron_7b.checkpoint import tokenizer_path
 from megatron_7b.checkpoint.manifest import read_manifest
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
-from megatron_7b.data.samples.teacher_logits import CachedLogits, reading_of
+from megatron_7b.data.samples.teacher_logits import CachedLogits, bytes_per_token, reading_of
 from megatron_7b.data.upkeep.quick_check import check_corpora, find_prefixes, refuse_damaged
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
 from megatron_7b.objective.objective import Samples
+from megatron_7b.page_parts import format_size
 from megatron_7b.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -62,6 +64,36 @@ def open_samples(folder: Path, config: RunConfig) -> Samples:
     return build_objective(config).open_split(config, "train", tokenizer, contents=contents, reached=None)
 
 
+def check_cache(folder: Path, config: RunConfig, output: Path, options: CacheOptions) -> Samples:
+    """Open the samples, and refuse what cannot be written: no model is needed to know it.
+
+    Args:
+        folder: The teacher's checkpoint.
+        config: As for `open_samples`.
+        output: Beginning of the names of the files.
+        options: What is kept.
+
+    Raises:
+        ConfigError: An option is impossible, the output exists, or there is no room for it.
+        MegatronError: As `open_samples`.
+    """
+    _check(options, output, read_manifest(folder).vocab_size)
+    samples = open_samples(folder, config)
+    count = options.num_samples or samples.num_samples
+    samples.check_end(count)
+    # Files that are mapped into memory end the process, without a word, where the disk is full.
+    there = next(place for place in output.resolve().parents if place.exists())
+    needed = count * samples.order.seq_length * bytes_per_token(options.top_k, options.dtype)
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ConfigError(
+            f"{output} would take {format_size(needed)}B: {count:,} samples of {samples.order.seq_length:,} tokens, "
+            f"with {options.top_k} probabilities each; but in {there} there is room for {format_size(free)}B",
+            hint="choose another --output, or a smaller --num-samples or --top-k",
+        )
+    return samples
+
+
 def cache_logits(
     folder: Path,
     config: RunConfig,
@@ -87,13 +119,10 @@ def cache_logits(
     Collective: all ranks of the launcher's world.
 
     Raises:
-        ConfigError: An option is impossible, or the output exists.
-        MegatronError: As `open_samples`; or the checkpoint cannot be read.
+        MegatronError: As `check_cache`; or the checkpoint cannot be read.
     """
-    samples = open_samples(folder, config)
-    vocab_size, count = read_manifest(folder).vocab_size, options.num_samples or samples.num_samples
-    _check(options, output, vocab_size)
-    samples.check_end(count)
+    samples = check_cache(folder, config, output, options)
+    count = options.num_samples or samples.num_samples
     from megatron_7b.checkpoint.open_model import opened_model
     from megatron_7b.training.agreement import Ranks
     from megatron_7b.training.teacher import weights_identity
@@ -103,7 +132,7 @@ def cache_logits(
         num_samples=count,
         top_k=options.top_k,
         temperature=options.temperature,
-        vocab_size=vocab_size,
+        vocab_size=read_manifest(folder).vocab_size,
         tokenizer=load_tokenizer(carried).identity if carried is not None else None,
         teacher=weights_identity(folder),
         dtype=options.dtype,

@@ -59,7 +59,7 @@ class TaskEvaluation(Hook):
     @override
     def on_start(self, run: Run) -> None:
         """Build what measures, and do what the last start has left: it stopped right after a step that was due."""
-        with _keeping_random_states():
+        with keeping_random_states():
             self._model = build_beside_run(run.learner.on_ranks)
         if run.step > run.evaluated_step and self._is_due(run):
             self._measure(run)
@@ -81,7 +81,7 @@ class TaskEvaluation(Hook):
         watch = Stopwatch()
         gather_parameters(run.learner.model)
         point_at(run.learner.on_ranks, self._model)
-        with _keeping_random_states():
+        with keeping_random_states():
             results = self._results(run)
         figures = run.ranks.from_main(None if results is None else _figures(results))
         run.agree_on_stop()
@@ -155,7 +155,8 @@ def evaluated_config(config: RunConfig) -> RunConfig:
     )
     model = dataclasses.replace(config.model, transformer_impl="local")
     precision = dataclasses.replace(config.precision, fp8="none", fp8_param_gather=False)
-    return dataclasses.replace(config, parallel=parallel, model=model, precision=precision)
+    runtime = dataclasses.replace(config.runtime, cuda_graph_impl="none")
+    return dataclasses.replace(config, parallel=parallel, model=model, precision=precision, runtime=runtime)
 
 
 def build_beside_run(trained: ModelOnRanks) -> ModelOnRanks:
@@ -206,11 +207,12 @@ def _figures(results: TaskResults) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def _keeping_random_states() -> Iterator[None]:
+def keeping_random_states() -> Iterator[None]:
     """Leave all random states as they are: the harness seeds them, and training must not notice."""
     tracker = get_cuda_rng_tracker()
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what the harness seeds)
-    of_cpu, of_device, of_tracker = torch.get_rng_state(), torch.cuda.get_rng_state(), tracker.get_states()
+    of_cpu, of_device = torch.get_rng_state(), torch.cuda.get_rng_state()
+    of_tracker = {name: _bits(state) for name, state in tracker.get_states().items()}
     try:
         yield
     finally:
@@ -218,4 +220,15 @@ def _keeping_random_states() -> Iterator[None]:
         np.random.set_state(of_numpy)  # noqa: NPY002
         torch.set_rng_state(of_cpu)
         torch.cuda.set_rng_state(of_device)
-        tracker.set_states(of_tracker)
+        tracker.set_states({name: _restored(state, of_tracker[name]) for name, state in tracker.get_states().items()})
+
+
+def _bits(state: torch.Tensor | torch.Generator) -> torch.Tensor:
+    return state.get_state() if isinstance(state, torch.Generator) else state
+
+
+def _restored(state: torch.Tensor | torch.Generator, bits: torch.Tensor) -> torch.Tensor | torch.Generator:
+    if not isinstance(state, torch.Generator):
+        return bits
+    state.set_state(bits)  # what CUDA graphs draw from stays the very object
+    return state

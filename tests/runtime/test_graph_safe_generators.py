@@ -142,3 +142,28 @@ def _states_across_forms(is_safe: bool) -> bool:
 def test_checkpoints_are_the_same_with_and_without_graphs() -> None:
     assert run_ranks(1, _states_across_forms, True) == [True]
     assert run_ranks(1, _states_across_forms, False) == [True]
+
+
+def _draws_as_if_nothing_was_between(is_safe: bool) -> bool:
+    """Entry point of a rank."""
+    from megatron_7b.parallel.groups import destroy_model_parallel, initialize_model_parallel
+    from megatron_7b.training.task_evaluation import keeping_random_states
+
+    found = []
+    for has_more_between in (False, True):
+        initialize_model_parallel(ParallelConfig(), seed=3, graph_safe_random=is_safe)
+        tracker = core_random.get_cuda_rng_tracker()
+        state = next(iter(tracker.get_states().values()))
+        if has_more_between:
+            with keeping_random_states(), tracker.fork():
+                draw(4)
+        assert not is_safe or next(iter(tracker.get_states().values())) is state
+        with tracker.fork():
+            found.append(draw(3))
+        destroy_model_parallel()
+    return equal(*found)
+
+
+@pytest.mark.parametrize("is_safe", [False, True])
+def test_what_keeps_random_states_keeps_those_of_graphs(is_safe: bool) -> None:
+    assert run_ranks(1, _draws_as_if_nothing_was_between, is_safe) == [True]

@@ -56,6 +56,9 @@ def test_a_run_reports_both_parts_and_resumes_bit_for_bit(folder: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     told = distil(folder, "parts", *options, "--training.train-steps", 7, teacher="other", is_fine=False)
     assert "the run has learned from another one" in told
+    distil(folder, "alone", "--training.train-steps", 3)
+    told = distil(folder, "alone", *options, is_fine=False)
+    assert "the run has compared other layers with its teacher's so far" in told
 
 
 def cache(folder: Path, name: str, *options: object, is_fine: bool = True) -> str:
@@ -128,6 +131,9 @@ def test_a_cache_of_other_samples_is_refused(folder: Path, caches: Path) -> None
     ):
         assert says in learn(caches, f"refused{option}", "five", option, value, is_fine=False)
     assert "exists" in cache(folder, "five", is_fine=False)
+    told = cache(folder, "huge", "--top-k", 5, "--num-samples", 10**12, is_fine=False)
+    assert "would take 512 TB: 1,000,000,000,000 samples of 16 tokens" in told
+    assert not (folder / "huge.ids").exists()
 
 
 def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_built(folder: Path) -> None:

@@ -92,6 +92,8 @@ def test_published_figures_of_a_7b_run_come_out() -> None:
         ("NVIDIA L40", 181.1, 362.1),
         ("NVIDIA L4", 121.0, 242.0),
         ("NVIDIA GeForce RTX 4090", 165.2, 330.3),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None, None),
         ("Tesla V100-SXM2-32GB", None, None),
     ],
 )

@@ -178,3 +178,16 @@ def test_what_cannot_be_measured_is_refused(
     assert words in said
     assert "step" not in said  # before training
     assert not (folder / "refused").exists()
+
+
+def test_what_only_training_has_is_left_out_of_the_model_that_measures() -> None:
+    """What a GPU would build, as far as a machine without one can tell."""
+    from megatron_7b.model.kernels import resolve_transformer_impl
+    from megatron_7b.training.task_evaluation import evaluated_config
+
+    run = tiny_config(
+        model={"transformer_impl": "auto"},
+        precision={"fp8": "hybrid", "fp8_param_gather": True},
+        runtime={"cuda_graph_impl": "local"},
+    )
+    assert resolve_transformer_impl(evaluated_config(run), "cuda") == ("local", "requested")

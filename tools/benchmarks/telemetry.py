@@ -3,7 +3,8 @@
 
     python tools/benchmarks/telemetry.py --config tiny_cpu --steps 60
 
-Prints medians of processor time, which other programs on the machine do not change, and the cost of one mark alone.
+Prints medians of time by the clock on the wall, for a machine that does nothing else, and of processor time, which
+other programs change less; of the differences of neighbours; and the cost of one mark alone.
 """
 
 import argparse
@@ -43,19 +44,26 @@ def main() -> None:
         _batch(random, training.micro_batch_size, s)
         for _ in range(training.global_batch_size // training.micro_batch_size)
     ]
-    spent: dict[bool, list[float]] = {True: [], False: []}
+    spent: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for number in range(2 * arguments.steps):
         is_measured = number % 2 == 0
         _tell(learner, learner.clock if is_measured else None)
-        start = time.process_time()
+        start = time.perf_counter(), time.process_time()
         if is_measured:
             with learner.clock.step():
                 train_step(learner, batches, 1e-3)
         else:
             train_step(learner, batches, 1e-3)
-        spent[is_measured].append(time.process_time() - start)
-    with_clock, without = (statistics.median(spent[kind][2:]) for kind in (True, False))
-    print(f"{arguments.config}: a step takes {with_clock:.4f} s with the clock, {without:.4f} s without")
+        spent[is_measured].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    print(f"{arguments.config}: {arguments.steps - 2} steps with the clock and as many without, in turn")
+    for number, name in enumerate(("wall time", "processor time")):
+        columns = [[row[number] for row in spent[kind][2:]] for kind in (True, False)]
+        with_clock, without = map(statistics.median, columns)
+        lower, middle, upper = statistics.quantiles(one - other for one, other in zip(*columns, strict=True))
+        print(
+            f"{name:>14}: {with_clock:.4f} s with, {without:.4f} s without; differences of neighbours {middle:+.2e} s "
+            f"({middle / without:+.3%}), quartiles {lower:+.2e} and {upper:+.2e}"
+        )
     mark = _seconds_per_part(learner.clock)
     parts = 2 * len(batches) + 12
     print(f"a part takes {mark * 1e6:.2f} us: {parts} of them in this step are {mark * parts / without:.4%} of it")

@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.cli.progress import LineProgress
-from megatron_7b.compression.caching import CacheOptions, cache_logits, open_samples
+from megatron_7b.compression.caching import CacheOptions, cache_logits, check_cache
 from megatron_7b.config.schema import DataConfig, TrainingConfig
 from megatron_7b.data.samples.teacher_logits import reading_of
 from megatron_7b.runtime.process.logs import configure_logging
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     options = CacheOptions(
         top_k=flags.top_k, num_samples=flags.num_samples, temperature=flags.temperature, dtype=flags.dtype
     )
-    open_samples(command.folder, command.config)  # its mistakes are told before any rank starts
+    check_cache(command.folder, command.config, flags.output, options)  # mistakes are told before any rank starts
     if not command.runs_here:
         return command.launch("compress", ["cache-logits", *argv])
     rank = int(os.environ.get("RANK", "0"))

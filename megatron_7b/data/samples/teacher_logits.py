@@ -91,6 +91,11 @@ class CachedLogits:
         return (self.num_samples, length, self.top_k + 1), _FORMATS[self.dtype]
 
 
+def bytes_per_token(top_k: int, dtype: Literal["fp16", "fp32"]) -> int:
+    """Return how much of a cache each token takes."""
+    return np.dtype(np.uint32).itemsize * top_k + np.dtype(_FORMATS[dtype]).itemsize * (top_k + 1)
+
+
 class Samples(Protocol):
     """What is read by number."""
 

@@ -37,9 +37,10 @@ _PEAK_RATES: tuple[tuple[str, PeakRate], ...] = (
     (r"\bL4\b", PeakRate(121.0, 242.0)),
     (r"\bRTX 6000 Ada\b", PeakRate(364.3, 728.5)),
     (r"\bRTX A6000\b", PeakRate(154.8, None)),
-    (r"\bRTX 5090\b", PeakRate(209.5, 419.0)),
-    (r"\bRTX 4090\b", PeakRate(165.2, 330.3)),
-    (r"\bRTX 3090\b", PeakRate(71.2, None)),
+    # Not those of laptops and other variants, such as `RTX 4090 D`, which are slower.
+    (r"\bRTX 5090$", PeakRate(209.5, 419.0)),
+    (r"\bRTX 4090$", PeakRate(165.2, 330.3)),
+    (r"\bRTX 3090$", PeakRate(71.2, None)),
     (r"\bMI355X\b", PeakRate(2516.6, 5033.2)),
     (r"\bMI350X\b", PeakRate(2306.9, 4613.7)),
     (r"\bMI325X\b", PeakRate(1307.4, 2614.9)),
@@ -57,9 +58,9 @@ def peak_tflops(device_name: str, matmul_format: MatmulFormat) -> float | None:
             setting and not a property of the device.
 
     Returns:
-        TFLOP/s, or None where it is not known.
+        TFLOP/s, or None where it is not known, such as of a slice of a GPU (MIG).
     """
-    if matmul_format == "fp32":
+    if matmul_format == "fp32" or re.search(r"\bMIG\b", device_name):
         return None
     for pattern, rate in _PEAK_RATES:
         if re.search(pattern, device_name, flags=re.IGNORECASE):
