@@ -64,6 +64,7 @@ def evaluate_written(command_line: CommandLine, argv: list[str]) -> int:
         raise ConfigError("--data is missing", hint="--data F.jsonl names a file of sources and targets")
     measures, generation = _measures(flags), _generation(flags)
     command = CheckpointCommand.read(command_line, REQUIREMENTS)
+    configure_logging(int(os.environ.get("RANK", "0")))  # before libraries of measures are imported, which log as well
     task = read_text_task(
         read_setup(command.folder, command.config), Path(flags.data), generation=generation, measures=measures,
         output=flags.output, batch_size=flags.batch_size, limit=flags.limit,
@@ -71,7 +72,6 @@ def evaluate_written(command_line: CommandLine, argv: list[str]) -> int:
     check_can_keep(flags, command.folder)
     if not command.runs_here:
         return command.launch("evaluate", argv)
-    configure_logging(int(os.environ.get("RANK", "0")))
     found = run_text_task(
         task,
         fp32_on_cpu=command.fp32_on_cpu,

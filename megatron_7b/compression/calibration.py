@@ -146,7 +146,9 @@ def _cut(ids: NDArray[np.integer], num_samples: int, seq_length: int, source: st
         most = len(ids) // seq_length
         raise ConfigError(
             f"{source} has {len(ids):,} tokens, {num_samples:,} samples of {seq_length:,} need {needed:,}",
-            hint=f"--num-samples {most} at most" if most else "give more text, or shorter samples",
+            hint=f"it is enough for {most} samples, held-out ones among them: ask for fewer, or shorter ones"
+            if most
+            else "give more text, or shorter samples",
         )
     starts = [math.floor(number * (len(ids) - seq_length) / max(1, num_samples - 1)) for number in range(num_samples)]
     return [ids[start : start + seq_length].tolist() for start in starts]

@@ -221,6 +221,30 @@ def test_the_command_prunes_at_two_ranks_and_what_follows_works(
     assert "is not empty" in again.stderr
 
 
+def test_the_command_knows_the_context_and_what_cannot_be_exported(
+    llama: Path, tmp_path: Path, calibration: CalibrationText
+) -> None:
+    """Samples are as long as the context by default; Llama's width is a multiple of its heads."""
+    words = (
+        "compress",
+        "prune",
+        "--checkpoint",
+        llama,
+        "--output",
+        tmp_path / "small",
+        "--calibration",
+        calibration.file,
+    )
+    done = run_command(*words, "--seq-length", LLAMA.max_position_embeddings + 1, "--num-layers", 2)
+    assert done.returncode == 2
+    assert f"the model's context is {LLAMA.max_position_embeddings}" in done.stderr
+    few = ("--num-samples", 2, "--num-held-out", 1, "--runtime.num-threads", 1)
+    done = run_command(*words, *few, "--hidden-size", LLAMA.num_attention_heads + 2)
+    assert done.returncode == 0, done.stderr
+    assert "no model that `convert to-hf` writes" in done.stderr
+    assert f"perplexity of {LLAMA.max_position_embeddings:,} held-out tokens" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

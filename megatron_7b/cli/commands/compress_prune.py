@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from megatron_7b.checkpoint import read_config, resolve_checkpoint
 from megatron_7b.cli.checkpoint_command import CheckpointCommand, checkpoint_parser
 from megatron_7b.cli.options import Parser, parse_arguments
 from megatron_7b.cli.progress import LineProgress
@@ -31,6 +32,8 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.output_paths import check_file_to_write
 from megatron_7b.runtime.process.logs import configure_logging
 
+_SEQ_LENGTH = 512
+
 SUMMARY = "remove the layers, heads, neurons and channels that text shows to matter least"
 
 
@@ -42,6 +45,7 @@ def main(argv: list[str]) -> int:
     """
     command_line = parse_arguments(_parser(), argv)
     flags = command_line.flags
+    flags.seq_length = _seq_length(flags)
     _check_numbers(flags)
     calibration, options = _calibration(flags), _options(flags)
     if flags.report is not None:
@@ -120,7 +124,7 @@ def _parser() -> Parser:
         "--calibration", type=Path, required=True, metavar="F", help="text, JSONL, conversations, or a corpus prefix"
     )
     text.add_argument("--num-samples", type=int, default=128, help="samples of it")
-    text.add_argument("--seq-length", type=int, default=512, help="tokens of a sample")
+    text.add_argument("--seq-length", type=int, help="tokens of a sample; 512 or the model's context by default")
     text.add_argument("--json-key", default="text", metavar="KEY", help="which key of a record holds the text")
     text.add_argument(
         "--held-out", type=Path, metavar="F", help="text that perplexity is measured on; default: samples between those"
@@ -146,6 +150,21 @@ def _parser() -> Parser:
         "--method", choices=["magnitude", "wanda", "sparsegpt"], default="wanda", help="what chooses them"
     )
     return parser
+
+
+def _seq_length(flags: argparse.Namespace) -> int:
+    """Return how many tokens a sample has.
+
+    Raises:
+        ConfigError: More than the model reads.
+    """
+    context = read_config(resolve_checkpoint(flags.checkpoint)).model.max_position_embeddings
+    if flags.seq_length is None:
+        return min(_SEQ_LENGTH, context)
+    if flags.seq_length > context:
+        raise ConfigError(f"--seq-length is {flags.seq_length:,}, and the model's context is {context:,}")
+    length: int = flags.seq_length
+    return length
 
 
 def _check_numbers(flags: argparse.Namespace) -> None:

@@ -111,6 +111,11 @@ def _print_table(result: "Quantized") -> None:
     if (worst := result.largest_error) is not None:
         of_output = "" if worst.of_output is None else f"{worst.of_output:.2%} of its output, "
         print(f"largest error: {worst.name}, {of_output}{worst.of_weight:.2%} of its weights")
+    if result.scheme.startswith("gguf:") and result.kept:
+        print(
+            f"not in few bits but in F16, as their rows are no multiple of 32: {len(result.kept):,} matrices, such as "
+            f"{result.kept[0]}"
+        )
     if result.loss is None:
         print("perplexity: --held-out F.jsonl measures it")
     else:

@@ -17,11 +17,12 @@ from megatron_7b.compression.pruning.result import Measured, PrunedCheckpoint, d
 from megatron_7b.compression.pruning.scores import Scores, choose, layer_candidates
 from megatron_7b.config import RunConfig
 from megatron_7b.config.schema import ModelConfig
+from megatron_7b.conversion.hf_config import check_exportable
 from megatron_7b.conversion.progress import Report, describe_model, tell_nobody
 from megatron_7b.conversion.replacing import check_replaces_import
 from megatron_7b.conversion.resized import config_of_resized
 from megatron_7b.conversion.staging import staged_folder, take_checkpoint
-from megatron_7b.errors import CheckpointError, ConfigError
+from megatron_7b.errors import CheckpointError, ConfigError, ConversionError
 from megatron_7b.runtime.output_paths import check_new_folder
 from megatron_7b.tokenizer import load_tokenizer
 
@@ -155,6 +156,11 @@ def _prepare(
     source = check_source(checkpoint, output, config, overwrite=options.overwrite)
     trained = read_config(source)
     plan = plan_pruning(config.model, options)
+    try:
+        check_exportable(plan.target)
+    except ConversionError as error:
+        said = str(error.args[0]).replace("\n ", "")
+        report("warning", f"what is left works here, but is no model that `convert to-hf` writes: {said}")
     pruned = config_of_resized(trained, _trained_shape(trained.model, plan.target), report, size="smaller")
     return _Job(source, output, config, plan, pruned, calibration)
 

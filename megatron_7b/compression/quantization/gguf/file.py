@@ -52,6 +52,8 @@ class GgufFile:
         self._writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         write_vocabulary(self._writer, source.path, source.shapes[decoder.embedding_name][0])
         self._types = {name: self._announce(name, source.shapes[name], kind, decoder) for name in names}
+        if kind not in ("f16", "bf16"):  # blocks that do not divide their rows
+            self.kept = [name for name, chosen in self._types.items() if chosen == TYPES.F16]
         for name, tensor in self._extra.items():
             self._writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), tensor.nbytes, TYPES.F32)
         self._writer.write_header_to_file()
