@@ -5,6 +5,7 @@ time: two processes that write the same file never share it, and a process that 
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -32,8 +33,9 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk is met by a nameless file
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError) and not error.filename:  # a full disk is met by a nameless file
+            code = error.errno or errno.ENOSPC  # NumPy only says how little it has written
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise
     flush_to_disk(path.parent)
 

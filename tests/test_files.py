@@ -1,14 +1,17 @@
 """Files that appear whole or not at all: what is left of a write that fails, is killed, or has company."""
 
+import errno
 import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_7b.files import remove_any, remove_interrupted, replace_text, replacing
+from tests.support.small_disk import small_disk
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -35,6 +38,16 @@ def test_what_was_not_written_is_not_replaced_by_nothing(tmp_path: Path) -> None
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "file.txt"):
         pass
     assert (tmp_path / "file.txt").read_text() == "first"
+
+
+def test_numpy_on_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """It says "27060 requested and 3824 written", without a code."""
+    with small_disk(tmp_path / "disk", 64) as disk:
+        told = pytest.raises(OSError, match="No space left on device: .*numbers")
+        with told as caught, replacing(disk / "numbers") as beside, beside.open("wb") as stream:
+            np.zeros(1 << 17).tofile(stream)
+        assert caught.value.errno == errno.ENOSPC
+        assert list(disk.iterdir()) == []
 
 
 def test_many_writers_leave_one_whole_file(tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ def resolve_checkpoint(path: Path) -> Path:
             if found is not None:
                 return found.resolve()
         what = "holds no complete checkpoint"
-    raise PathError(
-        f"{path} {what}",
-        hint="name a step folder, RUN/checkpoints/latest, or a run folder with at least one checkpoint",
-    )
+    hint = "name a step folder, RUN/checkpoints/latest, or a run folder with at least one checkpoint"
+    if (path / "config.json").is_file():
+        hint = f"it looks like a Hugging Face folder, of which `megatron-7b convert from-hf --input {path}` makes one"
+    raise PathError(f"{path} {what}", hint=hint)
 
 
 def _damage(folder: Path, steps: StepFolders) -> CheckpointError:

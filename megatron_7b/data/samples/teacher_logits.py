@@ -6,6 +6,8 @@ the corpus: to the seed, the sequence length and the blend that cut them. All th
 
 import dataclasses
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
@@ -77,12 +79,36 @@ class CachedLogits:
         replace_text(Path(f"{prefix}.json"), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     def open(self, prefix: str | Path, mode: Literal["r", "w+"] = "r") -> TopLogits:
-        """Map the files, [samples, s, k] and [samples, s, k + 1]."""
+        """Map the files, [samples, s, k] and [samples, s, k + 1].
+
+        Raises:
+            OSError: They are to be written, and the disk has no room for them; nothing is left of them.
+        """
+        if mode == "w+":
+            self._reserve(prefix)
         ids, logps = (
-            np.memmap(f"{prefix}.{part}", mode=mode, shape=self._layout(part)[0], dtype=self._layout(part)[1])
+            np.memmap(
+                f"{prefix}.{part}",
+                mode="r" if mode == "r" else "r+",
+                shape=self._layout(part)[0],
+                dtype=self._layout(part)[1],
+            )
             for part in _PARTS
         )
         return TopLogits(ids, logps)
+
+    def _reserve(self, prefix: str | Path) -> None:
+        """Make the files with all their room on the disk: a mapped one that runs out of it ends the process."""
+        files = [Path(f"{prefix}.{part}") for part in _PARTS]
+        try:
+            for file, part in zip(files, _PARTS, strict=True):
+                shape, dtype = self._layout(part)
+                with file.open("wb") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, math.prod(shape) * np.dtype(dtype).itemsize)
+        except OSError as error:
+            for made in files:
+                made.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(file)) from error
 
     def _layout(self, part: str) -> tuple[tuple[int, int, int], Any]:
         length = int(self.order["seq_length"])
