@@ -139,3 +139,17 @@ warnings.warn_explicit("no numbers", RuntimeWarning, "z.py", 1, module="numpy")
     assert result.stderr.count("Warning: ") == 2
     assert "somewhere/own.py" in result.stderr
     assert "no numbers" in result.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"RANK": "0"}])
+def test_a_rank_ends_without_the_end_of_the_interpreter(environment):
+    """In which a thread of gloo's may end the process by SIGABRT, after all is done."""
+    script = (
+        "import atexit, sys; from megatron_7b.cli.main import main; atexit.register(print, 'ended'); sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--version"], capture_output=True, text=True, cwd=REPOSITORY,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert (done.returncode, "ended" in done.stdout) == (0, not environment), done.stderr
+    assert done.stdout.startswith("megatron")
