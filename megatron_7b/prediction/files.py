@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from megatron_7b.data.records.reading import RecordError, as_line, parse_record, read_records
 from megatron_7b.errors import ConfigError, DataFormatError
-from megatron_7b.files import flush_to_disk
+from megatron_7b.files import flush_to_disk, replace_text
 from megatron_7b.prediction.predicting import RECORDS_AT_ONCE, PredictionSetup, predict_batch
 
 STREAM = "-"
@@ -204,6 +204,14 @@ def _note_file(job: PredictionJob) -> Path:
     return Path(f"{job.target}.part.json")
 
 
+def _noted(job: PredictionJob) -> object:
+    """Return what was noted when the file was begun; None if nothing can be read."""
+    try:
+        return json.loads(_note_file(job).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
 def _done_before(job: PredictionJob, setup: PredictionSetup) -> int:
     """Return how many lines an interrupted run has made, after cutting off what it left incomplete.
 
@@ -215,9 +223,9 @@ def _done_before(job: PredictionJob, setup: PredictionSetup) -> int:
     decided = [data.seq_length, task.doc_stride, task.may_lack_answer, dtype]
     note = {"checkpoint": str(setup.folder.resolve()), "manifest": digest, "options": decided}
     if not job.part.exists():
-        _note_file(job).write_text(json.dumps(note), encoding="utf-8")
+        replace_text(_note_file(job), json.dumps(note))
         return 0
-    if not _note_file(job).is_file() or json.loads(_note_file(job).read_text(encoding="utf-8")) != note:
+    if _noted(job) != note:
         raise ConfigError(
             f"{job.part} was begun with another checkpoint than {setup.folder}, or with other options",
             hint="--overwrite begins it again",

@@ -111,6 +111,9 @@ def test_classes_at_several_layouts_and_in_transformers(folder: Path, tmp_path: 
     refused = predict(run, folder / f"{task}.jsonl", tmp_path / "two.jsonl")
     assert refused.returncode == 2
     assert "begun with another checkpoint" in refused.stderr
+    (tmp_path / "two.jsonl.part.json").touch()  # of a disk that was full
+    refused = predict(run, folder / f"{task}.jsonl", tmp_path / "two.jsonl")
+    assert (refused.returncode, "begun with another checkpoint" in refused.stderr) == (2, True), refused.stderr
     layout = ("--nproc", 2, "--parallel.pipeline-model-parallel-size", 2, "--overwrite")
     done = predict(run, folder / f"{task}.jsonl", tmp_path / "two.jsonl", *layout)
     assert done.returncode == 0, done.stderr
