@@ -95,7 +95,35 @@ class Bound {
                               {shape[0], shape[1], shape[2], shape[3], shape[4]}, scale, threads);
   }
 
+  // Address, and strides from position to position, text to text and head to head.
+  using StridedHeads = std::array<std::int64_t, 4>;
+  using Shape = std::array<std::int64_t, 6>;
+
+  void attention(const std::array<StridedHeads, 3>& inputs, Address y, Address log_sum, const Shape& shape, bool causal,
+                 float scale, int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.attention(heads_at(inputs[0]), heads_at(inputs[1]), heads_at(inputs[2]), at<T>(y), at<float>(log_sum),
+                       attention_shape(shape, causal), scale, threads);
+  }
+
+  void attention_backward(const std::array<StridedHeads, 3>& inputs, Address y, const StridedHeads& grad_y,
+                          Address log_sum, const std::array<Address, 3>& gradients, const Shape& shape, bool causal,
+                          float scale, int threads) const {
+    const py::gil_scoped_release unlocked;
+    kernels_.attention_backward(heads_at(inputs[0]), heads_at(inputs[1]), heads_at(inputs[2]), at<T>(y),
+                                heads_at(grad_y), at<float>(log_sum), at<T>(gradients[0]), at<T>(gradients[1]),
+                                at<T>(gradients[2]), attention_shape(shape, causal), scale, threads);
+  }
+
  private:
+  static HeadsAt<const T> heads_at(const StridedHeads& h) {
+    return {at<T>(static_cast<Address>(h[0])), {h[1], h[2], h[3]}};
+  }
+
+  static AttentionShape attention_shape(const Shape& shape, bool causal) {
+    return {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], causal};
+  }
+
   const Kernels<T>& kernels_;
 };
 
@@ -119,7 +147,11 @@ void register_kernels(py::module_& module, const char* name) {
       .def("product", &Bound<T>::product, arg("x"), arg("weight"), arg("bias"), arg("y"), arg("rows"), arg("inputs"),
            arg("outputs"), arg("threads"))
       .def("decode_attention", &Bound<T>::decode_attention, arg("inputs"), arg("cache"), arg("y"), arg("cosine"),
-           arg("sine"), arg("positions"), arg("shape"), arg("scale"), arg("threads"));
+           arg("sine"), arg("positions"), arg("shape"), arg("scale"), arg("threads"))
+      .def("attention", &Bound<T>::attention, arg("inputs"), arg("y"), arg("log_sum"), arg("shape"), arg("causal"),
+           arg("scale"), arg("threads"))
+      .def("attention_backward", &Bound<T>::attention_backward, arg("inputs"), arg("y"), arg("grad_y"), arg("log_sum"),
+           arg("gradients"), arg("shape"), arg("causal"), arg("scale"), arg("threads"));
 }
 
 }  // namespace

@@ -1,8 +1,6 @@
 // One token of each text through a layer: products of few rows, and attention of one query per head over a cache.
 // Included as vector.h is.
 
-#include "rows.h"
-
 #ifdef MEGATRON_7B_DOT_BF16
 // The processor multiplies pairs of BF16 numbers: they stay as they are.
 typedef BFloat16 Factor;
@@ -160,15 +158,8 @@ void product(const T* x, const T* weight, const T* bias, T* y, std::int64_t rows
   });
 }
 
-MEGATRON_7B_INLINE float dot(const float* a, const float* b, std::int64_t width) {
-  Vector sums{};
-  for_each_vector(
-      width, [&](std::int64_t i) { sums += load(a + i) * load(b + i); },
-      [&](std::int64_t i, std::int64_t n) { sums += load_part(a + i, n) * load_part(b + i, n); });
-  return sum_of(sums);
-}
-
-MEGATRON_7B_INLINE float dot(const float* a, const BFloat16* b, std::int64_t width) {
+template <class A, class B>
+MEGATRON_7B_INLINE float dot(const A* a, const B* b, std::int64_t width) {
   Vector sums{};
   for_each_vector(
       width, [&](std::int64_t i) { sums += load(a + i) * load(b + i); },
@@ -271,10 +262,4 @@ void decode_attention(HeadsOf<const T> query, HeadsOf<const T> key, HeadsOf<cons
                  y + (row * shape.groups + group) * shape.queries * shape.width, cosine + row * half, sine + row * half,
                  positions[row], shape, scale, scratch.data());
   });
-}
-
-template <class T>
-constexpr Kernels<T> table() {
-  return {&rms_norm<T>, &rms_norm_backward<T>, &swiglu<T>,  &swiglu_backward<T>, &rotate<T>,
-          &softmax<T>,  &accumulate<T>,        &product<T>, &decode_attention<T>};
 }

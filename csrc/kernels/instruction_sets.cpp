@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -22,7 +23,7 @@ namespace megatron_7b {
 
 namespace baseline {
 #define MEGATRON_7B_LANES 4
-#include "decode.h"
+#include "table.h"
 }  // namespace baseline
 
 #ifdef MEGATRON_7B_X86_VERSIONS
@@ -31,7 +32,7 @@ namespace baseline {
 namespace avx2 {
 #undef MEGATRON_7B_LANES
 #define MEGATRON_7B_LANES 8
-#include "decode.h"
+#include "table.h"
 }  // namespace avx2
 #pragma GCC pop_options
 
@@ -40,7 +41,7 @@ namespace avx2 {
 namespace avx512 {
 #undef MEGATRON_7B_LANES
 #define MEGATRON_7B_LANES 16
-#include "decode.h"
+#include "table.h"
 }  // namespace avx512
 #pragma GCC pop_options
 
@@ -48,7 +49,7 @@ namespace avx512 {
 #pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 namespace avx512_bf16 {
 #define MEGATRON_7B_DOT_BF16
-#include "decode.h"
+#include "table.h"
 #undef MEGATRON_7B_DOT_BF16
 }  // namespace avx512_bf16
 #pragma GCC pop_options

@@ -1,7 +1,5 @@
 // The element-wise kernels of megatron_7b/kernels.h for one instruction set; included as vector.h is.
 
-#include "vector.h"
-
 // Below this many elements, waking other threads takes longer than the work.
 constexpr std::int64_t kElementsWorthThreads = 32768;
 

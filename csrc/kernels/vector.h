@@ -10,6 +10,11 @@ typedef std::int32_t IntVector __attribute__((vector_size(4 * MEGATRON_7B_LANES)
 typedef std::uint32_t UintVector __attribute__((vector_size(4 * MEGATRON_7B_LANES)));
 typedef std::uint16_t HalfVector __attribute__((vector_size(2 * MEGATRON_7B_LANES)));
 
+#if MEGATRON_7B_LANES == 16
+// Functions without a mask start from a variable that is not initialised, which GCC 12 warns of (its bug 105593).
+constexpr __mmask16 kAllLanes = 0xffff;
+#endif
+
 MEGATRON_7B_INLINE float to_float(float value) { return value; }
 
 MEGATRON_7B_INLINE float to_float(BFloat16 value) {
@@ -29,22 +34,39 @@ MEGATRON_7B_INLINE Vector load(const float* from) {
 
 MEGATRON_7B_INLINE void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
+// Each number in the low half of a lane. By name where the compiler would take it in two parts.
+MEGATRON_7B_INLINE UintVector widened(HalfVector halves) {
+#if MEGATRON_7B_LANES == 16
+  return reinterpret_cast<UintVector>(_mm512_maskz_cvtepu16_epi32(kAllLanes, reinterpret_cast<__m256i>(halves)));
+#else
+  return __builtin_convertvector(halves, UintVector);
+#endif
+}
+
 MEGATRON_7B_INLINE Vector load(const BFloat16* from) {
   HalfVector halves;
   std::memcpy(&halves, from, sizeof halves);
-  const UintVector bits = __builtin_convertvector(halves, UintVector) << 16;
+  const UintVector bits = widened(halves) << 16;
   Vector x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-// Rounds to nearest, ties to even; not a number stays one.
-MEGATRON_7B_INLINE void store(BFloat16* to, Vector x) {
+// Rounds to nearest, ties to even; not a number stays one. A processor with BF16 makes zero of what is below 2^-126.
+MEGATRON_7B_INLINE HalfVector rounded(Vector x) {
+#ifdef MEGATRON_7B_DOT_BF16
+  return reinterpret_cast<HalfVector>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(x)));
+#else
   UintVector bits;
   std::memcpy(&bits, &x, sizeof bits);
-  const UintVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const UintVector upper = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const IntVector ordered = x == x;
-  const HalfVector halves = __builtin_convertvector(ordered ? rounded : UintVector{} + 0x7fc0u, HalfVector);
+  return __builtin_convertvector(ordered ? upper : UintVector{} + 0x7fc0u, HalfVector);
+#endif
+}
+
+MEGATRON_7B_INLINE void store(BFloat16* to, Vector x) {
+  const HalfVector halves = rounded(x);
   std::memcpy(to, &halves, sizeof halves);
 }
 
@@ -110,6 +132,34 @@ MEGATRON_7B_INLINE Vector sums_of(Vector* x) {
   }
   return x[0];
 }
+
+// Of two vectors, lanes kHalf apart: those of `a` and `b` that take each other's place in a transposition.
+template <std::int64_t kHalf>
+MEGATRON_7B_INLINE void exchange(UintVector& a, UintVector& b) {
+  UintVector first;
+  UintVector second;
+  for (std::int64_t i = 0; i < kLanes; ++i) {
+    const bool upper = (i & kHalf) != 0;
+    first[i] = static_cast<std::uint32_t>(upper ? kLanes + i - kHalf : i);
+    second[i] = static_cast<std::uint32_t>(upper ? kLanes + i : i + kHalf);
+  }
+  const UintVector of_a = __builtin_shuffle(a, b, first);
+  b = __builtin_shuffle(a, b, second);
+  a = of_a;
+}
+
+// Makes columns of kLanes rows.
+template <std::int64_t kHalf = kLanes / 2>
+MEGATRON_7B_INLINE void transpose_vectors(UintVector* x) {
+  for (std::int64_t i = 0; i < kLanes; ++i) {
+    if ((i & kHalf) == 0) {
+      exchange<kHalf>(x[i], x[i + kHalf]);
+    }
+  }
+  if constexpr (kHalf > 1) {
+    transpose_vectors<kHalf / 2>(x);
+  }
+}
 #endif
 
 MEGATRON_7B_INLINE float maximum_of(Vector x) {
@@ -148,6 +198,38 @@ MEGATRON_7B_INLINE Vector exponential(Vector x) {
   std::memcpy(&power, &exponent, sizeof power);
   const IntVector ordered = x == x;
   return ordered ? p * power : x;
+}
+
+// 2^x for x <= 1, to two units in the last place from -126 on, and less than 2^-125 below; not a number stays one.
+MEGATRON_7B_INLINE Vector power_of_two(Vector x) {
+#if MEGATRON_7B_LANES == 16
+  const Vector n = reinterpret_cast<Vector>(_mm512_maskz_roundscale_ps(kAllLanes, reinterpret_cast<__m512>(x), 0));
+  const Vector r = x - n;
+#else
+  constexpr float kRound = 12582912.0F;  // as in `exponential`
+  const Vector bounded = maximum(broadcast(-126.0F), x);
+  const Vector shifted = bounded + kRound;
+  const Vector r = bounded - (shifted - kRound);
+#endif
+  // 2^r = e^(r ln 2) by its Taylor polynomial, |r| <= 1/2: the next term is below 2^-25.
+  Vector p = broadcast(1.54035304e-4F);
+  p = p * r + 1.33335581e-3F;
+  p = p * r + 9.61812911e-3F;
+  p = p * r + 5.55041087e-2F;
+  p = p * r + 2.40226507e-1F;
+  p = p * r + 6.93147181e-1F;
+  p = p * r + 1.0F;
+#if MEGATRON_7B_LANES == 16
+  return reinterpret_cast<Vector>(
+      _mm512_maskz_scalef_ps(kAllLanes, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
+  UintVector exponent;
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  exponent = (exponent << 23) + 0x3f800000u;
+  Vector power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return p * power;
+#endif
 }
 
 // Calls body(offset, count) for each whole or partial vector of a row.

@@ -118,6 +118,43 @@ TEST(softmax_sums_to_its_factor) {
   });
 }
 
+TEST(attention_to_equal_values_is_that_value) {
+  for_each_version([](const Kernels<float>& kernel) {
+    for (std::int64_t s = 1; s < 140; s += 23) {
+      const std::int64_t d = 3 + s % 20;
+      const std::int64_t keys = s + s % 3;
+      const AttentionShape shape{2, 2, 1, s, keys, d, true};
+      const HeadStrides wide{4 * d, 2 * d, d};
+      const HeadStrides narrow{2 * d, d, d};
+      const auto query = numbers(s * 4 * d, 9);
+      const auto key = numbers(keys * 2 * d, 10);
+      const std::vector<float> value(static_cast<std::size_t>(keys * 2 * d), 1.5F);
+      auto y = zeros(s * 4 * d);
+      auto log_sum = zeros(4 * s);
+      kernel.attention({query.data(), wide}, {key.data(), narrow}, {value.data(), narrow}, y.data(), log_sum.data(),
+                       shape, 0.5F, 1);
+      for (const float x : y) {
+        CHECK(near(x, 1.5F));
+      }
+      auto of_query = zeros(s * 4 * d);
+      auto of_key = zeros(keys * 2 * d);
+      auto of_value = of_key;
+      const std::vector<float> grad(y.size(), 1.0F);
+      kernel.attention_backward({query.data(), wide}, {key.data(), narrow}, {value.data(), narrow}, y.data(),
+                                {grad.data(), wide}, log_sum.data(), of_query.data(), of_key.data(), of_value.data(),
+                                shape, 0.5F, 1);
+      float sum = 0.0F;  // of the weights: one for each query of each head
+      for (std::int64_t k = 0; k < keys; ++k) {
+        sum += of_value[static_cast<std::size_t>(k * 2 * d)];
+      }
+      CHECK(std::abs(sum / static_cast<float>(2 * s) - 1.0F) < 1e-4F);
+      for (const float x : of_query) {
+        CHECK(near(x, 0.0F));
+      }
+    }
+  });
+}
+
 TEST(accumulate_adds_every_element_once) {
   for_each_version([](const Kernels<float>& kernel) {
     for (const std::int64_t count : {1, 17, 8192, 20001}) {

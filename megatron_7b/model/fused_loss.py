@@ -17,6 +17,7 @@ from megatron_7b.runtime.cpu import kernels as cpu_kernels
 from megatron_7b.runtime.cpu.kernels import accumulate_weight_gradient
 
 _CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, and products still run at full speed
+_TILE_ROWS = 64  # a product of 512 tokens runs up to 10 % faster than one of 524
 
 
 class Vocabulary(NamedTuple):
@@ -91,6 +92,7 @@ def _sweep(hidden: Tensor, layer: OutputLayer, labels: Tensor, weights: Tensor, 
     """Return the loss of each token, [n]; the gradients of their weighted sum are added to `gradients`."""
     losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
     rows = max(1, _CHUNK_BYTES // (4 * layer.weight.shape[0]))
+    rows -= rows % _TILE_ROWS if rows > _TILE_ROWS else 0
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
         chunk = hidden[part]
@@ -217,9 +219,10 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: 
         probabilities[:, :num_true] -= of_each.unsqueeze(1)
         label_gradient += smoothing * weights - of_each
         expected_logits = torch.lerp(label_logits, mean_logits, smoothing)
-    label_gradient = label_gradient.to(probabilities.dtype).unsqueeze(1)
-    of_index = torch.where(held.unsqueeze(1), label_gradient, probabilities.gather(1, index))
-    probabilities.scatter_(1, index, of_index)
+    label_gradient = label_gradient.to(probabilities.dtype)
+    at_labels = torch.arange(len(index), device=index.device), index.squeeze(1)
+    # Not scatter_, which makes two copies of all probabilities.
+    probabilities[at_labels] = torch.where(held, label_gradient, probabilities[at_labels])
     return normalizer - expected_logits, probabilities
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_7b.errors import ConfigError
 from megatron_7b.model.context_parallel import gather_sequence, spans
 from megatron_7b.model.windowed_attention import attend_within_window, window_of
+from megatron_7b.runtime.cpu import attention as cpu_attention
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
 
 
@@ -63,7 +64,7 @@ class SwiGLU(torch.nn.Module):
 
 
 class ScaledDotProductAttention(MegatronModule):
-    """Core attention on torch.nn.functional.scaled_dot_product_attention: no s×s matrix is kept."""
+    """Core attention by our kernel for CPUs, or torch's function: no s×s matrix is kept."""
 
     def __init__(
         self,
@@ -133,6 +134,10 @@ class ScaledDotProductAttention(MegatronModule):
         dropout, s, s_k = self.attention_dropout if self.training else 0.0, q.shape[2], k.shape[2]
         if self.window is not None and s_k > self.window:
             return attend_within_window(q, k, v, self.window, dropout=dropout, scale=self.softmax_scale)
+        by_position = [x.permute(2, 0, 1, 3) for x in (q, k, v)]
+        if dropout == 0.0 and cpu_attention.is_supported(*by_position, causal=self.is_causal, scale=self.softmax_scale):
+            context = cpu_attention.attention(*by_position, causal=self.is_causal, scale=self.softmax_scale)
+            return context.permute(1, 2, 0, 3)
         mask = None
         if self.is_causal and 1 < s < s_k:
             # is_causal aligns the first query with the first key; here the last ones belong together.

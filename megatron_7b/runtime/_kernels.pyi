@@ -53,6 +53,28 @@ class FloatKernels:
         scale: float,
         threads: int,
     ) -> None: ...
+    def attention(
+        self,
+        inputs: Sequence[Sequence[int]],
+        y: int,
+        log_sum: int,
+        shape: Sequence[int],
+        causal: bool,
+        scale: float,
+        threads: int,
+    ) -> None: ...
+    def attention_backward(
+        self,
+        inputs: Sequence[Sequence[int]],
+        y: int,
+        grad_y: Sequence[int],
+        log_sum: int,
+        gradients: Sequence[int],
+        shape: Sequence[int],
+        causal: bool,
+        scale: float,
+        threads: int,
+    ) -> None: ...
 
 class BFloat16Kernels(FloatKernels): ...
 

@@ -9,6 +9,7 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from megatron_7b.runtime import _kernels
+from megatron_7b.runtime.cpu import attention as cpu_attention
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,9 +25,13 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 def compare(
-    ours: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype
+    ours: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    inputs: list[Tensor],
+    dtype: torch.dtype,
+    rounded: int = 1,
 ) -> None:
-    """Compare values and gradients with those of the reference in FP64, from the same rounded inputs."""
+    """Compare values and gradients with those of the reference in FP64, from the same inputs, `rounded` times."""
     mine = [x.to(dtype).requires_grad_() for x in inputs]
     exact = [x.detach().double().requires_grad_() for x in mine]
     y, right = ours(*mine), reference(*exact)
@@ -35,7 +40,7 @@ def compare(
     grad = torch.randn(right.shape, generator=generator).to(dtype)
     gradients = torch.autograd.grad(y, mine, grad)
     expected = torch.autograd.grad(right, exact, grad.double())
-    tolerance = 2e-6 if dtype == torch.float32 else 2**-8
+    tolerance = rounded * (2e-6 if dtype == torch.float32 else 2**-8)
     for actual, wanted in zip((y, *gradients), (right, *expected), strict=True):
         scale = wanted.abs().max().item()
         torch.testing.assert_close(actual.double(), wanted, rtol=tolerance, atol=tolerance * scale)
@@ -220,3 +225,83 @@ def test_attention_of_one_token_per_row(queries: int, width: int, turned: int, d
             tolerance = 3e-6 if dtype == torch.float32 else 2**-6
             torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(keys, before)  # nothing else was touched
+
+
+ATTENTIONS = {  # queries, keys, texts, heads, groups, width, causal
+    "one block": (5, 5, 2, 3, 3, 8, True),
+    "whole blocks, groups": (128, 128, 1, 4, 2, 64, True),
+    "odd": (131, 131, 2, 2, 2, 33, True),
+    "keys of a cache": (97, 201, 1, 4, 1, 80, True),
+    "two queries": (2, 300, 1, 1, 1, 64, True),
+    "encoder": (63, 66, 2, 3, 3, 16, False),
+    "fewer keys": (70, 31, 1, 2, 2, 128, False),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("s", "s_k", "b", "n", "g", "d", "causal"), ATTENTIONS.values(), ids=ATTENTIONS)
+@pytest.mark.usefixtures("instruction_set")
+def test_attention(s: int, s_k: int, b: int, n: int, g: int, d: int, causal: bool, dtype: torch.dtype) -> None:
+    """Of heads that are slices of something wider, as they come from the projection."""
+    mask = torch.ones(s, s_k, dtype=torch.bool).tril(s_k - s) if causal else None
+
+    def ours(query: Tensor, key_and_value: Tensor) -> Tensor:
+        key, value = key_and_value.split(d, dim=-1)
+        assert cpu_attention.is_supported(query, key, value, causal=causal, scale=0.2)
+        return cpu_attention.attention(query, key, value, causal=causal, scale=0.2)
+
+    def reference(query: Tensor, key_and_value: Tensor) -> Tensor:
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, *key_and_value.split(d, dim=-1)))
+        context = functional.scaled_dot_product_attention(q, k, v, mask, scale=0.2, enable_gqa=n != g)
+        return context.permute(2, 0, 1, 3)
+
+    # The weights of BF16 attention are rounded once more before the second product, and so are their gradients.
+    compare(ours, reference, [numbers(s, b, n, d), numbers(s_k, b, g, 2 * d, seed=1)], dtype, rounded=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.usefixtures("instruction_set")
+def test_attention_depends_on_neither_threads_nor_neighbours(dtype: torch.dtype) -> None:
+    """Bit for bit, both ways, and with heads that share their keys."""
+    s, b, d = 150, 3, 40
+    query, grad = numbers(s, b, 4, d).to(dtype), numbers(s, b, 4, d, seed=3).to(dtype)
+    key, value = (numbers(s, b, 2, d, seed=seed).to(dtype) for seed in (1, 2))
+
+    def results(threads: int, rows: slice) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        inputs = [x[:, rows].clone().requires_grad_() for x in (query, key, value)]
+        y = cpu_attention.attention(*inputs, causal=True)
+        return [y, *torch.autograd.grad(y, inputs, grad[:, rows])]
+
+    before = torch.get_num_threads()
+    try:
+        first = results(1, slice(None))
+        for threads, rows in ((2, slice(None)), (3, slice(None)), (2, slice(1, 2))):
+            others = results(threads, rows)
+            assert all(torch.equal(a[:, rows], b) for a, b in zip(first, others, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_attention_to_what_is_not_a_number_or_far_away() -> None:
+    """A diverged model is seen, but not by the queries before; scores of thousands are no matter."""
+    query, key, value = (numbers(70, 1, 1, 16, seed=seed).float() for seed in (0, 1, 2))
+    key[60] = math.nan
+    y = cpu_attention.attention(query, key, value, causal=True)
+    assert y[:60].isfinite().all()
+    assert y[60:].isnan().all()
+    value[50] = math.inf
+    assert not cpu_attention.attention(query, key, value, causal=True)[50:].isfinite().any()
+    far = cpu_attention.attention(query * 1e4, key[:50], value[:50], causal=False)
+    nearest = (query[:, 0, 0] @ key[:50, 0, 0].t()).argmax(dim=1)
+    torch.testing.assert_close(far[:, 0, 0], value[nearest, 0, 0])
+
+
+def test_attention_takes_only_what_it_can() -> None:
+    q = torch.ones(4, 1, 2, 8)
+    assert cpu_attention.is_supported(q, q, q, causal=True)
+    assert not cpu_attention.is_supported(q[:1], q, q, causal=True)
+    assert not cpu_attention.is_supported(q, q[:3], q[:3], causal=True)
+    assert not cpu_attention.is_supported(q, q, q[..., :4], causal=True)
+    assert not cpu_attention.is_supported(q, q, q, causal=True, scale=-1.0)

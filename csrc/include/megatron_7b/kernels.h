@@ -27,6 +27,25 @@ struct HeadShape {
   std::int64_t width;
 };
 
+// Heads of `width` channels at positions of texts, the channels dense; strides in elements.
+template <class T>
+struct HeadsAt {
+  T* data;
+  HeadStrides strides;
+};
+
+// Of `batch` texts: `queries` positions attend to `keys`, the last to the last. Equal shares of the heads share a
+// group.
+struct AttentionShape {
+  std::int64_t batch;
+  std::int64_t heads;
+  std::int64_t groups;
+  std::int64_t queries;
+  std::int64_t keys;
+  std::int64_t width;
+  bool causal;
+};
+
 // Heads of several texts, [rows, groups, …, width]; strides in elements.
 template <class T>
 struct HeadsOf {
@@ -77,6 +96,14 @@ struct Kernels {
   void (*decode_attention)(HeadsOf<const T> query, HeadsOf<const T> key, HeadsOf<const T> value, HeadsOf<T> keys,
                            HeadsOf<T> values, T* y, const float* cosine, const float* sine,
                            const std::int64_t* positions, DecodeShape shape, float scale, int threads);
+  // y = softmax(scale × query × keyᵀ) × value, [queries, batch, heads, width] and dense. Keeps the logarithm to base 2
+  // of the sum of exponentials, [batch, heads, queries]. No matrix of queries × keys is stored. `scale` is positive.
+  void (*attention)(HeadsAt<const T> query, HeadsAt<const T> key, HeadsAt<const T> value, T* y, float* log_sum,
+                    AttentionShape shape, float scale, int threads);
+  // The gradients are dense: [queries, batch, heads, width], and [keys, batch, groups, width].
+  void (*attention_backward)(HeadsAt<const T> query, HeadsAt<const T> key, HeadsAt<const T> value, const T* y,
+                             HeadsAt<const T> grad_y, const float* log_sum, T* grad_query, T* grad_key, T* grad_value,
+                             AttentionShape shape, float scale, int threads);
 };
 
 // Names of the versions that this processor can run, best first, ended by nullptr.
