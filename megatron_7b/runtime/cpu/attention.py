@@ -1,7 +1,7 @@
 """Attention of many queries on a CPU, both ways, without a matrix of queries × keys.
 
 torch's attention for CPUs takes its products from a library that doesn't know every processor's instructions: this one
-is 3 to 7 times as fast (docs/benchmarks/train_step.md). What it doesn't take, `is_supported` says, and the callers go
+is 2 to 9 times as fast (docs/benchmarks/train_step.md). What it doesn't take, `is_supported` says, and the callers go
 to torch's. See csrc/kernels/attention.h.
 """
 
