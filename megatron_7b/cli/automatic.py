@@ -1,9 +1,10 @@
 """`--config auto`: the layout of a run is chosen for this machine, unless the command line says it."""
 
 import dataclasses
+from pathlib import Path
 
 from megatron_7b.cli.options import CommandLine, split_overrides
-from megatron_7b.cli.planned_run import planned_config
+from megatron_7b.cli.planned_run import model_of, planned_config
 from megatron_7b.cli.ranks import given_world_size
 from megatron_7b.config.options import command_words
 from megatron_7b.objective import build_objective
@@ -31,11 +32,13 @@ def with_layout(command_line: CommandLine, argv: list[str]) -> tuple[CommandLine
         return command_line, argv
     flags.config = [name for name in flags.config if name != AUTO]
     config = planned_config(command_line)
+    teacher = config.distillation.teacher
     choice = choose_layout(
         config,
         world_size=given_world_size(flags),
         given=set(CHOSEN) & command_line.overrides.keys(),
         predicted_share=build_objective(config).predicted_share(config),
+        teacher=None if teacher is None else model_of(Path(teacher)),
         is_starting=not is_rank(),
     )
     if not is_rank():

@@ -5,10 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from megatron_7b.cli.tables import align
 from megatron_7b.config import RunConfig
-from megatron_7b.config.schema import ParallelConfig
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.planning import Advice, Candidate, Plan
-from megatron_7b.planning.layouts import layout_of
 from megatron_7b.planning.scaling import ScalingRow
 
 OWN_FLAGS = frozenset(
@@ -16,7 +14,6 @@ OWN_FLAGS = frozenset(
     for name in ("gpus", "gpu", "gpus-per-node", "gpu-memory", "link", "network", "top", "page", "scaling", "json")
 )
 """Flags of `plan` that a run does not have."""
-_STAGES_SHOWN = 8
 _HEADS = (
     "",
     "layout",
@@ -67,18 +64,17 @@ def _lines(found: Plan, advice: Sequence[Advice], argv: Sequence[str]) -> Iterat
     for one in advice:
         candidate = one.candidate
         yield (
-            f"  {one.change} → {layout_of(candidate.config, candidate.world_size)}, "
+            f"  {one.change} → {', '.join((candidate.name, *candidate.details))}, "
             f"{candidate.memory.total / 1e9:.1f} GB, {candidate.tokens_per_second_per_gpu:,.0f} tokens/s/GPU"
         )
 
 
 def _row(name: str, candidate: Candidate) -> list[str]:
-    config, parallel = candidate.config, candidate.config.parallel
     return [
         name,
-        f"{layout_of(config, candidate.world_size)}{'+SP' if parallel.sequence_parallel else ''}{_stages(parallel)}",
-        f"{config.training.micro_batch_size} × {candidate.num_microbatches}",
-        ", ".join(filter(None, (_recompute(parallel), candidate.formats))),
+        candidate.name,
+        f"{candidate.config.training.micro_batch_size} × {candidate.num_microbatches}",
+        ", ".join(filter(None, (candidate.recompute, candidate.formats))),
         f"{candidate.memory.total / 1e9:.1f}{'' if candidate.fits else ' !'}",
         f"{candidate.time.total:.3g}",
         f"{candidate.tokens_per_second_per_gpu:,.0f}",
@@ -86,24 +82,6 @@ def _row(name: str, candidate: Candidate) -> list[str]:
         f"{100 * candidate.mfu:.1f} %",
         candidate.limit,
     ]
-
-
-def _stages(parallel: ParallelConfig) -> str:
-    """Return the layers of stages that are not the usual ones."""
-    stages = parallel.pipeline_model_parallel_layout
-    return f" ({'+'.join(map(str, stages))})" if 0 < len(stages) <= _STAGES_SHOWN else " (fewer last)" if stages else ""
-
-
-def _recompute(parallel: ParallelConfig) -> str:
-    match parallel.recompute_granularity:
-        case "full" if parallel.recompute_method == "uniform":
-            return "all"
-        case "full":
-            return f"{parallel.recompute_num_layers} per stage"
-        case "selective":
-            return " ".join(parallel.recompute_modules)
-        case _:
-            return "none"
 
 
 def _parts(values: dict[str, float] | dict[str, int], unit: float, name: str) -> str:
@@ -149,7 +127,7 @@ def print_scaling(rows: Sequence[ScalingRow], config: RunConfig) -> None:
                 [
                     f"{row.gpus:,}",
                     f"{candidate.config.training.global_batch_size:,}",
-                    f"{layout_of(candidate.config, row.gpus)}",
+                    candidate.name,
                     f"{candidate.memory.total / 1e9:.1f}",
                     f"{candidate.time.total:.3g}",
                     f"{candidate.tokens_per_second_per_gpu:,.0f}",

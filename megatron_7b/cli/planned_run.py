@@ -3,11 +3,14 @@
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from megatron_7b.checkpoint import config_file, read_config, resolve_checkpoint
 from megatron_7b.cli.options import CommandLine
 from megatron_7b.config import RunConfig, load_config
+from megatron_7b.config.objectives import OF_HEADS
 from megatron_7b.config.schema import ModelConfig
+from megatron_7b.config.tasks import TASKS
 from megatron_7b.data.samples.corpus_tokenizer import corpus_vocab_size
 from megatron_7b.errors import ConfigError
 
@@ -19,7 +22,8 @@ def planned_config(command_line: CommandLine) -> RunConfig:
     """Return the configuration of the run.
 
     With `--checkpoint.initialize-from`, the model is that of the weights: of a checkpoint, or of a Hugging Face folder,
-    of which config.json is enough. A vocabulary that is not set is that of the corpus.
+    of which config.json is enough. A vocabulary that is not set is that of the corpus; objective and head of a
+    fine-tuning are those of its task.
 
     Raises:
         MegatronError: The configuration or the weights' cannot be read.
@@ -33,9 +37,21 @@ def planned_config(command_line: CommandLine) -> RunConfig:
         shape = model_of(Path(start))
         own = {field.name: getattr(config.model, field.name) for field in fields(ModelConfig) if field.name in _OWN}
         config = replace(config, model=replace(shape, **own))
+    if config.finetune.task is not None:
+        return _for_task(config)
     if config.model.vocab_size is None and config.data.train:
         config = replace(config, model=replace(config.model, vocab_size=corpus_vocab_size(config.data)))
     return config
+
+
+def _for_task(config: RunConfig) -> RunConfig:
+    """Return a fine-tuning with the objective of its task, and with its head, whose labels the data will say."""
+    objective = TASKS[str(config.finetune.task)]
+    model, heads = config.model, [head for head, trained in OF_HEADS.items() if trained == objective]
+    if heads and not model.has_head:
+        kind: dict[str, Any] = {"head": heads[0]}
+        model = replace(model, **kind)
+    return replace(config, model=model, objective=replace(config.objective, name=objective))
 
 
 def model_of(path: Path) -> ModelConfig:

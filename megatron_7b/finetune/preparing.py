@@ -53,12 +53,16 @@ def prepare_finetuning(
 
     Collective: none; with several ranks all of them call it.
     """
-    _check(config)
+    check_asked(config)
     return waiting_for(lambda make: _prepare(config, run_dir, report, make=make), is_preparing, patience)
 
 
-def _check(config: RunConfig) -> None:
-    """Refuse what shows at a glance."""
+def check_asked(config: RunConfig) -> None:
+    """Refuse what shows at a glance of a configuration as the user gave it.
+
+    Raises:
+        ConfigError: It names no task, no weights or no data, or an option of the task is impossible.
+    """
     if config.finetune.task is None:
         raise ConfigError("finetune.task is not set", hint=f"--finetune.task names one of {', '.join(PREPARERS)}")
     if config.checkpoint.initialize_from is None:

@@ -14,7 +14,7 @@ from megatron_7b.planning.automatic import AUTO, Choice, choose_layout
 from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.devices import NAMES, Device
 from megatron_7b.planning.memory import RankMemory
-from megatron_7b.planning.planner import Plan, plan
+from megatron_7b.planning.planner import Plan, expected_memory, plan
 from megatron_7b.planning.step_time import StepTime
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "RankMemory",
     "StepTime",
     "choose_layout",
+    "expected_memory",
     "plan",
     "what_would_fit",
 ]

@@ -12,11 +12,11 @@ import subprocess
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
-from megatron_7b.config.schema import RunConfig
+from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.devices import GPUS, Device, this_processor
-from megatron_7b.planning.layouts import FORMATS, layout_of
+from megatron_7b.planning.layouts import FORMATS
 from megatron_7b.planning.planner import plan
 from megatron_7b.runtime.machine.device_facts import available_cores, may_have_gpu, memory_bytes
 from megatron_7b.runtime.machine.host_memory import available_memory
@@ -51,6 +51,7 @@ def choose_layout(
     world_size: int | None = None,
     given: Set[str] = frozenset(),
     predicted_share: float = 1.0,
+    teacher: ModelConfig | None = None,
     is_starting: bool = True,
 ) -> Choice:
     """Return the first choice of a plan for this machine. Collective: none.
@@ -60,6 +61,7 @@ def choose_layout(
         world_size: Ranks of the whole run; None takes all GPUs, or as many processes as its cores make fastest.
         given: Options that stay as they are.
         predicted_share: As for `plan`.
+        teacher: As for `plan`.
         is_starting: This process will start the ranks, so that what is free now counts; ranks take what is there.
 
     Raises:
@@ -80,8 +82,9 @@ def choose_layout(
     for ranks, device in devices:
         try:
             found = plan(
-                config, gpus=ranks, gpu=device, given=given | set(FORMATS), predicted_share=predicted_share, limit=1
-            )
+                config, gpus=ranks, gpu=device, given=given | set(FORMATS), predicted_share=predicted_share,
+                teacher=teacher, limit=1,
+            )  # fmt: skip
         except ConfigError as error:
             if "no layout divides" not in str(error):
                 raise
@@ -102,9 +105,8 @@ def choose_layout(
 def _summary(best: Candidate) -> str:
     training, ranks = best.config.training, best.world_size
     return (
-        f"{layout_of(best.config, ranks)} on {ranks} rank{'s' if ranks > 1 else ''}, micro batch "
-        f"{training.micro_batch_size} × {best.num_microbatches}, recompute "
-        f"{best.config.parallel.recompute_granularity}; about {best.memory.total / 1e9:.1f} GB a rank"
+        f"{best.name} on {ranks} rank{'s' if ranks > 1 else ''}, micro batch {training.micro_batch_size} × "
+        f"{best.num_microbatches}, recompute {best.recompute}; about {best.memory.total / 1e9:.1f} GB a rank"
     )
 
 

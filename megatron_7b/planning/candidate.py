@@ -11,6 +11,8 @@ from megatron_7b.planning.step_time import StepTime
 
 _FILLED = 0.96
 """Of a device's memory may be used: what is predicted to fill it entirely would not run."""
+_STAGES_SHOWN = 8
+"""With more, a name says only that they are uneven."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,36 @@ class Candidate:
     def settings(self) -> dict[str, object]:
         """Return the options that make a run of this layout, by dotted path: all that a plan decides on."""
         return {path: get_value(self.config, path) for path in CHOSEN}
+
+    @property
+    def name(self) -> str:
+        """Its sizes: `TP2×PP4×DP8+SP (9+9+9+5)`."""
+        parallel = self.config.parallel
+        stages, text = parallel.pipeline_model_parallel_layout, str(layout_of(self.config, self.world_size))
+        text += "+SP" if parallel.sequence_parallel else ""
+        if not stages:
+            return text
+        return f"{text} ({'+'.join(map(str, stages))})" if len(stages) <= _STAGES_SHOWN else f"{text} (fewer last)"
+
+    @property
+    def recompute(self) -> str:
+        """What it computes again in the backward pass, in a word or two."""
+        parallel = self.config.parallel
+        match parallel.recompute_granularity:
+            case "full" if parallel.recompute_method == "uniform":
+                return "all"
+            case "full":
+                return f"{parallel.recompute_num_layers} per stage"
+            case "selective":
+                return " ".join(parallel.recompute_modules)
+            case _:
+                return "none"
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What else distinguishes it: recompute and narrower formats, if there are any."""
+        recompute = () if self.recompute == "none" else (f"recompute {self.recompute}",)
+        return (*recompute, self.formats) if self.formats else recompute
 
     @property
     def formats(self) -> str:

@@ -96,11 +96,6 @@ class ModelCounts:
             )
         return self._elements[key]
 
-    def largest(self, layout: ParallelLayout) -> int:
-        """Return the elements of the largest parameter that a rank holds a part of, the whole of it."""
-        held = (group for group, number in self.groups.items() if self._held(group, number, layout))
-        return max(math.prod(group.shape) for group in held)
-
     def size(self, group: Group, tp_size: int) -> int:
         """Return the elements of one parameter of a group that a tensor rank holds."""
         rows, *others = group.shape

@@ -16,14 +16,16 @@ from megatron_7b.planning.devices import Device
 _CHUNK_BYTES = 64 << 20
 """Of logits at a time, in FP32, where output layer and loss are one: `model.fused_loss` has the same."""
 
-# Measured on a CPU, as resident memory of ranks: docs/planning.md.
-_PROCESS_BYTES = 812_000_000
+# Measured on a CPU, as memory of ranks without pages of files: docs/planning.md.
+_PROCESS_BYTES = 430_000_000
 """The interpreter with torch, megatron-core and the kernels of a first step."""
-_HEAP_GROWTH = 1.37
-"""What the C library's heap grows to for activations of various sizes that come and go, as a multiple of them."""
-_DRAWN_AT_ONCE = 1.3
-"""What is left of drawing the largest matrix, as a multiple of it in FP32."""
-_RECOMPUTED_LAYERS, _RECOMPUTED_SHARE = 5.2, 0.32
+_HEAP_GROWTH, _HEAP_LAYERS = 0.84, 2.3
+"""What the C library's heap grows by for activations that come and go: a multiple of them, and of those of a layer."""
+_BESIDE_VOCABULARY = 1.04
+"""Work space for embedding and output layer, as a multiple of them in FP32."""
+_LEAST_BESIDE_LOGITS = 0.8
+"""However small the activations are, the heap grows by as much for them, as a multiple of the logits."""
+_RECOMPUTED_LAYERS, _RECOMPUTED_SHARE = 2.7, 0.39
 """Full recompute leaves gaps in the heap: so many layers, and this share of what the layers of a stage would keep."""
 _GLOO_BYTES = 20_000_000
 """Of a group of ranks, in which small data is exchanged; of others see `_gloo`."""
@@ -102,9 +104,13 @@ def rank_memory(
         activations, nccl, context = kept + max(0, working - logits), groups * _NCCL_BYTES, _CUDA_BYTES
     else:
         activations, nccl = kept + working, groups * _GLOO_BYTES + _gloo(config, layout, parameters, gradients)
-        context = _PROCESS_BYTES + round(_DRAWN_AT_ONCE * 4 * counts.largest(layout))
-        if config.parallel.use_distributed_optimizer:
-            context += parameters  # a gap where they were before they were moved into one buffer
+        outside = 4 * counts.elements(layout, "outside", lambda group: group.part != "layers")
+        if layout.pp_size == 1:  # what is shared is both embedding and output layer
+            outside += 4 * counts.elements(
+                layout, "shared", lambda group: group.part == "first" and group.is_multiplied
+            )
+        context = _PROCESS_BYTES + round(_BESIDE_VOCABULARY * outside)
+        activations = max(activations, round(_LEAST_BESIDE_LOGITS * logits))
     return RankMemory(
         parameters=parameters,
         gradients=gradients,
@@ -121,9 +127,13 @@ def _gloo(config: RunConfig, layout: ParallelLayout, parameters: int, gradients:
     """Return what gloo's threads hold beside a rank's tensors, as measured: copies of what is exchanged at once."""
     size, width = 0, 2 if config.precision.params_dtype != "fp32" else 4
     if layout.dp_size * layout.cp_size > 1 and config.parallel.use_distributed_optimizer:
-        size += gradients + parameters // 2
+        size += gradients + parameters
     if layout.cp_size > 1:
-        size += 100_000_000
+        size += 50_000_000
+    if layout.ep_size > 1:  # tokens that go to their experts and back, and their gradients
+        tokens = config.training.micro_batch_size * config.data.seq_length // (layout.cp_size * layout.tp_size)
+        layers = layout.layers_of(config.model.num_layers, layout.pp_rank)
+        size += 4 * layers * tokens * config.model.moe_router_topk * config.model.hidden_size * width
     if config.parallel.sequence_parallel:  # the states that are gathered for each linear layer, and their gradients
         tokens = config.training.micro_batch_size * config.data.seq_length // layout.cp_size
         layers = config.model.num_layers // layout.pp_size
@@ -253,7 +263,7 @@ def _activations(config: RunConfig, layout: ParallelLayout, device: Device, pred
             gaps = _RECOMPUTED_LAYERS + _RECOMPUTED_SHARE * layers
             return round(gaps * of_layer), 0
         held = (kept + 2 * of_input) * microbatches_under_way(config, layout)
-        return round(_HEAP_GROWTH * held), 0
+        return round(_HEAP_GROWTH * held + _HEAP_LAYERS * of_layer), 0
     # Gradients of the widest activations of one layer, while it is gone through backwards.
     widest = 3 * model.ffn_hidden_size / layout.tp_size + 2 * model.hidden_size
     working += tokens * widest * width

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from megatron_7b.adapter import build_adapter
 from megatron_7b.config import check_config
@@ -11,12 +12,14 @@ from megatron_7b.config.conflicts import find_conflicts
 from megatron_7b.config.rule import nearest_multiples
 from megatron_7b.config.schema import ModelConfig, ParallelConfig, RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.sizes import flops_per_token
+from megatron_7b.parallel import ParallelLayout
 from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.counts import ModelCounts
-from megatron_7b.planning.devices import Device, find_device
+from megatron_7b.planning.devices import GPUS, Device, find_device, this_processor
 from megatron_7b.planning.layouts import Search, divisors, fullest_stages, layout_of, narrower_formats
-from megatron_7b.planning.memory import rank_memory, working_width
+from megatron_7b.planning.memory import RankMemory, rank_memory, working_width
 from megatron_7b.planning.step_time import StepTimer
 from megatron_7b.planning.teacher import Teacher
 
@@ -310,3 +313,28 @@ def _no_layout(config: RunConfig, gpus: int) -> ConfigError:
         hint=f"give a number of GPUs that divides these, or --training.global-batch-size "
         f"{nearest_multiples(gpus, batch)}, multiples of {gpus}",
     )
+
+
+def expected_memory(
+    config: RunConfig,
+    layout: ParallelLayout,
+    *,
+    device_type: Literal["cuda", "cpu"],
+    width: int,
+    adapter: Adapter | None = None,
+    predicted_share: float = 1.0,
+) -> RankMemory:
+    """Return what a rank of a run is expected to hold at its peak, without a teacher. Collective: none.
+
+    Args:
+        config: The run; the vocabulary's size is known.
+        layout: Position of the rank.
+        device_type: What it computes on.
+        width: Bytes of a working parameter.
+        adapter: Added to the model.
+        predicted_share: How many tokens pass the output layer, for each that is read.
+    """
+    precision = replace(config.precision, params_dtype="bf16" if width == 2 else "fp32")
+    device = next(iter(GPUS.values())) if device_type == "cuda" else this_processor(1, memory=0)
+    counts = ModelCounts(config.model, adapter)
+    return rank_memory(replace(config, precision=precision), counts, layout, device, predicted_share=predicted_share)

@@ -20,7 +20,7 @@ from megatron_7b.parallel import ParallelLayout
 from megatron_7b.parallel.groups import connect_groups, process_groups
 from megatron_7b.runtime.cpu.allocator import keep_freed_memory
 from megatron_7b.runtime.machine.device import DeviceType
-from megatron_7b.runtime.machine.host_memory import resident_bytes
+from megatron_7b.runtime.machine.host_memory import own_bytes
 from megatron_7b.runtime.machine.part_clock import PartClock
 from megatron_7b.training.teacher import Teacher, build_teacher, projections_of
 from megatron_7b.training.teacher_check import shape_of_teacher
@@ -98,7 +98,7 @@ def build_learner(config: RunConfig, device_type: DeviceType, *, adapter: Adapte
             "parallelism: every tensor rank would send the same tokens to the experts",
             hint="add --parallel.sequence-parallel True",
         )
-    before = resident_bytes() if device_type == "cpu" else torch.cuda.memory_allocated()
+    before = own_bytes() if device_type == "cpu" else torch.cuda.memory_allocated()
     if device_type == "cpu":
         keep_freed_memory()
     adapter = adapter or build_adapter(config) or projections_of(config)

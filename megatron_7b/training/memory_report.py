@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.memory import training_need
 from megatron_7b.page_parts import format_size
+from megatron_7b.planning import expected_memory
 from megatron_7b.runtime.machine.hardware import peak_memory_bytes
 from megatron_7b.training.agreement import Ranks
 from megatron_7b.training.learner import Learner
@@ -90,12 +91,24 @@ class MemoryKinds:
 
 
 def predicted_bytes(learner: Learner) -> dict[str, int]:
-    """Return what arithmetic says that this rank holds."""
+    """Return what arithmetic says that this rank holds; a teacher's part apart, which is not predicted here."""
     config, on_ranks = learner.config, learner.on_ranks
     width = params_dtype(config.precision, on_ranks.device_type).itemsize
     need = training_need(config, on_ranks.layout, bytes_per_parameter=width, adapter=on_ranks.adapter)
     held = {name: int(vars(need)[name]) for name in _HELD}
-    return {**held, "activations": need.total - need.copies - sum(held.values())}
+    planned = expected_memory(
+        config,
+        on_ranks.layout,
+        device_type=on_ranks.device_type,
+        width=width,
+        adapter=on_ranks.adapter,
+        predicted_share=learner.objective.predicted_share(config),
+    )
+    if on_ranks.device_type == "cuda":
+        return {**held, "activations": planned.activations + planned.logits}
+    # On a CPU: all that the process grows by from here, with the code and the work space of the first step.
+    beside = planned.total - planned.parameters - planned.gradients - planned.optimizer
+    return {**held, "activations": max(0, beside - learner.bytes_before)}
 
 
 def held_bytes(learner: Learner) -> dict[str, int]:

@@ -174,3 +174,27 @@ def test_mistakes_in_the_data_are_named_by_line(folder: Path, tmp_path: Path):
     assert done.returncode == 1
     assert not list(tmp_path.glob("run/*/*"))
     assert f"{file}:3: no message is the assistant's" in done.stderr
+
+
+def test_auto_chooses_the_layout_of_a_fine_tuning(folder: Path, run: Path):
+    """From a Hugging Face folder, all weights; from a checkpoint, an adapter."""
+    done = finetune(folder, folder / "auto", "--config", "sft_tiny_cpu", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "layout    TP" in done.stderr
+    assert losses(folder / "auto") == pytest.approx(losses(run), rel=1e-5)
+    start = ("--checkpoint.initialize-from", next(run.glob("base-*")), "--data.train", folder / "chats.jsonl")
+    adapted = run_command(
+        "finetune", *COMMON, "--config", "auto", "lora_tiny_cpu", "--run-dir", folder / "auto_lora", *start,
+        "--training.train-steps", 1, "--nproc", 2,
+    )  # fmt: skip
+    assert adapted.returncode == 0, adapted.stderr
+    assert " on 2 ranks" in adapted.stderr
+    assert losses(folder / "auto_lora")
+
+
+def test_auto_of_a_fine_tuning_without_weights_is_told_first(folder: Path):
+    chats = ("--data.train", folder / "chats.jsonl")
+    done = run_command("finetune", "--config", "sft_tiny_cpu", "auto", "--run-dir", folder / "none", *chats)
+    assert done.returncode == 2
+    assert "checkpoint.initialize_from is not set" in done.stderr
+    assert not (folder / "none").exists()

@@ -4,8 +4,8 @@
     python tools/benchmarks/plan_memory.py                    # all of them, the table of docs/planning.md
     python tools/benchmarks/plan_memory.py --only GPT-2 TP2   # some
 
-Measured is `memory_bytes` of metrics.jsonl after three steps: the resident memory of the rank that has held most. Runs
-are marked `fitted` if the constants of `planning.memory` were chosen by them.
+Measured is `memory_bytes` of metrics.jsonl after three steps: what the rank that has held most had at its peak, without
+pages of files. Runs are marked `fitted` if the constants of `planning.memory` were chosen by them.
 """
 
 import argparse
@@ -72,7 +72,7 @@ class Case:
     def config(self) -> RunConfig:
         """Return the run as a configuration."""
         config = load_config(self.preset, self.values())
-        return replace(config, model=replace(config.model, vocab_size=config.model.vocab_size or 257))
+        return replace(config, model=replace(config.model, vocab_size=config.model.vocab_size or 259))
 
 
 CASES = (
@@ -82,7 +82,7 @@ CASES = (
     Case(name="micro batch 8", overrides=_batch(8), is_fitted=True),
     Case(name="FP32", overrides=_FP32, is_fitted=True),
     Case(name="full recompute", overrides=_FULL, is_fitted=True),
-    Case(name="12 layers", overrides=_TWELVE),
+    Case(name="12 layers", overrides=_TWELVE, is_fitted=True),
     Case(name="12 layers, full recompute", overrides={**_TWELVE, **_FULL}, is_fitted=True),
     Case(name="TP2", ranks=2, overrides=_TP2, is_fitted=True),
     Case(name="TP2, sequence parallel", ranks=2, overrides={**_TP2, **_SP}, is_fitted=True),
@@ -96,19 +96,30 @@ CASES = (
     Case(name="CP2", ranks=2, overrides={"parallel.context_parallel_size": 2}, is_fitted=True),
     Case(name="TP2 × PP2, sequence parallel", ranks=4, is_fitted=True,
          overrides={**_TP2, **_SP, **_PP2, **_batch(2)}),
-    Case(name="1,024 wide", overrides={"model.hidden_size": 1024, "model.ffn_hidden_size": 2816, **_batch(2)}),
-    Case(name="GPT-2", preset="gpt2", overrides={**_batch(2), "model.attention_dropout": 0.0}),
-    Case(name="SmolLM2-135M's shape", overrides={**_SMOLLM2, **_batch(2)}),
+    Case(name="1,024 wide", is_fitted=True, overrides={
+        "model.hidden_size": 1024, "model.ffn_hidden_size": 2816, **_batch(2),
+    }),
+    Case(name="GPT-2", preset="gpt2", overrides={**_batch(2), "model.attention_dropout": 0.0}, is_fitted=True),
+    Case(name="SmolLM2-135M's shape", overrides={**_SMOLLM2, **_batch(2)}, is_fitted=True),
     Case(name="SmolLM2-135M's shape, TP3", ranks=3, is_fitted=True, overrides={
         **_SMOLLM2, **_batch(2), **_SP, "parallel.tensor_model_parallel_size": 3, "data.seq_length": 510,
     }),
-    Case(name="SmolLM2-135M's shape, DP2, distributed optimizer", ranks=2, overrides={
+    Case(name="SmolLM2-135M's shape, DP2, distributed optimizer", ranks=2, is_fitted=True, overrides={
         **_SMOLLM2, **_batch(2), **_SHARDED,
     }),
     Case(name="a mixture of 8 experts, FP32", preset="moe_tiny_cpu", overrides={**_MIXTURE, **_FP32}),
-    Case(name="the same, EP2, distributed optimizer", preset="moe_tiny_cpu", ranks=2, overrides={
+    Case(name="the same, EP2, distributed optimizer", preset="moe_tiny_cpu", ranks=2, is_fitted=True, overrides={
         **_MIXTURE, **_FP32, **_SHARDED, "parallel.expert_model_parallel_size": 2,
     }),
+    # Chosen after the constants were.
+    Case(name="768 wide, 8 layers", overrides={
+        "model.hidden_size": 768, "model.ffn_hidden_size": 2048, "model.num_layers": 8, **_batch(2),
+    }),
+    Case(name="16,000 tokens, sequences of 1,024", overrides={
+        "model.vocab_size": 16_000, "data.seq_length": 1024, **_batch(2),
+    }),
+    Case(name="PP3", ranks=3, overrides={"parallel.pipeline_model_parallel_size": 3, **_batch(2)}),
+    Case(name="TP2 × DP2, distributed optimizer", ranks=4, overrides={**_TP2, **_SHARDED, **_batch(2)}),
 )  # fmt: skip
 
 

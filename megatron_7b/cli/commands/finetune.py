@@ -2,18 +2,21 @@
 
     megatron-7b finetune --config sft_tiny_cpu --run-dir R --checkpoint.initialize-from HF_FOLDER --data.train F.jsonl
 
-The model's shape is that of the weights. The same command continues the run.
+The model's shape is that of the weights. The same command continues the run. `--config NAME auto` has the layout chosen
+for this machine (docs/planning.md).
 """
 
 import os
 from collections.abc import Mapping
 
+from megatron_7b.cli.automatic import with_layout
 from megatron_7b.cli.options import CommandLine, parse_arguments
 from megatron_7b.cli.ranks import given_world_size
 from megatron_7b.cli.training_run import train, training_parser, with_teacher
 from megatron_7b.config import RunConfig, check_config, load_config
 from megatron_7b.config.loading import override_config
-from megatron_7b.finetune import prepare_finetuning
+from megatron_7b.finetune import check_asked, prepare_finetuning
+from megatron_7b.planning import AUTO
 from megatron_7b.runtime.process.launch import is_rank
 from megatron_7b.runtime.process.terminal import say
 
@@ -30,6 +33,10 @@ def main(argv: list[str]) -> int:
         MegatronError: Before anything is trained: a mistake that the user can fix.
     """
     command_line = parse_arguments(training_parser("finetune", SUMMARY), argv)
+    if AUTO in command_line.flags.config:
+        names = [name for name in command_line.flags.config if name != AUTO]
+        check_asked(load_config(names, command_line.overrides, problems=command_line.problems))
+        command_line, argv = with_layout(command_line, argv)
     config, world_size = _checked_config(command_line)
     return train(["finetune", *argv], command_line.flags, config, world_size)
 

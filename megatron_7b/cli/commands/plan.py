@@ -12,11 +12,12 @@ import argparse
 import dataclasses
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
-from megatron_7b.cli.plan_tables import print_plan, print_scaling
+from megatron_7b.cli.plan_tables import print_plan, print_scaling, run_words
 from megatron_7b.cli.planned_run import model_of, planned_config
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     found = dataclasses.replace(found, notes=(*notes, *found.notes))
     if flags.page is not None:
-        write_page(flags.page, found, advice)
+        write_page(flags.page, found, advice, shlex.join(run_words(found, argv)))
     if flags.json:
         print(json.dumps(_as_json(found, [one.change for one in advice])))
     else:

@@ -1,12 +1,10 @@
 """This process's device, and the memory that it has used: what reported figures are compared with."""
 
-import re
-from pathlib import Path
-
 import torch
 
 from megatron_7b.runtime.machine.device import DeviceType
 from megatron_7b.runtime.machine.device_facts import processor
+from megatron_7b.runtime.machine.host_memory import peak_own_bytes
 
 
 def device_name(device_type: DeviceType) -> str:
@@ -29,18 +27,15 @@ def device_memory_bytes(device_type: DeviceType) -> int | None:
 
 
 def peak_memory_bytes(device_type: DeviceType) -> int:
-    """Return the most memory that this process has held: device memory in torch's allocator, or resident memory.
+    """Return the most memory that this process has held: device memory in torch's allocator, or its own on the host.
 
-    On the CPU this is the high-water mark of this program's own address space; `getrusage` would also count what the
-    launcher held before it started the program.
+    On the CPU this is the high-water mark of this program's own address space, without pages of files; `getrusage`
+    would also count what the launcher held before it started the program.
     """
     if device_type == "cuda":
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():
-        match = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
-        if match:
-            return int(match.group(1)) * 1024
+    if peak := peak_own_bytes():
+        return peak
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -24,9 +24,23 @@ def available_memory() -> int:
     return max(0, min([free, *_left_in_groups()]))
 
 
-def resident_bytes() -> int:
-    """Return how much memory this process holds now; 0 where that is not known."""
-    return 1024 * _numbers(_OWN_STATUS).get("VmRSS", 0)
+def own_bytes() -> int:
+    """Return how much memory this process holds now, without pages of files; 0 where that is not known.
+
+    Pages of files (libraries, mapped corpora) are there as far as the system has them in its cache, which it shares
+    among processes and takes back when memory is needed.
+    """
+    status = _numbers(_OWN_STATUS)
+    return 1024 * (status.get("VmRSS", 0) - status.get("RssFile", 0))
+
+
+def peak_own_bytes() -> int:
+    """Return the most that `own_bytes` has been; 0 where that is not known.
+
+    The kernel keeps the most of all resident pages; of those of files it is taken that as many were there then as now.
+    """
+    status = _numbers(_OWN_STATUS)
+    return 1024 * max(0, status.get("VmHWM", 0) - status.get("RssFile", 0))
 
 
 def _left_in_groups() -> Iterator[int]:
