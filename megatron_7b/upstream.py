@@ -53,6 +53,27 @@ def created_groups(parallel_state: ModuleType) -> list[Any]:
     return [group for group in parallel_state._global_process_group_list or [] if group is not None]
 
 
+def known_layout(parallel_state: ModuleType) -> dict[str, Any]:
+    """Return all that megatron-core knows of a layout: groups, ranks and sizes, by the names of its globals.
+
+    megatron-core: the globals of `parallel_state` in capitals. It knows one layout at a time, and asks them as it runs.
+
+    Args:
+        parallel_state: The module, which only `parallel` may import.
+    """
+    return {name: value for name, value in vars(parallel_state).items() if name.startswith("_") and name.isupper()}
+
+
+def know_layout(parallel_state: ModuleType, layout: dict[str, Any]) -> None:
+    """Have megatron-core know a layout that `known_layout` has returned, and no other."""
+    vars(parallel_state).update(layout)
+
+
+def add_created_groups(parallel_state: ModuleType, groups: list[Any]) -> None:
+    """Count groups among those that megatron-core has created and not destroyed; see `created_groups`."""
+    parallel_state._global_process_group_list = [*groups, *created_groups(parallel_state)]  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def one_group_for_equal_ranks(parallel_state: ModuleType, overlapping: frozenset[str]) -> Iterator[None]:
     """Have megatron-core make one process group for each set of ranks within a with block, whatever it is for.

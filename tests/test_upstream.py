@@ -186,3 +186,35 @@ def test_every_name_has_a_test() -> None:
         name for name, value in vars(upstream).items() if getattr(value, "__module__", "") == upstream.__name__
     ]
     assert [name for name in functions if f"upstream.{name}(" not in text] == []
+
+
+def layouts_in_turn() -> tuple[list[int], ...]:
+    from megatron.core import parallel_state
+
+    from megatron_7b.config.schema import ParallelConfig
+    from megatron_7b.parallel.groups import destroy_model_parallel, initialize_model_parallel, second_layout
+
+    def sizes() -> list[int]:
+        tp, dp = parallel_state.get_tensor_model_parallel_group(), parallel_state.get_data_parallel_group()
+        return [tp.size(), dp.size(), parallel_state.get_tensor_model_parallel_world_size()]
+
+    initialize_model_parallel(ParallelConfig(), seed=1)
+    own = upstream.created_groups(parallel_state)
+    second = second_layout(ParallelConfig(tensor_model_parallel_size=2))
+    created = upstream.created_groups(parallel_state)
+    with second.in_place():
+        other = sizes()
+    upstream.add_created_groups(parallel_state, [])
+    before = upstream.known_layout(parallel_state)
+    upstream.know_layout(parallel_state, {**before, "_TENSOR_MODEL_PARALLEL_GROUP": None})
+    forgotten = not parallel_state.get_tensor_model_parallel_group(check_initialized=False)
+    upstream.know_layout(parallel_state, before)
+    kept = [group in created for group in own]
+    found = sizes()
+    destroy_model_parallel()
+    return found, other, [forgotten, all(kept), len(created) > len(own)], upstream.created_groups(parallel_state)
+
+
+def test_two_layouts_in_one_process() -> None:
+    for own, other, known, left in run_ranks(2, layouts_in_turn):
+        assert (own, other, known, left) == ([1, 2, 1], [2, 1, 2], [True] * 3, [])

@@ -58,9 +58,16 @@ class CheckpointWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         parameter, entry = self._table[name], self._stored.tensors[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        self._stored.read([Piece(name, _whole(entry.shape), tensor)])
-        return tensor[: parameter.shape[0]] if parameter.is_padded else tensor
+        return self.rows(name, 0, parameter.shape[0] if parameter.is_padded else entry.shape[0])
+
+    def rows(self, name: str, first: int, last: int) -> Tensor:
+        """Return rows [first, last) of a parameter, without reading the others."""
+        entry = self._stored.tensors[name]
+        shape = (last - first, *entry.shape[1:])
+        tensor = torch.empty(shape, dtype=entry.dtype)
+        offsets = (first, *(0 for _ in shape[1:]))
+        self._stored.read([Piece(name, Block(entry.shape, offsets, shape), tensor)])
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -14,6 +14,8 @@ class DistillationConfig:
     """What `megatron-7b compress cache-logits` has written for the samples of this run, in the place of a teacher."""
     teacher_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format that the teacher computes in; auto: that of the run."""
+    teacher_tensor_model_parallel_size: int | None = None
+    """Ranks that share each layer of the teacher, a multiple of the student's: for one too large for its layout."""
     temperature: float = 1.0
     """What both models' logits are divided by before they are compared; the distance is multiplied by its square."""
     alpha: float = 0.5

@@ -17,6 +17,8 @@ file_rule = adder_to(FILE_RULES)
 _OBJECTIVES = ("causal", "chat", "masked", "text_classification", "token_classification", "question_answering")
 """Those whose predictions are probabilities, or numbers, that a teacher has as well."""
 
+_OWN_LAYOUT = "distillation.teacher_tensor_model_parallel_size"
+
 _WEIGHTS = ("distillation.hidden_weight", "distillation.attention_weight")
 
 
@@ -37,13 +39,43 @@ def _what_a_teacher_has_said_needs_no_teacher(case: Case) -> Iterator[Problem]:
         return
     if given.teacher is not None:
         yield case.problem("distillation.cached_logits", "takes the place of distillation.teacher: name one of them")
-    for name in ("teacher_dtype", "hidden", "attention"):
+    for name in ("teacher_dtype", "teacher_tensor_model_parallel_size", "hidden", "attention"):
         if getattr(given, name) != getattr(DistillationConfig, name):
             yield case.problem(f"distillation.{name}", "only applies with distillation.teacher")
     if case.config.objective_name != "causal":
         yield case.problem("distillation.cached_logits", "only applies with the objective causal")
     if case.config.parallel.context_parallel_size > 1:
         yield case.problem("distillation.cached_logits", "needs parallel.context_parallel_size 1")
+
+
+@rule(_OWN_LAYOUT, "distillation.teacher", "parallel.expert_model_parallel_size", *LAYOUT)
+def _replicas_share_a_teacher(case: Case) -> Iterator[Problem]:
+    own, parallel = case.config.distillation.teacher_tensor_model_parallel_size, case.config.parallel
+    if own is None or case.config.distillation.teacher is None:
+        return
+    tensor = parallel.tensor_model_parallel_size
+    if own <= 0 or own % tensor:
+        yield case.problem(_OWN_LAYOUT, f"must be a multiple of parallel.tensor_model_parallel_size = {tensor}")
+    elif case.world_size is not None and case.data_parallel_size % (own // tensor):
+        count = case.data_parallel_size
+        yield case.problem(
+            _OWN_LAYOUT,
+            f"is shared by {own // tensor} replicas of the student, which must divide the {count} that there are",
+        )
+    for name in ("context_parallel_size", "expert_model_parallel_size"):
+        if getattr(parallel, name) > 1:
+            yield case.problem(_OWN_LAYOUT, f"needs parallel.{name} 1")
+
+
+@rule(_OWN_LAYOUT, "distillation.hidden", "distillation.attention", "model.architecture", "model.head")
+def _words_travel_and_layers_do_not(case: Case) -> Iterator[Problem]:
+    given, model = case.config.distillation, case.config.model
+    if given.teacher_tensor_model_parallel_size is None:
+        return
+    if given.compares_layers:
+        yield case.problem(_OWN_LAYOUT, "layers are compared rank by rank: needs the student's layout")
+    if model.traits.kind != "decoder" or model.has_head:
+        yield case.problem(_OWN_LAYOUT, "only applies to decoders that predict tokens")
 
 
 @rule("distillation.jsd_beta", "distillation.loss")

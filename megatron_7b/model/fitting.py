@@ -161,7 +161,8 @@ def _need(
             of_parts[place] = need(config, layout, bytes_per_parameter=width, adapter=adapter)
             if teacher is not None:
                 own_width = bytes_per_parameter(teacher.precision, has_native_bf16=has_native_bf16)
-                held = inference_need(teacher, layout, bytes_per_parameter=own_width).parameters
+                own_layout = build_layout(teacher.parallel, world_size=world_size, rank=rank)
+                held = inference_need(teacher, own_layout, bytes_per_parameter=own_width).parameters
                 of_parts[place] += MemoryNeed(teacher=held)
         total, count = total + of_parts[place], count + 1
     return total, count

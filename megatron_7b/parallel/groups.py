@@ -1,8 +1,10 @@
 """Process groups: the only reader of megatron-core's global parallel state."""
 
 import contextlib
+import dataclasses
 import datetime as dt
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -45,12 +47,7 @@ def initialize_model_parallel(
     Raises:
         ConfigError: The world size does not fit the layout.
     """
-    layout = build_layout(parallel, world_size=dist.get_world_size(), rank=dist.get_rank())
-    overlapping: frozenset[str] = _OF_KEYS_AND_VALUES if layout.dp_size == 1 else frozenset()
-    if parallel.expert_model_parallel_size > 1:
-        overlapping |= _OF_EXPERTS
-    with upstream.one_group_for_equal_ranks(parallel_state, overlapping):
-        _create_groups(parallel, timeout_minutes)
+    layout = _create_groups(parallel, timeout_minutes)
     # Source: Megatron-LM's `_set_random_seed`: layers of different stages drop different activations.
     tensor_parallel.model_parallel_cuda_manual_seed(
         seed + 100 * layout.pp_rank,
@@ -62,16 +59,70 @@ def initialize_model_parallel(
     return layout
 
 
-def _create_groups(parallel: ParallelConfig, timeout_minutes: float) -> None:
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
-        expert_model_parallel_size=parallel.expert_model_parallel_size,
-        distributed_timeout_minutes=timeout_minutes,
-        create_gloo_process_groups=False,  # for checkpoints in a form that is not written here
-    )
+@dataclasses.dataclass(frozen=True)
+class SecondLayout:
+    """Another layout of the same ranks, for a model beside the one that the run trains.
+
+    Attributes:
+        layout: Position of this rank.
+    """
+
+    layout: ParallelLayout
+    _known: dict[str, Any]
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Have megatron-core and this module know these groups, and no others, within a with block."""
+        first = upstream.known_layout(parallel_state)
+        upstream.know_layout(parallel_state, self._known)
+        try:
+            yield
+        finally:
+            upstream.know_layout(parallel_state, first)
+
+
+def second_layout(
+    parallel: ParallelConfig, *, timeout_minutes: float = RuntimeConfig.distributed_timeout_minutes
+) -> SecondLayout:
+    """Build the groups of another layout beside those of `initialize_model_parallel`, which stay in place.
+
+    Random states are those of the first. `destroy_model_parallel` destroys both.
+
+    Args:
+        parallel: The other layout.
+        timeout_minutes: How long a collective of its groups may wait for a late rank.
+
+    Collective: every rank of the default group.
+
+    Raises:
+        ConfigError: The world size does not fit the layout.
+    """
+    first, created = upstream.known_layout(parallel_state), upstream.created_groups(parallel_state)
+    parallel_state.destroy_model_parallel()  # which only forgets them
+    try:
+        layout = _create_groups(parallel, timeout_minutes)
+        return SecondLayout(layout, upstream.known_layout(parallel_state))
+    finally:
+        upstream.add_created_groups(parallel_state, created)
+        upstream.know_layout(parallel_state, first)
+
+
+def _create_groups(parallel: ParallelConfig, timeout_minutes: float) -> ParallelLayout:
+    layout = build_layout(parallel, world_size=dist.get_world_size(), rank=dist.get_rank())
+    overlapping: frozenset[str] = _OF_KEYS_AND_VALUES if layout.dp_size == 1 else frozenset()
+    if parallel.expert_model_parallel_size > 1:
+        overlapping |= _OF_EXPERTS
+    with upstream.one_group_for_equal_ranks(parallel_state, overlapping):
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+            pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
+            context_parallel_size=parallel.context_parallel_size,
+            expert_model_parallel_size=parallel.expert_model_parallel_size,
+            distributed_timeout_minutes=timeout_minutes,
+            create_gloo_process_groups=False,  # for checkpoints in a form that is not written here
+        )
+    return layout
 
 
 def connect_groups(device: torch.device, *, one_by_one: bool = False, shares_embedding: bool = False) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from megatron_7b.config.adapters import AdapterConfig
 from megatron_7b.config.schema import ModelConfig, RunConfig
-from megatron_7b.parallel import ParallelLayout
+from megatron_7b.parallel import ParallelLayout, build_layout
 from megatron_7b.planning.counts import ModelCounts
 from megatron_7b.planning.devices import Device
 from megatron_7b.planning.memory import RankMemory, working_width
@@ -15,7 +15,7 @@ _FORWARD = 1 / 3
 
 
 class Teacher:
-    """Adds to a plan what a teacher takes at the layout of its student.
+    """Adds to a plan what a teacher takes at the layout of its student, or on more tensor-parallel ranks.
 
     Args:
         model: Its shape.
@@ -32,14 +32,33 @@ class Teacher:
         plain = replace(
             config.parallel, recompute_granularity="none", recompute_method="uniform", recompute_num_layers=1
         )
+        tensor = config.distillation.teacher_tensor_model_parallel_size
+        if tensor is not None:
+            plain = replace(
+                plain,
+                tensor_model_parallel_size=tensor,
+                sequence_parallel=False,
+                virtual_pipeline_model_parallel_size=None,
+                pipeline_model_parallel_layout=(),
+            )
         return replace(config, model=self._model, parallel=plain, adapter=AdapterConfig())
+
+    def _place(self, config: RunConfig, layout: ParallelLayout) -> ParallelLayout:
+        """Return where a rank is in the teacher's layout; in its own if the teacher does not fit the ranks."""
+        parallel = self.taught(config).parallel
+        if layout.world_size % parallel.model_parallel_size:
+            return layout
+        return build_layout(parallel, world_size=layout.world_size, rank=layout.rank)
 
     def add_memory(self, memory: RankMemory, config: RunConfig, layout: ParallelLayout) -> RankMemory:
         """Return what a rank holds with its part of the teacher, whose activations come and go."""
         width, training = working_width(config, self._device), config.training
         if config.distillation.teacher_dtype != "auto":
             width = 2 if config.distillation.teacher_dtype == "bf16" else 4
-        weights = width * self._counts.elements(layout, "all", lambda _group: True)
+        weights = width * self._counts.elements(self._place(config, layout), "all", lambda _group: True)
+        if layout.is_last_stage and config.distillation.teacher_tensor_model_parallel_size is not None:
+            vocab_size = config.model.vocab_size or self._model.vocab_size or 0
+            weights += width * vocab_size * self._model.hidden_size // layout.tp_size  # its logits are made here
         states = 0
         if (
             layout.is_last_stage and not self._model.has_head
@@ -51,6 +70,6 @@ class Teacher:
 
     def add_time(self, time: StepTime, config: RunConfig, layout: ParallelLayout) -> StepTime:
         """Return the time of a step with the teacher's forward passes."""
-        own = self._timer.step_time(self.taught(config), layout)
+        own = self._timer.step_time(self.taught(config), self._place(config, layout))
         parts = ("matrix_products", "attention", "memory_bound", "tensor_parallel", "context_parallel", "pipeline")
         return replace(time, **{name: getattr(time, name) + _FORWARD * getattr(own, name) for name in parts})

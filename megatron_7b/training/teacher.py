@@ -28,6 +28,7 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.files import replace_text
 from megatron_7b.model.adapter import Adapter
 from megatron_7b.model.builder import build_model
+from megatron_7b.model.core_config import params_dtype
 from megatron_7b.model.distillation import Taught
 from megatron_7b.model.kinds import kind_of
 from megatron_7b.model.kinds.chunk import ModelChunk
@@ -41,8 +42,10 @@ from megatron_7b.model.sizes import count_parameters
 from megatron_7b.objective.inputs import as_model_reads
 from megatron_7b.objective.microbatches import run_outputs
 from megatron_7b.objective.objective import ASIDE, Objective
-from megatron_7b.parallel.groups import process_groups, sum_over_replicas
+from megatron_7b.parallel import ParallelLayout
+from megatron_7b.parallel.groups import process_groups, second_layout, sum_over_replicas
 from megatron_7b.runtime.machine.part_clock import PartClock
+from megatron_7b.training.shared_teacher import SharedTeacher, rows_of_student
 from megatron_7b.training.teacher_check import teacher_config
 
 if TYPE_CHECKING:
@@ -63,11 +66,13 @@ class Teacher:
         student: Where it is, and how it is compared with.
         chunks: Its model chunks, in evaluation mode.
         matching: What compares its layers with the student's, if they are.
+        shared: How replicas of the student share it, if it has a layout of its own.
     """
 
     student: ModelOnRanks
     chunks: list[ModelChunk]
     matching: Matching | None = None
+    shared: SharedTeacher | None = None
 
     @torch.no_grad()
     def answers(self, batches: "Sequence[Batch]", objective: Objective, clock: PartClock) -> list[Mapping[str, Any]]:
@@ -80,6 +85,11 @@ class Teacher:
 
         Collective: the tensor-, context- and pipeline-parallel groups; where layers are compared, all ranks.
         """
+        how = self.student.config.distillation
+        if self.shared is not None:
+            states = self.shared.hidden_states(self.chunks, batches, objective, self.student, clock)
+            weight = self.shared.output_weight
+            return [{}] * len(batches) if weight is None else [{"taught": Taught(h, weight, None, how)} for h in states]
         if self.matching is not None:
             self.matching.begin()
         layout, has_head = self.student.layout, self.student.config.model.has_head
@@ -99,7 +109,6 @@ class Teacher:
             return [{ASIDE: logits} for logits in outputs]
         model = cast(LanguageModel | EncoderModel, self.chunks[-1])
         weight, bias = model.output_weight(), getattr(model.output_layer, "bias", None)
-        how = self.student.config.distillation
         return [{"taught": Taught(hidden, weight, bias, how)} for hidden in outputs]
 
     def _expect_student(
@@ -154,7 +163,7 @@ def projections_of(config: RunConfig) -> Adapter | None:
 
 
 def build_teacher(config: RunConfig, student: ModelOnRanks) -> Teacher:
-    """Build the teacher of a run at the student's layout, and load its weights.
+    """Build the teacher of a run at the student's layout, or with more tensor-parallel ranks, and load its weights.
 
     Args:
         config: The run; `model.vocab_size` is set, and `distillation.teacher` names a checkpoint.
@@ -168,25 +177,39 @@ def build_teacher(config: RunConfig, student: ModelOnRanks) -> Teacher:
     """
     folder = resolve_checkpoint(Path(str(config.distillation.teacher)))
     own = teacher_config(config, folder)
-    assert own.model.vocab_size is not None
-    chunks = build_model(
-        own,
-        vocab_size=own.model.vocab_size,
-        layout=student.layout,
-        groups=process_groups(),
-        device_type=student.device_type,
-        initialize=False,
-    )
-    load_weights(folder, chunks, verify=config.checkpoint.verify_on_load)
-    for chunk in chunks:
-        chunk.eval().requires_grad_(False)
+    if config.distillation.teacher_tensor_model_parallel_size is None:
+        chunks, shared = _build_chunks(folder, own, student, student.layout), None
+    else:
+        second = second_layout(own.parallel, timeout_minutes=config.runtime.distributed_timeout_minutes)
+        with second.in_place():
+            chunks, group = _build_chunks(folder, own, student, second.layout), process_groups().tp
+        dtype = params_dtype(own.precision, student.device_type)
+        rows = rows_of_student(folder, own, student, dtype) if student.layout.is_last_stage else None
+        shared = SharedTeacher(second, group, rows)
     if student.layout.is_main:
         count = count_parameters(own.model) / 1e6
         logger.info("learning from %s: a teacher of %.4g M parameters in this job", folder, count)
     if not config.distillation.compares_layers:
-        return Teacher(student, chunks)
+        return Teacher(student, chunks, shared=shared)
     pairs, _ = layer_pairs_of(config)
     return Teacher(student, chunks, Matching(student, chunks, pairs, config.distillation))
+
+
+def _build_chunks(folder: Path, own: RunConfig, student: ModelOnRanks, layout: ParallelLayout) -> list[ModelChunk]:
+    """Return this rank's part of the teacher at a layout that is in place. Collective: all ranks."""
+    assert own.model.vocab_size is not None
+    chunks = build_model(
+        own,
+        vocab_size=own.model.vocab_size,
+        layout=layout,
+        groups=process_groups(),
+        device_type=student.device_type,
+        initialize=False,
+    )
+    load_weights(folder, chunks, verify=own.checkpoint.verify_on_load)
+    for chunk in chunks:
+        chunk.eval().requires_grad_(False)
+    return chunks
 
 
 def teacher_identity(config: RunConfig) -> str:

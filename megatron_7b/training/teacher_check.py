@@ -40,12 +40,20 @@ def teacher_config(config: RunConfig, folder: Path) -> RunConfig:
         ConfigError: The layout does not divide it.
     """
     result = _as_built(config, folder)
+    if result.model.num_moe_experts and config.distillation.teacher_tensor_model_parallel_size is not None:
+        raise ConfigError(
+            f"distillation.teacher is {folder}, a mixture of experts, which runs at the layout of the student only",
+            hint="leave out --distillation.teacher-tensor-model-parallel-size",
+        )
     try:
         check_config(result)
     except ConfigError as error:
+        own = config.distillation.teacher_tensor_model_parallel_size
+        whose = "the student's" if own is None else "its own"
         raise ConfigError(
-            f"the teacher {folder} cannot run at the layout of the student: {error}",
-            hint="both models run on the same ranks: choose a layout that divides both",
+            f"the teacher {folder} cannot run at {whose} layout: {error}",
+            hint="both models run on the same ranks: choose a layout that divides both, or give the teacher its own by "
+            "--distillation.teacher-tensor-model-parallel-size",
         ) from error
     return result
 
@@ -74,7 +82,21 @@ def _as_built(config: RunConfig, folder: Path) -> RunConfig:
         adapter=AdapterConfig(),
         objective=dataclasses.replace(config.objective, sentence_pairs="none"),
         distillation=DistillationConfig(),
-        parallel=dataclasses.replace(config.parallel, **_NO_RECOMPUTE, overlap_param_gather=False),
+        parallel=_parallel_of_teacher(config),
+    )
+
+
+def _parallel_of_teacher(config: RunConfig) -> ParallelConfig:
+    parallel = dataclasses.replace(config.parallel, **_NO_RECOMPUTE, overlap_param_gather=False)
+    tensor = config.distillation.teacher_tensor_model_parallel_size
+    if tensor is None:
+        return parallel
+    return dataclasses.replace(
+        parallel,
+        tensor_model_parallel_size=tensor,
+        sequence_parallel=False,  # it saves activations of a backward pass, and the student's ranks want whole texts
+        virtual_pipeline_model_parallel_size=None,
+        pipeline_model_parallel_layout=(),
     )
 
 

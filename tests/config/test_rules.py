@@ -48,6 +48,7 @@ MODULES = "parallel.recompute_modules"
 MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
 T5 = {"model.architecture": "t5"}
 TAUGHT = {"distillation.teacher": "T"}
+OWN = "distillation.teacher_tensor_model_parallel_size"
 QWEN2 = {"model.architecture": "qwen2", "model.add_qkv_bias": True}
 WINDOW, WINDOWED = "model.window_size", "model.window_attn_skip_freq"
 PAIRS = {"objective.sentence_pairs": "next_sentence"}
@@ -68,6 +69,11 @@ CASES = [
     ({"telemetry.profile_ranks": (0, 2)}, 2, "telemetry.profile_ranks", "there is no rank 2: ranks are 0 to 1"),
     ({"telemetry.profile_ranks": ()}, 1, "telemetry.profile_ranks", "name at least one rank"),
     ({"distillation.alpha": 0.9}, 1, "distillation.alpha", "only applies with distillation.teacher"),
+    ({**TAUGHT, OWN: 3, TP: 2}, 4, OWN, "must be a multiple of parallel.tensor_model_parallel_size = 2"),
+    ({**TAUGHT, OWN: 3}, 4, OWN, "is shared by 3 replicas of the student, which must divide the 4 that there are"),
+    ({**TAUGHT, OWN: 2, CP: 2}, 4, OWN, "needs parallel.context_parallel_size 1"),
+    ({**TAUGHT, OWN: 2, "distillation.hidden": True}, 2, OWN, "layers are compared rank by rank"),
+    ({**TAUGHT, OWN: 2, **BERT}, 2, OWN, "only applies to decoders that predict tokens"),
     ({**TAUGHT, "distillation.jsd_beta": 0.3}, 1, "distillation.jsd_beta", "only applies with distillation.loss jsd"),
     ({**TAUGHT, "distillation.cached_logits": "P"}, 1, "distillation.cached_logits", "takes the place of"),
     (

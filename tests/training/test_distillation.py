@@ -44,7 +44,10 @@ def write_models(folder: Path, **models: tuple[str, dict[str, int]]) -> Path:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("decoders")
-    return write_models(folder, student=("llama_tied", SMALL), teacher=("llama", LARGE))
+    many = {**LARGE, "num_attention_heads": 8, "num_key_value_heads": 4}
+    return write_models(
+        folder, student=("llama_tied", SMALL), teacher=("llama", LARGE), many_heads=("llama_tied", many)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,21 @@ def test_layouts_equal_plain_torch(layout: str, models: Path, tmp_path: Path) ->
     world_size, parallel = LAYOUTS[layout]
     config = config_of(models, parallel, temperature=2.0, alpha=0.7, loss="jsd", jsd_beta=0.3)
     _compare(config, world_size, models, tmp_path)
+
+
+OWN_LAYOUTS: dict[str, tuple[int, dict[str, Any], int]] = {
+    "DP2, teacher at TP2": (2, {}, 2),
+    "PP2 DP2, teacher at TP2": (4, PP2, 2),
+    "TP2 SP DP2, teacher at TP4": (4, {**TP2, "sequence_parallel": True}, 4),
+}
+
+
+@pytest.mark.parametrize("layout", OWN_LAYOUTS)
+def test_a_shared_teacher_equals_plain_torch(layout: str, models: Path, tmp_path: Path) -> None:
+    world_size, parallel, size = OWN_LAYOUTS[layout]
+    how = {"temperature": 2.0, "alpha": 0.7, "teacher_tensor_model_parallel_size": size}
+    teacher = "many_heads" if size == 4 else "teacher"
+    _compare(config_of(models, parallel, teacher, **how), world_size, models, tmp_path)
 
 
 @pytest.mark.parametrize("how", [{"loss": "forward_kl", "alpha": 1.0}, {"loss": "reverse_kl", "temperature": 0.5}])
