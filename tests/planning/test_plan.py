@@ -226,7 +226,7 @@ def test_experts_have_fewer_replicas_to_exchange_gradients_with() -> None:
     alone, shared = (
         look("mixtral_8x7b", {**sharded, "parallel.expert_model_parallel_size": size}, 8).time for size in (1, 8)
     )
-    assert shared.data_parallel < alone.data_parallel / 5
+    assert shared.data_parallel < alone.data_parallel / 20  # an expert is on one rank only
     assert shared.optimizer < alone.optimizer  # fewer gradients to read; the share that is updated is the same
 
 
