@@ -109,9 +109,16 @@ class Search:
                     continue  # only decoders have uneven stages
                 for cp in self._allowed("context_parallel_size", divisors(world_size // (tp * pp))):
                     is_small = self.config.data.seq_length < per_rank * cp or not is_decoder or cp > _MOST_CONTEXT
-                    if cp > 1 and is_small and "parallel.context_parallel_size" not in self.given:
+                    is_unwise = is_small or self._is_whole
+                    if cp > 1 and is_unwise and "parallel.context_parallel_size" not in self.given:
                         continue
                     yield tp, pp, cp
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether Transformer Engine would be asked to cut texts with windows, or documents, which a run refuses."""
+        uses_engine = self.device.type == "cuda" and self.config.model.transformer_impl != "local"
+        return uses_engine and (self.config.model.window_size is not None or self.config.data.reset_attention_mask)
 
     def _expert_sizes(self, sharing: int) -> Iterator[int]:
         experts = self.config.model.num_moe_experts

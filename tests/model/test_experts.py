@@ -149,3 +149,36 @@ def test_loss_and_gradients_are_those_of_transformers(case: str, tmp_path: Path)
         ours = {name: torch.from_numpy(value) for held in of_ranks for name, value in held.items()}
         for name, value in to_hugging_face(ours, model, 199):
             torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=1e-4)
+
+
+def rows_of_experts(counts: list[int]) -> tuple[list[int], list[torch.Tensor], list[torch.Tensor]]:
+    """Entry point of a rank: rows that experts are given in BF16, and outputs and gradients of ours and upstream's."""
+    from megatron.core.transformer.moe.experts import SequentialMLP
+
+    from megatron_7b.model.experts import Experts
+    from tests.support.tiny_runs import build
+
+    model = build(moe_config(model=MODEL, precision={"params_dtype": "bf16"})).model[0]
+    experts = next(module for module in model.modules() if isinstance(module, Experts))
+    rows: list[int] = []
+    for expert in experts.local_experts:
+        expert.register_forward_pre_hook(lambda _module, inputs: rows.append(len(inputs[0])))
+    found = []
+    for forward in (Experts.forward, SequentialMLP.forward):
+        generator = torch.Generator().manual_seed(3)
+        hidden = torch.randn(sum(counts), 64, generator=generator).bfloat16().requires_grad_()
+        probs = torch.rand(sum(counts), generator=generator).requires_grad_()
+        model.zero_grad_buffer()
+        output, _ = forward(experts, hidden, torch.tensor(counts), probs)
+        output.float().square().sum().backward()
+        weights = [parameter.main_grad.clone() for parameter in experts.parameters()]
+        found.append([one.detach().float() for one in (output, hidden.grad, probs.grad, *weights)])
+    return rows, *found
+
+
+def test_bf16_experts_see_few_shapes_and_compute_the_same() -> None:
+    """oneDNN compiles, and keeps, something for each."""
+    ((rows, ours, theirs),) = run_ranks(1, rows_of_experts, [70, 0, 1, 128])
+    assert rows == [128, 0, 64, 128, 70, 0, 1, 128]
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=2e-2, atol=2e-2)

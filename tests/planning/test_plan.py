@@ -46,6 +46,14 @@ def test_every_layout_that_is_proposed_would_run(name: str) -> None:
         assert training.micro_batch_size * candidate.num_microbatches * replicas == training.global_batch_size
 
 
+@pytest.mark.parametrize("changes", [{"model.window_size": 4096}, {"data.reset_attention_mask": True}])
+def test_texts_that_transformer_engine_does_not_cut_stay_whole(changes: dict[str, object]) -> None:
+    for impl, has_context in (("auto", False), ("local", True)):
+        overrides = {"data.seq_length": 16384, "model.transformer_impl": impl, **changes}
+        found = Search(load_config("mistral_7b", overrides), 8, GPUS["h100"]).candidates()
+        assert any(one.parallel.context_parallel_size > 1 for one in found) == has_context
+
+
 @pytest.mark.parametrize("name", ["tiny_cpu", "llama3_8b", "mixtral_8x7b", "bert_base", "gpt2", "qwen2_5_7b"])
 def test_what_is_held_is_what_a_run_is_refused_by(name: str) -> None:
     """Groups of equal parameters give the same sums as the table of all, on the first and the last stage."""
