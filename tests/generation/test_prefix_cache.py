@@ -7,6 +7,7 @@ import pytest
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.errors import ConfigError
+from megatron_7b.generation import decoder_runner
 from megatron_7b.generation.engine import GenerationEngine
 from megatron_7b.generation.options import BeamOptions
 from megatron_7b.generation.prefixes import BLOCK
@@ -117,3 +118,56 @@ def refusals(config: RunConfig) -> None:
 
 def test_a_cache_without_end_is_refused() -> None:
     run_ranks(1, refusals, tiny_config(model=MODEL))
+
+
+def at_random(config: RunConfig, seeds: Sequence[int]) -> int:
+    """Entry point of a rank: texts that come and go at any time, whose prompts share beginnings, within random limits.
+
+    Returns:
+        How many tokens of prompts were known.
+    """
+    decoder_runner.TOKENS_AHEAD = 4  # in this process: caches grow while their texts are written
+    chance = np.random.default_rng(0)
+    trunks = [some(int(length)) for length in chance.integers(BLOCK - 3, 3 * BLOCK, size=3)]
+    prompts = [
+        trunk[: int(chance.integers(1, len(trunk) + 1))] + some(int(chance.integers(0, 20))) for trunk in 6 * trunks
+    ]
+    model = build(config)
+    with GenerationEngine(model) as plain:
+        whole = [ids for ids, _ in written(plain, prompts)]
+    num_reused = 0
+    for seed in seeds:
+        chance = np.random.default_rng(seed)
+        with GenerationEngine(model, max_batch_size=int(chance.integers(3, 9))) as engine:
+            cache = engine._runner._cache
+            widths = [block.shape[1] * block.shape[3] * 4 for block in (*cache._keys, *cache._values)]
+            engine.limit_cache(int(chance.integers(150, 2000)) * (sum(widths) + max(widths)), prefix_cache=True)
+            running: dict[int, tuple[int, int, list[int]]] = {}
+            left = 40
+            while left or running:
+                for _ in range(int(chance.integers(0, 4)) if left else 0):
+                    left -= 1 if left else 0
+                    which, num_new = int(chance.integers(0, len(prompts))), int(chance.integers(1, NUM_NEW + 1))
+                    asked = GenerationRequest(prompt_ids=prompts[which], max_new_tokens=num_new, decoding=GREEDY)
+                    running[engine.submit(asked)] = which, num_new, []
+                for event in engine.step():
+                    assert isinstance(event, GeneratedToken)
+                    which, num_new, ids = running[event.request]
+                    ids.append(event.token_id)
+                    assert ids[-1] == whole[which][len(ids) - 1], (seed, which, len(ids), event.num_reused)
+                    num_reused += event.num_reused if len(ids) == 1 else 0
+                    if event.is_last:
+                        assert len(ids) == num_new
+                        del running[event.request]
+                if running and chance.random() < 0.1:
+                    number = int(chance.choice(list(running)))
+                    engine.cancel(number)
+                    del running[number]
+                held = engine.num_cached_tokens + engine.num_prefix_tokens
+                assert held <= engine.max_cache_tokens, (seed, held, engine.num_prefix_tokens, engine.max_cache_tokens)
+    return num_reused
+
+
+def test_texts_that_come_and_go_at_random() -> None:
+    (num_reused,) = run_ranks(1, at_random, tiny_config(model={**MODEL, "max_position_embeddings": 256}), range(6))
+    assert num_reused > 1000

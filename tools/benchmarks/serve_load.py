@@ -1,12 +1,14 @@
 """Clients of a server that speaks OpenAI's protocol: how fast it answers them, and whether it survives them.
 
     python tools/benchmarks/serve_load.py speed http://127.0.0.1:8000 --clients 1 4 8
-    python tools/benchmarks/serve_load.py abuse http://127.0.0.1:8000 --clients 64 --seconds 60 --pid SERVER
+    python tools/benchmarks/serve_load.py abuse http://127.0.0.1:8000 --clients 64 --pid SERVER --texts-of RUN
+    python tools/benchmarks/serve_load.py memory http://127.0.0.1:8000 --clients 16 --seconds 20 --pid SERVER
 
 `speed` has each number of clients ask for streamed replies of equal length and prints tokens per second, all clients
 together, and the time to the first token. `abuse` mixes whole and streamed requests with clients that leave at any
-time, bodies that are no requests, and prompts of all lengths; it checks each greedy text against the first of its kind,
-and prints what was answered and how much memory the server has.
+time, bodies that are no requests, and prompts of all lengths; it checks each greedy text against the first of its kind
+(with `--texts-of` also against what the checkpoint writes without a server), and prints what was answered and how much
+memory the server has. `memory` has many short texts written, then few long ones, then short ones again.
 """
 
 import argparse
@@ -157,14 +159,14 @@ class Account:
 async def abuse(server: Server, flags: argparse.Namespace) -> int:
     """Have clients behave in all ways for a while; returns 1 if the server did not stand it."""
     account, deadline = Account(), time.monotonic() + flags.seconds
-    memory: list[float] = []
+    seen: list[float] = []
 
     async def watch() -> None:
         import psutil
 
         process = psutil.Process(flags.pid)
         while time.monotonic() < deadline:
-            memory.append(process.memory_info().rss / 2**20)
+            seen.append(process.memory_info().rss / 2**20)
             await asyncio.sleep(min(5.0, flags.seconds / 12))
 
     async def client(number: int) -> None:
@@ -183,8 +185,10 @@ async def abuse(server: Server, flags: argparse.Namespace) -> int:
     several = [texts for texts in account.texts.values() if len(texts) > 1]
     account.problems += [f"a greedy request had {len(texts)} texts: {sorted(texts)[:2]}" for texts in several]
     print(f"{len(account.texts)} kinds of greedy requests, {len(several)} of them with several texts")
-    if memory:
-        print("memory in MiB:", " ".join(f"{one:.0f}" for one in memory))
+    if flags.texts_of:
+        compare_texts(account, flags.texts_of)
+    if seen:
+        print("memory in MiB:", " ".join(f"{one:.0f}" for one in seen))
     await asyncio.sleep(2)  # for what was left to be dropped
     await check_is_idle(server, account)
     for problem in account.problems[:10]:
@@ -239,6 +243,55 @@ async def one_request(server: Server, chance: random.Random, account: Account, f
     writer.close()
 
 
+def compare_texts(account: Account, checkpoint: str) -> None:
+    """Compare each greedy text with what a session of the checkpoint writes."""
+    from megatron_7b.generation import GenerationOptions, open_session
+
+    kinds = [(json.loads(asked), texts) for asked, texts in account.texts.items()]
+    num_equal = 0
+    with open_session(checkpoint) as session:
+        for length in sorted({kind["max_tokens"] for kind, _ in kinds}):
+            options = GenerationOptions(temperature=0.0, num_beams=1, max_new_tokens=length)
+            of_length = [(kind["prompt"], texts) for kind, texts in kinds if kind["max_tokens"] == length]
+            samples = session.generate([prompt for prompt, _ in of_length], options)
+            for (prompt, texts), sample in zip(of_length, samples, strict=True):
+                num_equal += texts == {sample.text}
+                if texts != {sample.text}:
+                    account.problems.append(f"{prompt[-40:]!r}: {sorted(texts)}, but generate: {sample.text!r}")
+    print(f"{num_equal} of {len(kinds)} kinds have the text that generate writes")
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+async def memory(server: Server, flags: argparse.Namespace) -> int:
+    """Print the server's memory while short texts are written, then long ones, then short ones again."""
+    import psutil
+
+    process = psutil.Process(flags.pid)
+    phases = (("short", flags.clients, 1, 16), ("long", max(1, flags.clients // 8), flags.long_words, 200))
+    for name, clients, words, tokens in (*phases, *phases):
+        deadline, count, most = time.monotonic() + flags.seconds, 0, 0.0
+        while time.monotonic() < deadline:
+            prompts = [f"{PROMPTS[(count + number) % len(PROMPTS)]} " * words for number in range(clients)]
+            await asyncio.gather(*(one_text(server, prompt, tokens) for prompt in prompts))
+            count += clients
+            most = max(most, process.memory_info().rss / 2**20)
+        print(f"{name:5} {count:5} texts, {clients} at once: at most {most:.0f} MiB", flush=True)
+    await asyncio.sleep(5)
+    print(f"idle: {process.memory_info().rss / 2**20:.0f} MiB")
+    return 0
+
+
+async def one_text(server: Server, prompt: str, tokens: int) -> None:
+    """Have a text written."""
+    content = {"model": server.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+    status, reader, writer, _ = await server.post("/v1/completions", json.dumps(content).encode())
+    body = await reader.read()
+    assert status == 200, body
+    writer.close()
+
+
 async def check_is_idle(server: Server, account: Account) -> None:
     """Check that nothing is left to do once nobody asks any more."""
     reader, writer = await asyncio.open_connection(server.host, server.port)
@@ -256,22 +309,25 @@ async def check_is_idle(server: Server, account: Account) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("speed", "abuse"))
+    parser.add_argument("what", choices=("speed", "abuse", "memory"))
     parser.add_argument("address")
     parser.add_argument("--model")
     parser.add_argument("--key")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--requests", type=int, default=2, help="of each client (speed)")
     parser.add_argument("--tokens", type=int, default=48, help="of each reply (speed)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long (abuse)")
-    parser.add_argument("--pid", type=int, help="process of the server, whose memory is watched (abuse)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long (abuse), or each part (memory)")
+    parser.add_argument("--pid", type=int, help="process of the server, whose memory is watched (abuse, memory)")
+    parser.add_argument("--texts-of", metavar="RUN", help="checkpoint whose texts are compared (abuse)")
     parser.add_argument("--long-words", type=int, default=300, help="repetitions of a long prompt (abuse)")
     flags = parser.parse_args(argv)
     place = urlsplit(flags.address)
     server = Server(place.hostname or "127.0.0.1", place.port or 80, flags.model, flags.key)
-    if flags.what == "abuse":
+    if flags.what != "speed":
         flags.clients = flags.clients[0] if len(flags.clients) == 1 else 64
-    return asyncio.run((speed if flags.what == "speed" else abuse)(server, flags))
+    if flags.what == "memory" and flags.pid is None:
+        parser.error("memory needs --pid, the process of the server")
+    return asyncio.run({"speed": speed, "abuse": abuse, "memory": memory}[flags.what](server, flags))
 
 
 if __name__ == "__main__":
