@@ -33,7 +33,8 @@ def penalize(logits: Tensor, token_ids: Tensor, penalty: float) -> Tensor:
     """
     logits = logits.float()
     scores = logits[token_ids]
-    return logits.index_put((token_ids,), torch.where(scores < 0, scores * penalty, scores / penalty))
+    changed = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return logits.index_put((token_ids,), changed.clamp(max=torch.finfo(torch.float32).max))  # inf - inf is no number
 
 
 def most_probable(logits: Tensor) -> int:
@@ -109,7 +110,8 @@ def draw(probabilities: Tensor, uniform: float) -> int:
     index = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
     # Rounding may make the product reach the total; the token that completes it is the first at which it is reached.
     last = torch.searchsorted(cumulative, cumulative[-1])
-    return int(torch.minimum(index, last))
+    # Whatever the numbers are, NaN of a damaged model included: a token beyond the last would end all other texts, too.
+    return min(int(index), int(last), len(cumulative) - 1)
 
 
 class TokenSampler:

@@ -20,8 +20,9 @@ MAX_PROMPTS = 256
 MAX_INPUTS = 2048
 MAX_SCHEMA_BYTES = 524_288
 
-type Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-type Tokens = list[Annotated[int, Field(ge=0)]]
+# A type of its own does not hear that the models that use it are strict.
+type Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)]
+type Tokens = list[Annotated[int, Field(strict=True, ge=0)]]
 
 
 class Request(BaseModel):
@@ -110,7 +111,7 @@ class TextRequest(Request):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -158,10 +159,11 @@ class TextRequest(Request):
         Raises:
             ConfigError: A key is no token.
         """
-        wrong = next((key for key in self.logit_bias or () if not (key.isascii() and key.isdigit())), None)
+        given = self.logit_bias or {}
+        wrong = next((key for key in given if not (key.isascii() and key.isdigit() and len(key) < 16)), None)
         if wrong is not None:
             raise ConfigError(f"logit_bias has a key {wrong[:40]!r}, expected the number of a token")
-        return tuple((int(key), bias) for key, bias in (self.logit_bias or {}).items())
+        return tuple((int(key), bias) for key, bias in given.items())
 
     @functools.cached_property
     def grammar(self) -> Grammar | None:

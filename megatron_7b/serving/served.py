@@ -194,6 +194,8 @@ def _options(asked: TextRequest, max_tokens: int) -> GenerationOptions:
     Raises:
         ConfigError: An option is impossible.
     """
+    if (asked.min_tokens or 0) > max_tokens:
+        raise ConfigError(f"min_tokens is {asked.min_tokens}, expected at most {max_tokens}, where the text ends")
     return GenerationOptions(
         max_new_tokens=max_tokens,
         num_return_sequences=asked.n or 1,

@@ -15,6 +15,7 @@ from megatron_7b.generation.sampling import (
     draw,
     keep_top_k,
     keep_top_p,
+    penalize,
     token_probabilities,
 )
 
@@ -149,3 +150,12 @@ def test_the_repetition_penalty_is_that_of_transformers(penalty: float, prompt: 
         plain.append(int(logits.argmax()))
         assert text[-1] == expected
     assert text[len(prompt) :] != plain
+
+
+def test_no_numbers_lead_beyond_the_vocabulary() -> None:
+    """A token that is none would end all texts that are being written."""
+    logits = torch.tensor([3.0, 2.0, -1.0])
+    endless = penalize(logits, torch.tensor([0, 1]), 1e-300)
+    assert token_probabilities(endless, SamplingOptions()).tolist() == [0.5, 0.5, 0.0]
+    broken = token_probabilities(torch.full((3,), torch.nan), SamplingOptions())
+    assert all(0 <= draw(broken, uniform) < 3 for uniform in (0.0, 0.5, 0.999))

@@ -102,6 +102,8 @@ def test_options_of_sampling(server: Server, expected: list[tuple[str, int, str]
     whole = expected[0][0]
     assert texts(temperature=0, stop=[whole[3:5]]) == [whole[: whole.find(whole[3:5])]]
     assert texts(temperature=0, echo=True) == [PROMPTS[0] + whole]
+    for extreme in ({"repetition_penalty": 0.01}, {"repetition_penalty": 100}, {"top_k": 2**63}, {"min_tokens": 12}):
+        assert len(texts(temperature=1e-320, top_p=1e-320, extra_body=extreme)) == 1, "and the server stands it"
 
 
 def test_log_probabilities_and_grammars(server: Server, expected: list[tuple[str, int, str]]):
