@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Sequence
 
 import yaml
@@ -26,6 +27,9 @@ def test_docker() -> None:
     entry, command = (json.loads(re.search(rf"^{name} (.*)$", text, re.MULTILINE)[1]) for name in ("ENTRYPOINT", "CMD"))  # type: ignore[index]
     assert entry[:2] == ["megatron-7b", "serve"]
     assert accepted([*entry[2:], *command])["api_key_file"] is not None
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    (torch,) = (one for one in project["dependencies"] if one.startswith("torch>"))
+    assert f'ARG TORCH="{torch} --index-url' in text, "another torch would be replaced by one for GPUs"
 
 
 def test_kubernetes() -> None:
