@@ -61,6 +61,10 @@ Its roundings are others of the same size, so its distance from exact figures is
 spread of a norm over many numbers; partial sums of tensor ranks are rounded once more before they are added.
 """
 
+LEAST_OF_SINGLE_NUMBERS = 2.0**-12
+"""Bound of a loss or norm that the reference happens to have almost exactly: BF16 rounds at 2^-9, and these are of more
+than 64 numbers that were rounded apart, whose mean is off by an eighth of that."""
+
 
 @dataclass(frozen=True)
 class RoundingBand:
@@ -68,7 +72,8 @@ class RoundingBand:
 
     Attributes:
         errors: That distance of each figure: by step, kind and parameter. Those of the loss and of the norm of all
-            gradients are single numbers that can be right by chance: of each, the largest of all steps counts.
+            gradients are single numbers that can be right by chance: of each, the largest of all steps counts, and no
+            bound is below `LEAST_OF_SINGLE_NUMBERS`.
         least_share: Which weights count; BF16 moves a gradient by some hundredths of its root mean square.
     """
 
@@ -81,7 +86,8 @@ class RoundingBand:
             return 0.0
         if name:
             return TIMES_ITS_ERROR * self.errors.get((step, what, name), 0.0)
-        return TIMES_ITS_ERROR * max(error for (_, kind, _), error in self.errors.items() if kind == what)
+        largest = max(error for (_, kind, _), error in self.errors.items() if kind == what)
+        return max(TIMES_ITS_ERROR * largest, LEAST_OF_SINGLE_NUMBERS)
 
 
 @dataclass(frozen=True)
