@@ -100,8 +100,8 @@ class Endpoint:
         """
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         named = body if self.model is None else {**body, "model": self.model}
-        request = urllib.request.Request(self.address.rstrip("/") + path, json.dumps(named).encode(), headers)
         try:
+            request = urllib.request.Request(self.address.rstrip("/") + path, json.dumps(named).encode(), headers)
             with urllib.request.urlopen(request, timeout=300) as response:
                 result: dict[str, Any] = json.load(response)
         except urllib.error.HTTPError as error:

@@ -230,7 +230,7 @@ class Validation(Hook):
             validation_perplexity=perplexity(total.extra.get(TASK_LOSS, total.loss)),
             validation_tokens=total.num_tokens,
             validation_seconds=watch.seconds,
-            extra=total.extra,
+            extra={name: value for name, value in total.extra.items() if not math.isnan(value)},  # cached: no teacher
         )
         for hook in self._listeners:
             hook.after_validation(run, metrics)

@@ -130,6 +130,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path):
     away = run("--embeddings", "http://127.0.0.1:9", "x")
     assert (away.returncode, away.stdout) == (1, "")
     assert "is `megatron-7b serve` running there?" in away.stderr
+    assert "cannot be asked: unknown url type" in run("--embeddings", "no address", "x").stderr
     pairs = tmp_path / "pairs.jsonl"
     for text, message in (
         ("", "has no pairs"),

@@ -104,6 +104,8 @@ def test_a_cache_of_the_whole_vocabulary_is_the_teacher_and_one_of_a_part_the_sa
     assert of_all == pytest.approx(live, rel=1e-5)
     assert at_tp2 == pytest.approx(five, rel=1e-5)
     assert 0 < five[0] < live[0]  # joining outcomes never adds to the distance
+    validated = [line for line in runs.metrics(caches / "five_run") if "validation_loss" in line]
+    assert all("validation_distillation_loss" not in line for line in validated)  # it has no cache
 
 
 def test_documents_are_kept_apart_in_a_cache_as_in_the_run(caches: Path) -> None:
