@@ -190,6 +190,22 @@ void rotate(const T* x, HeadStrides x_strides, T* y, HeadStrides y_strides, Head
   });
 }
 
+// Exponentials of a row until they are scaled: in place of its floats, beside numbers that would round them. The memory
+// is a thread's own and stays.
+template <class T>
+MEGATRON_7B_INLINE float* room_for_exponentials(T* x, std::int64_t width) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    (void)width;
+    return x;
+  } else {
+    thread_local std::vector<float> room;
+    if (room.size() < static_cast<std::size_t>(width)) {
+      room.resize(static_cast<std::size_t>(width));
+    }
+    return room.data();
+  }
+}
+
 template <class T>
 MEGATRON_7B_INLINE float softmax_row(T* x, float factor, std::int64_t width, std::int64_t num_true) {
   Vector largest = broadcast(-std::numeric_limits<float>::infinity());
@@ -204,12 +220,12 @@ MEGATRON_7B_INLINE float softmax_row(T* x, float factor, std::int64_t width, std
         }
       });
   const float shift = maximum_of(maximum(largest, broadcast(last)));
-  // A float of `x` can keep its exponential; what is rounded is taken from the exponential anew.
-  constexpr bool kKeep = sizeof(T) == sizeof(float);
+  float* const exponentials = room_for_exponentials(x, width);
   double sum = 0.0;
   constexpr std::int64_t kBlock = 64 * kLanes;  // partial sums, so that small terms count in long rows
   for (std::int64_t start = 0; start < num_true; start += kBlock) {
-    T* const block = x + start;
+    const T* const block = x + start;
+    float* const out = exponentials + start;
     Vector sums{};
     float rest = 0.0F;
     for_each_vector(
@@ -217,9 +233,7 @@ MEGATRON_7B_INLINE float softmax_row(T* x, float factor, std::int64_t width, std
         [&](std::int64_t i) {
           const Vector e = exponential(load(block + i) - shift);
           sums += e;
-          if constexpr (kKeep) {
-            store(block + i, e);
-          }
+          store(out + i, e);
         },
         [&](std::int64_t i, std::int64_t n) {
           float lanes[kLanes];
@@ -228,17 +242,14 @@ MEGATRON_7B_INLINE float softmax_row(T* x, float factor, std::int64_t width, std
           for (std::int64_t k = 0; k < n; ++k) {
             rest += lanes[k];
           }
-          if constexpr (kKeep) {
-            store_part(block + i, e, n);
-          }
+          store_part(out + i, e, n);
         });
     sum += static_cast<double>(sum_of(sums)) + static_cast<double>(rest);
   }
   const auto scale = static_cast<float>(static_cast<double>(factor) / sum);
-  const auto scaled = [=](Vector v) { return (kKeep ? v : exponential(v - shift)) * scale; };
   for_each_vector(
-      num_true, [&](std::int64_t i) { store(x + i, scaled(load(x + i))); },
-      [&](std::int64_t i, std::int64_t n) { store_part(x + i, scaled(load_part(x + i, n)), n); });
+      num_true, [&](std::int64_t i) { store(x + i, load(exponentials + i) * scale); },
+      [&](std::int64_t i, std::int64_t n) { store_part(x + i, load_part(exponentials + i, n) * scale, n); });
   std::memset(x + num_true, 0, static_cast<std::size_t>(width - num_true) * sizeof(T));
   return static_cast<float>(static_cast<double>(shift) + std::log(sum));
 }

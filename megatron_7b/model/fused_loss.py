@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
-from megatron_7b.runtime.cpu.kernels import accumulate_weight_gradient
+from megatron_7b.runtime.cpu.weight_gradients import accumulate_weight_gradient, stand_in
 
 _CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, and products still run at full speed
 _TILE_ROWS = 64  # a product of 512 tokens runs up to 10 % faster than one of 524
@@ -161,16 +161,6 @@ class _LinearTokenLosses(torch.autograd.Function):
         if gradients.in_main_grad:
             grad_weight = stand_in(ctx.layer.weight)
         return grad_hidden, grad_weight, grad_bias, None, None
-
-
-def stand_in(weight: Tensor) -> Tensor:
-    """Return a gradient that tells the gradient buffer's hook that this weight's is in the buffer already.
-
-    Source: the protocol of megatron-core's linear layers with `gradient_accumulation_fusion`: where the weight is also
-    the embedding (`zero_out_wgrad`), the hook adds what autograd collected from both, so this part must be zero.
-    """
-    weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
-    return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_7b.runtime import _kernels
 from megatron_7b.runtime.cpu import attention as cpu_attention
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
+from megatron_7b.runtime.cpu import weight_gradients
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -171,10 +172,32 @@ def test_weight_gradients_are_added(inputs: int, outputs: int) -> None:
     expected = buffer + grad.t() @ x
     rounded = buffer + (grad.bfloat16().t() @ x.bfloat16()).float()
     other = buffer.clone()
-    cpu_kernels.accumulate_weight_gradient(x, grad, buffer)
+    weight_gradients.accumulate_weight_gradient(x, grad, buffer)
     torch.testing.assert_close(buffer, expected)
-    cpu_kernels.accumulate_weight_gradient(x.bfloat16(), grad.bfloat16(), other)
+    weight_gradients.accumulate_weight_gradient(x.bfloat16(), grad.bfloat16(), other)
     assert torch.equal(other, rounded)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_gradient_of_an_embedding_is_summed_in_the_buffer(dtype: torch.dtype) -> None:
+    """In FP32 over hundreds of tokens with the same id, in one order; autograd adds nothing to it, whatever it sums."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 7, (60, 41), generator=generator)
+    grad = torch.randn(*ids.shape, 24, generator=generator).to(dtype)
+    weight, results, before = torch.nn.Parameter(numbers(9, 24).to(dtype)), [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        weight.main_grad, weight.grad = torch.ones(9, 24), None  # type: ignore[attr-defined]
+        y = weight_gradients.embedding(ids, weight)
+        assert torch.equal(y, functional.embedding(ids, weight))
+        torch.autograd.backward((y, weight_gradients.embedding(ids[:0], weight)), (grad, grad[:0]))
+        assert weight.grad_added_to_main_grad  # type: ignore[attr-defined]
+        results.append(weight.main_grad)  # type: ignore[attr-defined]
+        assert not weight.grad.to_dense().any()  # type: ignore[attr-defined]
+    torch.set_num_threads(before)
+    exact = torch.ones(9, 24, dtype=torch.float64).index_add_(0, ids.flatten(), grad.flatten(0, 1).double())
+    torch.testing.assert_close(results[0].double(), exact, rtol=1e-6, atol=1e-4)
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

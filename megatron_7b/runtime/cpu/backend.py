@@ -19,8 +19,9 @@ import torch.utils._device
 
 from megatron_7b import core_import
 from megatron_7b.errors import ConfigError
-from megatron_7b.runtime.cpu.kernels import accumulate_weight_gradient, is_supported, rotary_embedding
+from megatron_7b.runtime.cpu.kernels import is_supported, rotary_embedding
 from megatron_7b.runtime.cpu.vector_math import settle_vector_functions
+from megatron_7b.runtime.cpu.weight_gradients import accumulate_weight_gradient, embedding
 from megatron_7b.runtime.long_sums import l2_norm
 from megatron_7b.runtime.machine.graph_safe_generators import DefaultGenerator
 
@@ -262,6 +263,12 @@ def _core_replacements() -> tuple[Replacement, ...]:
     return (
         Replacement(core_layers, "fused_weight_gradient_mlp_cuda", fused, apex),
         Replacement(core_layers, "_grad_accum_fusion_available", True, apex),
+        Replacement(
+            core_layers,
+            "F",
+            types.SimpleNamespace(embedding=embedding),
+            "its only use; a gradient of all rows, most of them zero, would be cleared, added up and converted",
+        ),
         Replacement(
             rope_utils,
             "_apply_rotary_pos_emb_bshd",

@@ -152,6 +152,11 @@ def softmax_(x: Tensor, factor: Tensor, num_true: int) -> Tensor:
     return log_sum_exp
 
 
+def accumulate_(total: Tensor, x: Tensor) -> None:
+    """Add dense `x` of any supported number format to dense FP32 `total` in place, without a copy in FP32."""
+    bound_kernels(x.dtype).accumulate(x.data_ptr(), total.data_ptr(), x.numel(), _threads())
+
+
 MOST_ROWS = 32
 """Up to which `product` is faster than torch's, which reads weights at a third of the memory's speed for few rows."""
 WIDEST_HEAD = 512
@@ -214,26 +219,6 @@ def decode_attention(
         (b, groups, queries, width, 2 * cosine.shape[-1]), scale, _threads(),
     )  # fmt: skip
     return y
-
-
-def accumulate_weight_gradient(total_input: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
-    """Add grad_outputᵀ × total_input to main_grad: inside the product where all have the same dtype.
-
-    Args:
-        total_input: [tokens, in].
-        grad_output: [tokens, out].
-        main_grad: [out, in]; FP32 beside BF16 activations.
-    """
-    if grad_output.dtype == main_grad.dtype:
-        main_grad.addmm_(grad_output.t(), total_input)
-        return
-    product = (grad_output.t() @ total_input).contiguous()
-    if is_supported(product) and main_grad.dtype == torch.float32 and main_grad.is_contiguous():
-        # torch's `add_` of two dtypes would first make an FP32 copy of the product.
-        kernels = bound_kernels(product.dtype)
-        kernels.accumulate(product.data_ptr(), main_grad.data_ptr(), product.numel(), _threads())
-    else:
-        main_grad.add_(product)
 
 
 def _threads() -> int:
