@@ -4,7 +4,6 @@ The other checkpoint is known by what it holds, not by where it is: it may be mo
 torch.
 """
 
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,15 +11,13 @@ from pathlib import Path
 
 import xxhash
 
-from megatron_7b.checkpoint.folders import resolve_checkpoint
-from megatron_7b.checkpoint.manifest import Base, Manifest, read_manifest
+from megatron_7b.checkpoint.folders import resolve_checkpoint, step_of
+from megatron_7b.checkpoint.manifest import Base, Manifest, read_config, read_manifest
 from megatron_7b.checkpoint.records import INDEX
 from megatron_7b.errors import CheckpointError, MegatronError
 
-logger = logging.getLogger(__name__)
-
 _SHARD = ".distcp"
-_OPTION = "--checkpoint.initialize-from"
+_OPTIONS = "--checkpoint.initialize-from (of convert: --base)"
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,13 @@ def check_is_whole(folder: Path) -> None:
         )
 
 
-def find_base(folder: Path, named: str | Path | None = None) -> Path | None:
+def find_base(folder: Path, named: str | Path | None = None, *, is_asked_for: bool = False) -> Path | None:
     """Return the checkpoint that has what an adapter checkpoint lacks; None if it lacks nothing.
 
     Args:
         folder: A complete checkpoint.
         named: Where to look first; then where it was when the adapter was saved, seen from there or from the root.
+        is_asked_for: Whether a command names it, rather than the configuration of the run: then nothing else will do.
 
     Raises:
         CheckpointError: It is at none of these places, or the checkpoint is damaged.
@@ -82,29 +80,43 @@ def find_base(folder: Path, named: str | Path | None = None) -> Path | None:
     if base is None:
         return None
     tried: dict[Path, str] = {}
+    hint = f"{_OPTIONS} FOLDER names the checkpoint with that model, wherever it is now"
     for place in _places(folder, base, named):
         try:
             found = resolve_checkpoint(place)
-            if weights_identity(read_manifest(found)) == base.identity:
+            if weights_identity(read_manifest(found)) != base.identity:
+                tried[place.absolute()] = "holds other weights"
+            elif is_asked_for and tried:  # what was asked for is not it
+                hint = f"leave out {_OPTIONS}: {found} is that model"
+                break
+            else:
                 return found
-            tried[place.absolute()] = "holds other weights"
         except MegatronError:
             tried[place.absolute()] = "holds no checkpoint" if place.exists() else "does not exist"
     raise CheckpointError(
         f"{folder} holds an adapter only; the model that it was trained beside was not found: "
         + "; ".join(f"{place} {problem}" for place, problem in tried.items()),
-        hint=f"{_OPTION} FOLDER names the checkpoint with that model, wherever it is now",
+        hint=hint,
     )
 
 
 def find_base_to_resume(folder: Path, named: str | Path | None) -> Path | None:
-    """Return the same for a run that goes on, and say so if what its configuration names are other weights by now."""
-    base = find_base(folder, named)
-    if base is not None and named is not None and Path(named).exists():
-        asked = resolve_checkpoint(Path(named))
-        if asked != base:
-            logger.warning("%s has other weights; the run continues beside those of %s", asked, base)
-    return base
+    """Return the same for a run that goes on.
+
+    The run that it was started from may have gone on as well, so that its newest checkpoint has other weights by now:
+    then the adapter's run continues beside those that it began with. A start that names anything else is refused.
+    """
+    before = read_config(folder).checkpoint.initialize_from
+    is_another = named is not None and before is not None and _run_of(Path(named)) != _run_of(Path(before))
+    return find_base(folder, named, is_asked_for=is_another)
+
+
+def _run_of(place: Path) -> Path:
+    """Return the run folder of a checkpoint, however it is named; of one outside of any run its own folder."""
+    folder = place.resolve()
+    if step_of(folder) is not None and folder.parent.name == "checkpoints":
+        folder = folder.parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def _places(folder: Path, base: Base, named: str | Path | None) -> Iterator[Path]:

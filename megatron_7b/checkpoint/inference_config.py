@@ -49,7 +49,9 @@ def inference_config(
         **(overrides or {}),
     }
     config = load_config(folder / CONFIG, settings, problems=problems)
-    base = find_base(folder, config.checkpoint.initialize_from)
+    named = config.checkpoint.initialize_from
+    is_asked_for = named is not None and "checkpoint.initialize_from" in (overrides or {})
+    base = find_base(folder, named, is_asked_for=is_asked_for)
     if base is not None:
         config = dataclasses.replace(
             config, checkpoint=dataclasses.replace(config.checkpoint, initialize_from=str(base))

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_7b.checkpoint.records import (
-    DAMAGED,
     NO_RECORDS,
     FileRecord,
     Records,
+    advice_on_damage,
     find_bad_records,
     hash_files,
     verify_files,
@@ -152,9 +152,9 @@ def read_manifest(folder: Path) -> Manifest:
             raise MismatchError(f"it was changed: its checksum is {expected!r:.60}, that of its content {found}")
         manifest = build(Manifest, content, MANIFEST, exact=True)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", hint=DAMAGED) from error
+        raise CheckpointError(f"{path} cannot be read: {error}", hint=advice_on_damage(folder)) from error
     if problems := list(_contradictions(manifest)):
-        raise CheckpointError(f"{path} contradicts itself: {'; '.join(problems)}", hint=DAMAGED)
+        raise CheckpointError(f"{path} contradicts itself: {'; '.join(problems)}", hint=advice_on_damage(folder))
     _check_folder_name(folder, manifest)
     return manifest
 
@@ -171,7 +171,7 @@ def read_config(folder: Path) -> RunConfig:
         raise CheckpointError(
             f"{folder} is damaged: {MANIFEST} has vocab_size {manifest.vocab_size}, {CONFIG} has "
             f"model.vocab_size {config.model.vocab_size}",
-            hint=DAMAGED,
+            hint=advice_on_damage(folder),
         )
     return config
 

@@ -11,7 +11,6 @@ import xxhash
 
 from megatron_7b.errors import CheckpointError
 
-DAMAGED = "move this checkpoint away: the run then continues from the newest one that is left"
 INDEX = ".metadata"
 """Torch's list of the tensors in a folder, and of where they are in its files."""
 TOKENIZER, HUGGING_FACE, OPTIMIZER = "tokenizer", "hugging_face", "optimizer"
@@ -32,6 +31,13 @@ type Records = Mapping[str, FileRecord]
 """By path relative to the folder of the checkpoint."""
 
 NO_RECORDS: Records = MappingProxyType({})
+
+
+def advice_on_damage(folder: Path) -> str:
+    """Return what to do about a checkpoint that is damaged, whether it is one of a run or stands alone."""
+    if folder.absolute().parent.name == "checkpoints":
+        return "move this checkpoint away: the run then continues from the newest one that is left"
+    return "copy it again from where it came from, or give the command again that wrote it"
 
 
 def hash_files(folder: Path, paths: Sequence[Path]) -> dict[str, FileRecord]:
@@ -63,7 +69,9 @@ def recorded_file(folder: Path, files: Records, name: str) -> Path:
         CheckpointError: It has no record, or is a link that leaves the folder.
     """
     if name not in files:
-        raise CheckpointError(f"{folder} is damaged: {name} has no record in its checkpoint.json", hint=DAMAGED)
+        raise CheckpointError(
+            f"{folder} is damaged: {name} has no record in its checkpoint.json", hint=advice_on_damage(folder)
+        )
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(
@@ -83,10 +91,10 @@ def read_recorded(folder: Path, files: Records, name: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", hint=DAMAGED) from error
+        raise CheckpointError(f"{path} cannot be read: {error}", hint=advice_on_damage(folder)) from error
     problem = _difference(FileRecord(len(content), xxhash.xxh3_128_hexdigest(content)), files[name])
     if problem:
-        raise CheckpointError(f"{folder} is damaged: {name} {problem}", hint=DAMAGED)
+        raise CheckpointError(f"{folder} is damaged: {name} {problem}", hint=advice_on_damage(folder))
     return content
 
 
@@ -114,12 +122,12 @@ def verify_files(folder: Path, files: Records, *, names: Iterable[str] | None = 
     try:
         found = hash_files(folder, present)
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error}", hint=DAMAGED) from error
+        raise CheckpointError(f"{folder} cannot be read: {error}", hint=advice_on_damage(folder)) from error
     for name, record in found.items():
         if problem := _difference(record, files[name]):
             problems.append(f"{name} {problem}")
     if problems:
-        raise CheckpointError(f"{folder} is damaged: " + "; ".join(problems), hint=DAMAGED)
+        raise CheckpointError(f"{folder} is damaged: " + "; ".join(problems), hint=advice_on_damage(folder))
 
 
 def check_nothing_foreign(folder: Path, files: Records) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_7b.checkpoint.index import IndexFormatError, Section, StoredChunk, StoredTensor, parse_index
 from megatron_7b.checkpoint.pieces import Block, Piece
-from megatron_7b.checkpoint.records import DAMAGED, INDEX, Records, names_below, read_recorded, recorded_file
+from megatron_7b.checkpoint.records import INDEX, Records, advice_on_damage, names_below, read_recorded, recorded_file
 from megatron_7b.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ class StoredTensors:
         try:
             content = parse_index(index, beside)
         except IndexFormatError as error:
-            raise CheckpointError(f"{folder / self._prefix / INDEX} is not used: {error}", hint=DAMAGED) from error
+            raise CheckpointError(
+                f"{folder / self._prefix / INDEX} is not used: {error}", hint=advice_on_damage(folder)
+            ) from error
         self.tensors = {renamed(name) if renamed else name: entry for name, entry in content.tensors.items()}
         self._objects = content.objects
 
@@ -88,7 +90,7 @@ class StoredTensors:
             CheckpointError: It is not there, holds anything else, or its file cannot be read.
         """
         if name not in self._objects:
-            raise CheckpointError(f"{self._folder} has no {name}", hint=DAMAGED)
+            raise CheckpointError(f"{self._folder} has no {name}", hint=advice_on_damage(self._folder))
         section = self._objects[name]
         with self._opened(section.file) as file:
             return self._load(file, section, name)
@@ -103,7 +105,7 @@ class StoredTensors:
         try:
             return path.open("rb")
         except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}", hint=DAMAGED) from error
+            raise CheckpointError(f"{path} cannot be read: {error}", hint=advice_on_damage(self._folder)) from error
 
     def _read_chunk(self, file: io.BufferedReader, chunk: StoredChunk, name: str) -> Tensor:
         values = self._load(file, chunk.section, name)
@@ -111,7 +113,8 @@ class StoredTensors:
         if type(values) is not Tensor or tuple(values.shape) != chunk.shape or values.dtype != expected:
             found = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise CheckpointError(
-                f"{file.name}: a part of {name} is {found}, expected {expected} {chunk.shape}", hint=DAMAGED
+                f"{file.name}: a part of {name} is {found}, expected {expected} {chunk.shape}",
+                hint=advice_on_damage(self._folder),
             )
         return values
 
@@ -121,10 +124,13 @@ class StoredTensors:
             return torch.load(view, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # whose words advise to load it nevertheless
             raise CheckpointError(
-                f"{file.name}: {name} holds something else than plain tensors", hint=DAMAGED
+                f"{file.name}: {name} holds something else than plain tensors",
+                hint=advice_on_damage(self._folder),
             ) from error
         except Exception as error:  # what torch does not recognize can fail in any way
-            raise CheckpointError(f"{file.name}: {name} cannot be read: {error}", hint=DAMAGED) from error
+            raise CheckpointError(
+                f"{file.name}: {name} cannot be read: {error}", hint=advice_on_damage(self._folder)
+            ) from error
 
 
 class _View(io.RawIOBase):

@@ -15,6 +15,7 @@ from megatron_7b.cli.options import CommandLine, Parser
 from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
 from megatron_7b.errors import ConfigError
+from megatron_7b.evaluation.harness import TaskResults
 from megatron_7b.evaluation.programs.evaluating import (
     ProgramOptions,
     ProgramResults,
@@ -23,7 +24,6 @@ from megatron_7b.evaluation.programs.evaluating import (
     write_samples,
 )
 from megatron_7b.evaluation.programs.problems import holds_problems
-from megatron_7b.files import write_output
 from megatron_7b.generation.setup import REQUIREMENTS, read_setup
 from megatron_7b.runtime.confinement.running import Limits, isolation_here
 from megatron_7b.runtime.output_paths import check_file_to_write
@@ -122,8 +122,8 @@ def _tell(results: ProgramResults, flags: argparse.Namespace, content: Mapping[s
     )
     if flags.output is not None:
         samples = flags.output.with_suffix(".samples.jsonl")
+        TaskResults(content).write(flags.output)
         write_samples(samples, results)
-        write_output(flags.output, json.dumps(content, indent=1) + "\n")
         print(f"figures are in {flags.output}, programs in {samples}")
     if flags.keep:
         keep(folder, f"programs-{Path(flags.data).stem}", content)

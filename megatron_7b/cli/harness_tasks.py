@@ -101,10 +101,10 @@ def _names(flags: argparse.Namespace) -> tuple[str, ...]:
 
 def _tell(results: TaskResults, flags: argparse.Namespace, folder: Path, *, seconds: float) -> None:
     print("\n".join(align(_rows(results), num_left=1)), flush=True)  # before a file that a full disk may not take
-    if flags.keep:
-        keep(folder, "tasks-" + "+".join(sorted(_names(flags))), results.content)
     if flags.output is not None:
         results.write(flags.output)
+    if flags.keep:
+        keep(folder, "tasks-" + "+".join(sorted(_names(flags))), results.content)
     if flags.report is not None:
         from megatron_7b.evaluation.report import write_report
 

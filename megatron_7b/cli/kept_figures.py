@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_7b.checkpoint.evaluations import evaluation_file, with_weights
 from megatron_7b.cli.options import Parser
-from megatron_7b.files import replace_text
+from megatron_7b.runtime.rescue import write_or_rescue
 
 type Figures = Mapping[str, float | int | None]
 
@@ -74,7 +74,8 @@ def keep_figures(
 def keep(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Keep the content of a file of results in a checkpoint, and say where."""
     kept = evaluation_file(folder, name)
-    replace_text(kept, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n"
+    write_or_rescue(kept, lambda stream: stream.write(text))
     print(f"kept in {kept}, from where `convert to-hf` puts it into the model card")
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from megatron_7b import __version__
 from megatron_7b.errors import ConfigError, MegatronError, PathError, exit_code, is_path_error
-from megatron_7b.runtime.process.launched import join_launcher, record_failure
+from megatron_7b.runtime.process.launched import has_launcher, join_launcher, record_failure
 from megatron_7b.runtime.process.terminal import finish_output, say
 
 COMMANDS = {
@@ -78,7 +78,8 @@ def _exit_code(arguments: list[str]) -> int:
     except MegatronError as error:
         return _tell(error)
     except KeyboardInterrupt:
-        say("interrupted")
+        if not has_launcher():
+            say("interrupted")
         return 130
     except BrokenPipeError:  # The reader of our output left (`| head`); nothing more can be said there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ from megatron_7b.cli.progress import LineProgress
 from megatron_7b.cli.tables import align
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.text_measures import BLEU_TOKENIZERS, MEASURES, ROUGE_TOKENIZERS, MeasureOptions
-from megatron_7b.evaluation.written_texts import WrittenTexts, read_text_task, run_text_task
+from megatron_7b.evaluation.written_texts import TextTask, WrittenTexts, read_text_task, run_text_task, write_texts
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.setup import REQUIREMENTS, read_setup
 from megatron_7b.runtime.process.logs import configure_logging
@@ -79,7 +79,7 @@ def evaluate_written(command_line: CommandLine, argv: list[str]) -> int:
         on_progress=LineProgress("texts").update,
     )
     if found is not None:
-        _tell(found, flags, command.folder, argv)
+        _tell(found, task, flags, command.folder, argv)
     return 0
 
 
@@ -98,7 +98,7 @@ def _generation(flags: argparse.Namespace) -> GenerationOptions:
     )
 
 
-def _tell(found: WrittenTexts, flags: argparse.Namespace, folder: Path, argv: list[str]) -> None:
+def _tell(found: WrittenTexts, task: TextTask, flags: argparse.Namespace, folder: Path, argv: list[str]) -> None:
     rows = [(one.name, f"{one.value:.2f}", one.signature) for one in found.measures]
     width = max(len(value) for _, value, _ in rows)
     print("\n".join(align([(name, value.rjust(width), signature) for name, value, signature in rows], num_left=3)))
@@ -109,6 +109,7 @@ def _tell(found: WrittenTexts, flags: argparse.Namespace, folder: Path, argv: li
     if found.num_unfinished:
         print(f"{found.num_unfinished:,} texts did not end by themselves: --max-new-tokens lets them be longer")
     if flags.output is not None:
+        write_texts(task, found)
         print(f"what was written is in {flags.output}")
     figures = {one.name: one.value for one in found.measures}
     if flags.keep:

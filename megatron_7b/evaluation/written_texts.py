@@ -13,11 +13,11 @@ from megatron_7b.data.records.reading import RecordError, as_line, read_records
 from megatron_7b.data.records.source_target import EXAMPLE, NAME, PromptTemplate, SourceTarget, read_template
 from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.text_measures import MeasureOptions, TextMeasure, measure_texts
-from megatron_7b.files import writing_output
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
 from megatron_7b.generation.setup import DEFAULT_MAX_NEW_TOKENS, REQUIREMENTS, GenerationSetup, read_setup
 from megatron_7b.runtime.output_paths import check_file_to_write
+from megatron_7b.runtime.rescue import write_or_rescue
 
 DEFAULT_BATCH_SIZE = 16
 _BATCHES_PER_REPORT = 4
@@ -34,6 +34,7 @@ class WrittenTexts:
         num_unfinished: Of these, texts that were stopped at their longest.
         num_new_tokens: Tokens that were written.
         seconds: It took, without loading the model.
+        texts: What was written, in the order of the records.
     """
 
     measures: tuple[TextMeasure, ...]
@@ -42,6 +43,7 @@ class WrittenTexts:
     num_unfinished: int
     num_new_tokens: int
     seconds: float
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ def evaluate_written_texts(
         file: Records as for `finetune --finetune.task sequence_to_sequence`; the run's template makes prompts of them.
         generation: How texts are written; None: greedily.
         measures: How they are compared.
-        output: File for the records, each with what was written as `prediction`; in order, complete or not at all.
+        output: File for the records, each with what was written as `prediction`.
         overrides: Options by dotted path, such as `{"finetune.prompt_template": "Summarize: {source}"}`.
         batch_size: Texts (beams, in a search) that share a forward pass.
         limit: Only the first records.
@@ -107,6 +109,7 @@ def evaluate_written_texts(
         CheckpointError: There is no complete checkpoint, or it is damaged.
         ConfigError: An option is impossible, or the model writes no text.
         DataFormatError: Records cannot be used; all mistakes are named with file and line.
+        MegatronError: `output` cannot be written; the message says where its content is instead.
     """
     folder = resolve_checkpoint(Path(checkpoint))
     config = inference_config(folder, overrides, requirements=REQUIREMENTS)
@@ -115,7 +118,10 @@ def evaluate_written_texts(
         output=None if output is None else Path(output), batch_size=batch_size, limit=limit,
     )  # fmt: skip
     fp32_on_cpu = "precision.params_dtype" not in (overrides or {})
-    return run_text_task(task, fp32_on_cpu=fp32_on_cpu, warn=warn, on_progress=on_progress)
+    found = run_text_task(task, fp32_on_cpu=fp32_on_cpu, warn=warn, on_progress=on_progress)
+    if found is not None:
+        write_texts(task, found)
+    return found
 
 
 def read_text_task(
@@ -203,9 +209,7 @@ def run_text_task(
                     on_progress(len(written), total)
         seconds = time.perf_counter() - start
     texts = [written[number] for number in range(total)]
-    predictions = [text.text.strip() for text in texts]
-    if task.output is not None:
-        _write(task.output, task.records, predictions)
+    predictions = tuple(text.text.strip() for text in texts)
     return WrittenTexts(
         measures=tuple(measure_texts(predictions, task.targets, task.measures, warn=warn)),
         num_texts=total,
@@ -213,7 +217,21 @@ def run_text_task(
         num_unfinished=sum(text.finish_reason == "length" for text in texts),
         num_new_tokens=sum(len(text.token_ids) for text in texts),
         seconds=seconds,
+        texts=predictions,
     )
+
+
+def write_texts(task: TextTask, found: WrittenTexts) -> None:
+    """Write the records of a task, each with what was written as `prediction`, to its output, if it has one.
+
+    Raises:
+        MegatronError: That fails; the message says where they are instead.
+    """
+    if task.output is None:
+        return
+    both = zip(task.records, found.texts, strict=True)
+    lines = [as_line({**record, "prediction": text}) for record, text in both]
+    write_or_rescue(task.output, lambda stream: stream.writelines(lines))
 
 
 def _fitted(template: PromptTemplate, said: SourceTarget, setup: GenerationSetup, room: int) -> Prompt:
@@ -247,9 +265,3 @@ def _longest_target(setup: GenerationSetup) -> int:
     if options.task != "sequence_to_sequence":
         return usual
     return options.max_target_length or min(usual, setup.config.data.seq_length)
-
-
-def _write(output: Path, records: list[dict[str, Any]], predictions: list[str]) -> None:
-    with writing_output(output) as beside, beside.open("w", encoding="utf-8") as stream:
-        for record, prediction in zip(records, predictions, strict=True):
-            stream.write(as_line({**record, "prediction": prediction}))

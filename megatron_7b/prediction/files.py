@@ -4,6 +4,7 @@ While predictions are being made they are in `OUTPUT.part`, a line for each line
 are there.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -125,11 +126,9 @@ def run_job(
             dist.broadcast_object_list(shared, src=0)
             batch, problem = shared[0]
             predictions = predict_batch(model, setup.task, batch) if batch else iter(())
-            for record, prediction in zip(batch, predictions, strict=True):
-                if output is not None:
-                    output.write(as_line({**record, KEY: prediction}))
+            lines = [as_line({**record, KEY: one}) for record, one in zip(batch, predictions, strict=True)]
             if output is not None:
-                output.flush()
+                _append(job, output, lines)
             done += len(batch)
             if problem is not None:
                 raise DataFormatError(problem)
@@ -188,6 +187,16 @@ def _open_output(job: PredictionJob) -> IO[str]:
     if job.target == STREAM:
         return sys.stdout
     return job.part.open("a", encoding="utf-8", newline="\n")
+
+
+def _append(job: PredictionJob, output: IO[str], lines: list[str]) -> None:
+    try:
+        output.writelines(lines)
+        output.flush()
+    except OSError as error:  # of a file that the error does not name
+        if job.target == STREAM:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno or errno.ENOSPC), str(job.part)) from error
 
 
 def _publish(job: PredictionJob, output: IO[str]) -> None:

@@ -1,5 +1,6 @@
 """The web application: endpoints, and errors in OpenAI's shape."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,5 +142,6 @@ def _sentence(problem: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    """Return the beginning of a value as the client has written it."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

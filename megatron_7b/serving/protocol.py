@@ -341,7 +341,7 @@ class ChatRequest(TextRequest):
         if (self.tools and self.tool_choice != "none") or self.functions:
             raise ValueError("tools and functions are not supported: replies are texts")
         if self.modalities not in (None, ["text"]):
-            raise ValueError(f"modalities is {self.modalities}, expected ['text']")
+            raise ValueError(f'modalities is {json.dumps(self.modalities)}, expected ["text"]')
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if self.top_logprobs is not None and not self.logprobs:

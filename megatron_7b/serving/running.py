@@ -11,7 +11,6 @@ from types import FrameType
 
 import uvicorn
 
-from megatron_7b.errors import ConfigError
 from megatron_7b.generation.session import Session
 from megatron_7b.runtime.machine.host_memory import available_memory
 from megatron_7b.serving.admission import Admission
@@ -19,6 +18,7 @@ from megatron_7b.serving.app import build_app
 from megatron_7b.serving.connections import guarded_protocol
 from megatron_7b.serving.engine import ServingEngine
 from megatron_7b.serving.leading import RankLeader
+from megatron_7b.serving.listening import let_clients_in, take_address
 from megatron_7b.serving.metrics import Metrics
 from megatron_7b.serving.models import WritingModel
 from megatron_7b.serving.opening import opened_models
@@ -38,6 +38,7 @@ def serve(
     *,
     fp32_on_cpu: bool = True,
     on_ready: Callable[[str], None] | None = None,
+    taken: socket.socket | None = None,
 ) -> None:
     """Serve models until a signal asks to stop: SIGTERM or SIGINT.
 
@@ -46,6 +47,7 @@ def serve(
         options: Address, keys and limits.
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says.
         on_ready: Takes the address, on the main rank, once requests are answered.
+        taken: The address, from `take_address`; None: the main rank takes it before it loads anything.
 
     Raises:
         ConfigError: The address cannot be listened at, or the models do not fit.
@@ -53,7 +55,12 @@ def serve(
 
     Collective: all ranks.
     """
-    with opened_models(models, fp32_on_cpu=fp32_on_cpu, max_batch_size=options.max_batch_size) as opened:
+    if taken is None and os.environ.get("RANK", "0") == "0":
+        taken = take_address(options.host, options.port)
+    with (
+        contextlib.nullcontext() if taken is None else taken,
+        opened_models(models, fp32_on_cpu=fp32_on_cpu, max_batch_size=options.max_batch_size) as opened,
+    ):
         writing = {number: model.session for number, model in enumerate(opened) if isinstance(model, WritingModel)}
         for session in writing.values():
             has_prefixes = options.prefix_cache and not session.setup.is_encoder_decoder
@@ -79,66 +86,41 @@ def serve(
             metrics=metrics,
         )
         state = ServerState(models, engine, options, metrics)
-        with _stopping_on_signals(engine), _web_server(state, on_ready):
+        assert taken is not None
+        with _stopping_on_signals(engine), _web_server(state, taken, on_ready):
             engine.run()
 
 
 @contextlib.contextmanager
-def _web_server(state: ServerState, on_ready: Callable[[str], None] | None) -> Iterator[None]:
+def _web_server(state: ServerState, taken: socket.socket, on_ready: Callable[[str], None] | None) -> Iterator[None]:
     """Run the web server in a thread for the duration of a with block."""
     options = state.options
-    with _listening(options.host, options.port) as listener:
-        config = uvicorn.Config(
-            build_app(state),
-            http=guarded_protocol(options.receive_seconds),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=True,
-            proxy_headers=False,
-            timeout_keep_alive=options.keep_alive_seconds,
-            timeout_graceful_shutdown=5,
-            limit_concurrency=options.max_connections,
-            backlog=512,
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],), name="web-server", daemon=True)
-        thread.start()
-        host, port = listener.getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        if on_ready is not None:
-            on_ready(address)
-        try:
-            yield
-        finally:
-            server.should_exit = True
-            thread.join(timeout=10)
-
-
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that listens.
-
-    Raises:
-        ConfigError: The address is taken, or none of this machine's.
-    """
+    config = uvicorn.Config(
+        build_app(state),
+        http=guarded_protocol(options.receive_seconds),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_keep_alive=options.keep_alive_seconds,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=options.max_connections,
+        backlog=512,
+    )
+    server = uvicorn.Server(config)
+    address = let_clients_in(taken)
+    thread = threading.Thread(target=server.run, args=([taken],), name="web-server", daemon=True)
+    thread.start()
+    if on_ready is not None:
+        on_ready(address)
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(512)
-    except OSError as error:
-        raise ConfigError(
-            f"--host {host} --port {port} cannot be listened at: {error.strerror or error}",
-            hint="take another --port; 0 finds a free one",
-        ) from None
-    with listener:
-        yield listener
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
 
 
 @contextlib.contextmanager

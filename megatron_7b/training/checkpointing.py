@@ -92,6 +92,8 @@ def _find_base(run: Run, checkpoint: Path | None) -> Path:
             raise CheckpointError(
                 f"{checkpoint} holds a whole model, but this run trains an adapter", hint="choose another --run-dir"
             )
+        if source is not None and Path(source).exists() and (asked := resolve_checkpoint(Path(source))) != base:
+            logger.warning("%s has other weights by now; the run continues beside those of %s", asked, base)
         return base
     if source is None:
         raise CheckpointError("an adapter needs a model: checkpoint.initialize_from is not set")

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_7b.checkpoint import Companions, resolve_checkpoint
-from megatron_7b.checkpoint.base import check_is_whole, find_base
+from megatron_7b.checkpoint.base import check_is_whole, find_base_to_resume
 from megatron_7b.config.schema import RunConfig, TelemetryConfig
 from megatron_7b.data import has_split
 from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
@@ -65,7 +65,7 @@ def check_weights(config: RunConfig, newest: Path | None) -> None:
     """
     source = config.checkpoint.initialize_from
     if newest is not None:
-        find_base(newest, source)
+        find_base_to_resume(newest, source)
     elif source is not None:
         check_is_whole(resolve_checkpoint(Path(source)))
 

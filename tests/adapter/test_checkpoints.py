@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from megatron_7b.checkpoint import Counters, read_manifest, resolve_checkpoint
-from megatron_7b.checkpoint.base import TrainedPart, describe_base, find_base
+from megatron_7b.checkpoint.base import TrainedPart, describe_base, find_base, find_base_to_resume
 from megatron_7b.checkpoint.inference_config import inference_config
 from megatron_7b.checkpoint.weights import CheckpointWeights
 from megatron_7b.config.schema import RunConfig
+from megatron_7b.errors import CheckpointError
 from tests.support.checkpoint_runs import saved_tensors
 from tests.support.commands import run_command
 from tests.support.ranks import run_ranks
@@ -114,8 +115,41 @@ def test_another_base_is_refused(folder: Path, tmp_path: Path) -> None:
     assert f"{folder / 'base'} does not exist" in done.stderr
     for text in (done.stderr, message):
         assert f"{tmp_path / 'base'}/checkpoints/step_00000006 does not exist" in text
-        assert "--checkpoint.initialize-from FOLDER names the checkpoint with that model" in text
+        assert "--checkpoint.initialize-from (of convert: --base) FOLDER names the checkpoint with that model" in text
     assert f"{tmp_path / 'base'} holds other weights" in message
+
+    # Where the right one still is, what is asked for is not silently replaced by it.
+    checkpoint, asked = ("--checkpoint", tmp_path / "run"), ("--checkpoint.initialize-from", tmp_path / "base")
+    commands: list[tuple[object, ...]] = [
+        ("generate", *checkpoint, *asked, "--prompt", "x"),
+        ("evaluate", *checkpoint, *asked, "--data", folder / "corpus_text_document"),
+        ("convert", "to-hf", *checkpoint, "--output", tmp_path / "hf", "--merge", "--base", tmp_path / "base"),
+        ("generate", *checkpoint, "--checkpoint.initialize-from", tmp_path / "nothing", "--prompt", "x"),
+    ]
+    told = [run_command(*command).stderr for command in commands]
+    ((code, message),) = train(tmp_path, "run", 6, ranks=1)
+    assert code is None
+    for text in (*told, message):
+        assert f"{tmp_path / ('nothing' if text is told[-1] else 'base')} " in text
+        assert ("does not exist; " if text is told[-1] else "holds other weights; ") in text
+        assert f"{folder / 'base' / 'checkpoints' / 'step_00000006'} is that model" in text
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_run_whose_base_has_gone_on_stays_beside_what_it_began_with(tmp_path: Path) -> None:
+    corpus = runs.write_corpus(tmp_path)
+    for steps in (1, 2):
+        longer = runs.config(corpus, training={"train_steps": steps}, optimizer={"lr_decay_style": "constant"})
+        assert run_ranks(1, runs.pretrain, longer, tmp_path / "base") == [(0, "")]
+        assert train(tmp_path, "run", steps, ranks=1) == [(0, "")]
+    checkpoint = resolve_checkpoint(tmp_path / "run")
+    begun, now = (tmp_path / "base" / "checkpoints" / f"step_{step:08d}" for step in (1, 2))
+    assert resolve_checkpoint(tmp_path / "base") == now
+    for named in ("base", "base/checkpoints", "base/checkpoints/latest", "base/checkpoints/step_00000002"):
+        assert find_base_to_resume(checkpoint, tmp_path / named) == begun
+    shutil.copytree(now, tmp_path / "elsewhere" / now.name)
+    with pytest.raises(CheckpointError, match=f"elsewhere holds other weights(.|\n)*{begun} is that model"):
+        find_base_to_resume(checkpoint, tmp_path / "elsewhere")
 
 
 def test_an_adapter_is_no_whole_model(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,14 @@ def damages(content: bytes) -> Iterator[bytes]:
     for number in range(len(lines)):
         yield b"".join(lines[:number] + lines[number + 1 :])
         yield b"".join(lines[:number] + lines[number : number + 1] + lines[number:])
+
+
+def test_what_to_do_about_damage_depends_on_whose_it_is(folder: Path, tmp_path: Path) -> None:
+    (folder / "__0_0.distcp").write_bytes(b"other")
+    alone = Path(shutil.copytree(folder, tmp_path / "imported"))
+    for place, advice in ((folder, "move this checkpoint away: the run then continues"), (alone, "copy it again")):
+        with pytest.raises(CheckpointError, match=f"__0_0.distcp has 5 bytes(.|\n)*hint: {advice}"):
+            verify_files(place, read_manifest(place).files)
 
 
 def test_no_flip_cut_or_deletion_changes_what_is_read(folder: Path) -> None:

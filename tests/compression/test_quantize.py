@@ -142,6 +142,25 @@ def test_mistakes_are_told_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_mistakes_about_a_checkpoint_are_told_before_it_is_exported(models: Path, tmp_path: Path) -> None:
+    save_tiny_model("mistral_window", tmp_path / "hf", vocab_size=300, **SHAPE)
+    import_from_hugging_face(tmp_path / "hf", tmp_path / "c")
+    before = sorted(tmp_path.iterdir())
+    exports: list[str] = []
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"group_size": 128}, "groups of 128 do not divide the 64 inputs of model.layers.0.self_attn.q_proj"),
+        ({"ignore": ("model.layers.9",)}, "fits no matrix"),
+        ({}, "c carries no tokenizer"),
+        ({"scheme": "gguf:q8_0", "group_size": None}, "c has a sliding window of 9 tokens"),
+    ]
+    for changes, says in cases:
+        output = tmp_path / ("out.gguf" if "scheme" in changes else "out")
+        how = options(models, **{"scheme": "w4a16", **changes})
+        with pytest.raises(ConfigError, match=says):
+            quantize(output, how, checkpoint=tmp_path / "c", report=lambda topic, _: exports.append(topic))
+    assert (exports, sorted(tmp_path.iterdir())) == ([], before)
+
+
 def test_other_models_are_refused(models: Path, tmp_path: Path) -> None:
     for case, says in (("gpt2", "Conv1D"), ("mixtral", "mixture of experts"), ("bert", "expected a decoder")):
         save_tiny_model(case, tmp_path / case)
@@ -150,6 +169,9 @@ def test_other_models_are_refused(models: Path, tmp_path: Path) -> None:
     import_from_hugging_face(tmp_path / "mixtral", tmp_path / "of_experts")
     with pytest.raises(ConfigError, match="of_experts is a mixture of experts"):
         quantize(tmp_path / "out", QuantizeOptions(scheme="w8a16"), checkpoint=tmp_path / "of_experts")
+    import_from_hugging_face(tmp_path / "gpt2", tmp_path / "c_gpt2")
+    with pytest.raises(ConfigError, match="c_gpt2 is a GPT-2"):
+        quantize(tmp_path / "out", QuantizeOptions(scheme="w8a16"), checkpoint=tmp_path / "c_gpt2")
     with pytest.raises(ConfigError, match="lm_head to --ignore"):
         quantize(tmp_path / "out", options(models, scheme="w4a16", ignore=()), hf=models / "qwen2_tied")
     with pytest.raises(ConfigError, match="given by --checkpoint C, or by --hf"):

@@ -1,6 +1,8 @@
 """pass@k of programs that a checkpoint writes: the estimate, the formats, and the command."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from megatron_7b.evaluation.programs.problems import holds_problems, read_proble
 from megatron_7b.runtime.confinement.running import Limits, Verdict
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.commands import run_command
+from tests.support.small_disk import small_disk
 
 HUMAN_EVAL = {
     "task_id": "Made/0",
@@ -117,6 +120,28 @@ def test_the_command_asks_before_it_runs_anything(folder: Path) -> None:
     assert done.returncode == 2
     assert "nobody has read these" in done.stderr
     assert "--allow-code-execution" in done.stderr
+
+
+def test_what_took_long_outlives_a_full_disk(folder: Path, tmp_path: Path) -> None:
+    """Figures are printed in any case, and texts and programs are in another place."""
+    asked = write(tmp_path / "asked.jsonl", *({"source": f"cat {one}", "target": "x"} for one in range(3)))
+    kinds: list[tuple[tuple[object, ...], str, str]] = [
+        (("--data", asked, "--task", "sequence_to_sequence"), "3 texts", "prediction"),
+        (("--data", folder / "problems.jsonl", "--allow-code-execution"), "2 problems", "results"),
+    ]
+    with small_disk(tmp_path / "disk", 4) as disk:
+        (disk / "full").write_bytes(b"x" * 4096)
+        for words, figures, key in kinds:
+            done = run_command(
+                "evaluate", "--checkpoint", folder / "checkpoint", *words, "--output", disk / "found.json",
+                "--max-new-tokens", 4, "--runtime.num-threads", 1,
+            )  # fmt: skip
+            assert done.returncode == 1
+            assert figures in done.stdout
+            told = re.search(r"found.json cannot be written: No space .*; it is in (\S+) instead", done.stderr)
+            assert told is not None, done.stderr
+            assert f'"{key}"' in Path(told[1]).read_text()
+            shutil.rmtree(Path(told[1]).parent)
 
 
 def test_the_command_writes_figures_and_programs(folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from megatron_7b.prediction.files import plan_job
 from megatron_7b.prediction.predicting import read_prediction_setup
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.commands import run_command
+from tests.support.small_disk import small_disk
 
 COMMON: tuple[object, ...] = (
     *("--config", "classify_tiny_cpu", "--precision.params-dtype", "fp32", "--telemetry.plot", "False"),
@@ -149,6 +150,10 @@ def test_answers_and_the_rest_of_an_interrupted_prediction(folder: Path, tmp_pat
     assert lines_of(output) == found
     Path(f"{output}.part").write_text("")
     assert "exists already" in predict(run, source, output).stderr
+    with small_disk(tmp_path / "disk", 8) as disk:
+        (disk / "full").write_bytes(b"x" * 4096)
+        full = predict(run, source, disk / "two.jsonl").stderr
+        assert f"No space left on device: '{disk / 'two.jsonl.part'}'\nhint: free some room, and give the same" in full
 
 
 def flat(prediction: dict[str, Any]) -> dict[str, Any]:

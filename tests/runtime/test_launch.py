@@ -294,6 +294,20 @@ def test_ranks_that_do_not_listen_are_ended_by_a_signal(start, tmp_path):
     assert (code, errors) == (128 + signal.SIGUSR1, "stopped by SIGUSR1\n")
 
 
+def test_ctrl_c_is_answered_once(start, tmp_path):
+    program = """
+    from megatron_7b.cli import main
+    def wait(arguments):
+        open(f"{os.environ['SHARED']}/ready_{rank}", "w").close()
+        time.sleep(600)
+    main._run = wait
+    sys.exit(main.main([]))
+    """
+    process = when_ready(start(program), tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (130, "", "interrupted\n")
+
+
 def test_a_run_that_is_stopped_before_its_ranks_listen_may_be_started_again(start, tmp_path):
     process = when_ready(start(READY, RESUMABLE="yes"), tmp_path)
     process.send_signal(signal.SIGTERM)

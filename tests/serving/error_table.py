@@ -46,6 +46,7 @@ CASES = [
     Case("a name that leads here", "/v1/models", headers={"Host": "example.com"}),
     Case("no prompt", COMPLETIONS, {}),
     Case('`"prompt": 5`', COMPLETIONS, {"prompt": 5}),
+    Case('`"prompt": null`', COMPLETIONS, {"prompt": None}),
     Case('`"prompt": []`', COMPLETIONS, {"prompt": []}),
     Case('`"prompt": [9999]`', COMPLETIONS, {"prompt": [9999]}),
     Case('`"prompt": [true]`', COMPLETIONS, {"prompt": [True]}),

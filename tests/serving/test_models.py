@@ -14,6 +14,7 @@ from megatron_7b.cli.main import main
 from megatron_7b.generation import GenerationOptions, open_session
 from megatron_7b.prediction import predict
 from megatron_7b.serving.converted import converted
+from megatron_7b.serving.listening import let_clients_in, take_address
 from tests.adapter.peft_oracle import save_adapter
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.commands import run_command
@@ -121,7 +122,7 @@ def test_labels(folder: Path, tmp_path: Path):
 
 def test_what_is_refused_before_anything_is_loaded(folder: Path):
     def refusal(*words: object) -> str:
-        done = run_command("serve", *words)
+        done = run_command("serve", "--port", 0, *words)
         assert done.returncode == 2, done.stderr
         return done.stderr
 
@@ -134,6 +135,29 @@ def test_what_is_refused_before_anything_is_loaded(folder: Path):
     (folder / "open_keys").write_text(KEY)
     os.chmod(folder / "open_keys", 0o644)  # noqa: PTH101
     assert "can be read by everybody" in refusal(*checkpoint, "--api-key-file", folder / "open_keys")
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as other:
+            other.bind((host, 0))
+            other.listen()
+            port = other.getsockname()[1]
+            told = refusal("--hf", folder / "none", "--host", f"[{host}]" if ":" in host else host, "--port", port)
+    assert f"--port {port} cannot be listened at: Address already in use" in told
+    ranks = (*checkpoint, "--nproc", 2, "--parallel.tensor-model-parallel-size", 2)
+    with take_address("127.0.0.1", 0) as other:  # by a server that is still loading
+        assert "Address already in use" in refusal(*ranks, "--port", other.getsockname()[1])
+
+
+def test_a_port_is_free_again_at_once():
+    taken = take_address("127.0.0.1", 0)
+    let_clients_in(taken)
+    address = taken.getsockname()
+    client = socket.create_connection(address)
+    connection, _ = taken.accept()
+    connection.close()  # the server's end waits for late packets, as after a restart
+    client.close()
+    taken.close()
+    with take_address(*address) as again:
+        assert let_clients_in(again) == f"http://127.0.0.1:{address[1]}"
 
 
 def test_slow_and_silent_clients_are_sent_away(folder: Path):

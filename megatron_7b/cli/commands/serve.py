@@ -6,9 +6,11 @@ megatron-7b serve --checkpoint RUN --host 0.0.0.0 --api-key-file keys --nproc 2 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from megatron_7b.generation.setup import REQUIREMENTS
 from megatron_7b.runtime.process.launch import is_rank, megatron_command
 from megatron_7b.runtime.process.logs import configure_logging
 from megatron_7b.runtime.process.terminal import say
+from megatron_7b.serving.listening import take_address
 from megatron_7b.serving.options import ServerOptions, read_api_keys
 from megatron_7b.serving.vllm import replace_by_vllm
 
@@ -48,8 +51,15 @@ def main(argv: list[str]) -> int:
     missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"serving needs {', '.join(missing)}", hint="pip install 'megatron_7b[serve]'")
-    if flags.hf is None:
-        return _serve(command_line, options, argv)
+    with contextlib.nullcontext() if is_rank() else take_address(options.host, options.port) as taken:
+        if flags.hf is not None:
+            command_line, argv = _converted(command_line, argv)
+        return _serve(command_line, options, argv, taken)
+
+
+def _converted(command_line: CommandLine, argv: list[str]) -> tuple[CommandLine, list[str]]:
+    """Convert the Hugging Face folder; return the command line that names the checkpoint in its place."""
+    flags = command_line.flags
     if is_rank():
         raise ConfigError(
             "--hf is converted once, before ranks are started; under a launcher each would do it",
@@ -62,9 +72,7 @@ def main(argv: list[str]) -> int:
         if (code := subprocess.run(megatron_command(words)).returncode) != 0:
             raise SystemExit(code)  # it has said why
 
-    checkpoint = converted(flags.hf, flags.converted or default_folder(), convert)
-    of_checkpoint, words = _of_checkpoint(command_line, argv, checkpoint)
-    return _serve(of_checkpoint, options, words)
+    return _of_checkpoint(command_line, argv, converted(flags.hf, flags.converted or default_folder(), convert))
 
 
 def _parser() -> Parser:
@@ -149,7 +157,7 @@ def _of_checkpoint(command_line: CommandLine, argv: list[str], checkpoint: Path)
     return parse_arguments(_parser(), words), words
 
 
-def _serve(command_line: CommandLine, options: ServerOptions, argv: list[str]) -> int:
+def _serve(command_line: CommandLine, options: ServerOptions, argv: list[str], taken: socket.socket | None) -> int:
     from megatron_7b.serving.opening import NamedAdapter, name_of, read_models, writes_texts
 
     flags = command_line.flags
@@ -165,6 +173,8 @@ def _serve(command_line: CommandLine, options: ServerOptions, argv: list[str]) -
         overrides=command_line.overrides,
     )
     if not command.runs_here:
+        if taken is not None:
+            taken.close()  # the main rank takes it again, at once
         return command.launch("serve", argv)
     configure_logging(int(os.environ.get("RANK", "0")))
     from megatron_7b.serving.running import serve
@@ -172,5 +182,5 @@ def _serve(command_line: CommandLine, options: ServerOptions, argv: list[str]) -
     def tell(address: str) -> None:
         say(f"serving {', '.join(model.name for model in models)} at {address} (Ctrl-C ends it)")
 
-    serve(models, options, fp32_on_cpu=command.fp32_on_cpu, on_ready=tell)
+    serve(models, options, fp32_on_cpu=command.fp32_on_cpu, on_ready=tell, taken=taken)
     return 0

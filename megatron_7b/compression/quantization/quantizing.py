@@ -19,7 +19,7 @@ from megatron_7b.compression.quantization.ignoring import check_ignored, is_igno
 from megatron_7b.compression.quantization.options import QuantizeOptions
 from megatron_7b.compression.quantization.result import Quantized
 from megatron_7b.compression.quantization.schemes import Scheme, check_groups
-from megatron_7b.compression.quantization.source import copy_companions, opened_source
+from megatron_7b.compression.quantization.source import Source, copy_companions
 from megatron_7b.conversion import HuggingFaceFolder
 from megatron_7b.conversion.progress import Report, tell_nobody
 from megatron_7b.conversion.replacing import check_replaces_export
@@ -89,11 +89,13 @@ def quantize(
     output = Path(output)
     inputs = tuple(Path(one) for one in (checkpoint, hf) if one is not None)
     _check_output(output, scheme, options, inputs)
-    source = (None if checkpoint is None else Path(checkpoint), None if hf is None else Path(hf))
-    with opened_source(*source, output, report) as folder:
-        if isinstance(scheme, Scheme):
-            _check_matrices(folder, scheme, options)
-        texts = _read_texts(folder, options)
+    source = Source.read(None if checkpoint is None else Path(checkpoint), None if hf is None else Path(hf))
+    if isinstance(scheme, Scheme):
+        _check_matrices(source, scheme, options)
+    else:
+        _check_gguf(source)
+    texts = _read_texts(source, options)
+    with source.opened(output, report) as folder:
         with loading("torch and transformers"):
             from megatron_7b.conversion.layerwise import LayerwiseDecoder
         import torch
@@ -126,17 +128,25 @@ def _check_output(output: Path, scheme: Scheme | str, options: QuantizeOptions, 
     check_can_create(output, "the output")
 
 
-def _check_matrices(folder: HuggingFaceFolder, scheme: Scheme, options: QuantizeOptions) -> None:
+def _check_gguf(source: Source) -> None:
+    """Refuse what llama.cpp does not compute."""
+    with loading("torch"):
+        from megatron_7b.compression.quantization.gguf.architecture import GgufArchitecture
+
+    GgufArchitecture.of(source.config, source.path)
+
+
+def _check_matrices(source: Source, scheme: Scheme, options: QuantizeOptions) -> None:
     """Refuse groups that do not fit, and names of no matrix."""
-    if folder.config.get("model_type") == "gpt2":
+    if source.config.get("model_type") == "gpt2":
         raise ConfigError(
-            f"{folder.path} is a GPT-2, whose matrices transformers keeps as Conv1D, for which compressed-tensors has "
+            f"{source.path} is a GPT-2, whose matrices transformers keeps as Conv1D, for which compressed-tensors has "
             "no format",
             hint="--scheme gguf:q8_0 and its kin store it",
         )
     shapes = {
         name.removesuffix(".weight"): shape
-        for name, shape in folder.shapes.items()
+        for name, shape in source.shapes.items()
         if name.endswith(("_proj.weight", "lm_head.weight")) and len(shape) == 2
     }
     has_head = "lm_head" in shapes
@@ -148,11 +158,16 @@ def _check_matrices(folder: HuggingFaceFolder, scheme: Scheme, options: Quantize
     check_groups(scheme, {name: shape[1] for name, shape in shapes.items() if not is_ignored(name, options.ignore)})
 
 
-def _read_texts(folder: HuggingFaceFolder, options: QuantizeOptions) -> Texts:
+def _read_texts(source: Source, options: QuantizeOptions) -> Texts:
     if options.calibration is None and options.held_out is None:
         return Texts([], [])
-    tokenizer = load_tokenizer(folder.path)
-    context = folder.config.get("max_position_embeddings") or folder.config.get("n_positions")
+    if source.tokenizer is None:
+        raise ConfigError(
+            f"{source.path} carries no tokenizer, so text cannot be read",
+            hint="leave out --calibration and --held-out, or quantise a checkpoint that carries one",
+        )
+    tokenizer = load_tokenizer(source.tokenizer)
+    context = source.config.get("max_position_embeddings") or source.config.get("n_positions")
     longest = context if isinstance(context, int) else _SEQ_LENGTH
     length = options.seq_length or min(_SEQ_LENGTH, longest)
     if length > longest:

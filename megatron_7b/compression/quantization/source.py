@@ -3,64 +3,100 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_7b.checkpoint import read_manifest, resolve_checkpoint
-from megatron_7b.checkpoint.manifest import read_config
+from megatron_7b.checkpoint import read_config, read_manifest, resolve_checkpoint, tokenizer_path
 from megatron_7b.config.schema import ModelConfig
-from megatron_7b.conversion import ExportOptions, HuggingFaceFolder, export_to_hugging_face
+from megatron_7b.conversion import (
+    ExportOptions,
+    HuggingFaceFolder,
+    export_to_hugging_face,
+    plan_weights,
+    to_hugging_face_config,
+)
 from megatron_7b.conversion.json_files import read_json
 from megatron_7b.conversion.progress import Report
 from megatron_7b.errors import ConfigError, ConversionError
 from megatron_7b.files import remove_any
+from megatron_7b.model.parameters import Shape
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-@contextlib.contextmanager
-def opened_source(
-    checkpoint: Path | None, hf: Path | None, beside: Path, report: Report
-) -> Iterator[HuggingFaceFolder]:
-    """Yield the model as a Hugging Face folder, for the duration of a with block.
+@dataclass(frozen=True)
+class Source:
+    """The model that is quantised, known by its configuration before any weights are read.
 
-    Args:
-        checkpoint: A checkpoint of any layout, or
-        hf: a folder; one of them.
-        beside: Where the output will be; a checkpoint is exported into a hidden folder there.
-        report: Takes what is being done.
-
-    Raises:
-        CheckpointError: The checkpoint is damaged.
-        ConfigError: Neither or both are given, the checkpoint is one of an adapter, or the model is no decoder.
-        ConversionError: The folder cannot be read.
+    Attributes:
+        path: A checkpoint of any layout, or a Hugging Face folder.
+        is_checkpoint: Which of them it is.
+        config: What its config.json holds, or that of its export will.
+        shapes: Of its tensors, by Hugging Face's names.
+        tokenizer: Folder of its tokenizer.
     """
-    if (checkpoint is None) == (hf is None):
-        raise ConfigError(
-            "a model is given by --checkpoint C, or by --hf FOLDER"
-            + ("" if checkpoint is None else "; this command has both")
-        )
-    if hf is not None:
-        yield _checked(hf)
-        return
-    assert checkpoint is not None
-    folder = resolve_checkpoint(checkpoint)
-    manifest = read_manifest(folder)
-    if manifest.base is not None:
-        raise ConfigError(
-            f"{folder} holds an adapter, and what is quantised is a whole model",
-            hint=f"megatron-7b convert to-hf --merge --checkpoint {folder} --output MERGED, then --hf MERGED",
-        )
-    _check_model(folder, read_config(folder).model)  # before the export, which takes a while
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    room = Path(tempfile.mkdtemp(prefix=f".{beside.name}.export-", suffix=".tmp", dir=beside.parent))
-    try:
-        exported = room / "model"
-        export_to_hugging_face(folder, exported, ExportOptions(), report)
-        yield _checked(exported)
-    finally:
-        with contextlib.suppress(OSError):
-            remove_any(room)
+
+    path: Path
+    is_checkpoint: bool
+    config: Mapping[str, object]
+    shapes: Mapping[str, Shape]
+    tokenizer: Path | None
+
+    @classmethod
+    def read(cls, checkpoint: Path | None, hf: Path | None) -> "Source":
+        """Return a checkpoint or a folder, one of which is given.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged.
+            ConfigError: Neither or both are given, the checkpoint is one of an adapter, or the model is no decoder.
+            ConversionError: The folder cannot be read, or transformers has no such model.
+        """
+        if (checkpoint is None) == (hf is None):
+            raise ConfigError(
+                "a model is given by --checkpoint C, or by --hf FOLDER"
+                + ("" if checkpoint is None else "; this command has both")
+            )
+        if hf is not None:
+            folder = _checked(hf)
+            return cls(hf, False, folder.config, folder.shapes, hf)
+        assert checkpoint is not None
+        path = resolve_checkpoint(checkpoint)
+        manifest, model = read_manifest(path), read_config(path).model
+        if manifest.base is not None:
+            raise ConfigError(
+                f"{path} holds an adapter, and what is quantised is a whole model",
+                hint=f"megatron-7b convert to-hf --merge --checkpoint {path} --output MERGED, then --hf MERGED",
+            )
+        _check_model(path, model)
+        shapes: dict[str, Shape] = {}
+        for entry in plan_weights(model, manifest.vocab_size):
+            shapes.update(zip(entry.hugging_face, entry.mapping.hugging_face_shapes, strict=True))
+        config = to_hugging_face_config(model, vocab_size=manifest.vocab_size, dtype=manifest.params_dtype)
+        return cls(path, True, config, shapes, tokenizer_path(path))
+
+    @contextlib.contextmanager
+    def opened(self, beside: Path, report: Report) -> Iterator[HuggingFaceFolder]:
+        """Yield the model as a Hugging Face folder, for the duration of a with block.
+
+        Args:
+            beside: Where the output will be; a checkpoint is exported into a hidden folder there.
+            report: Takes what is being done.
+
+        Raises:
+            ConversionError: The export fails.
+        """
+        if not self.is_checkpoint:
+            yield HuggingFaceFolder(self.path)
+            return
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        room = Path(tempfile.mkdtemp(prefix=f".{beside.name}.export-", suffix=".tmp", dir=beside.parent))
+        try:
+            export_to_hugging_face(self.path, room / "model", ExportOptions(), report)
+            yield _checked(room / "model")
+        finally:
+            with contextlib.suppress(OSError):
+                remove_any(room)
 
 
 def _check_model(folder: Path, model: ModelConfig) -> None:

@@ -68,7 +68,7 @@ class AdapterSource:
                 f"{_NOT_LOW_RANK[config.adapter.method]}",
                 hint="generate and evaluate take the checkpoint itself",
             )
-        found = find_base(checkpoint, base)
+        found = find_base(checkpoint, base, is_asked_for=base is not None)
         assert found is not None
         check_exportable(config.model)
         return cls(checkpoint, found, manifest, config, plan_adapter(config))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_7b.files import writing_output
+from megatron_7b.runtime.rescue import write_or_rescue
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,5 @@ class TaskResults:
                 )
 
     def write(self, file: Path) -> None:
-        """Write everything as JSON; beside, then renamed."""
-        with writing_output(file) as beside, beside.open("w", encoding="utf-8") as stream:
-            json.dump(self.content, stream, indent=1, ensure_ascii=False, default=str)
+        """Write everything as JSON; raises as `write_or_rescue`."""
+        write_or_rescue(file, lambda stream: json.dump(self.content, stream, indent=1, ensure_ascii=False, default=str))

@@ -13,12 +13,12 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.evaluation.programs.pass_at_k import estimate_pass_at_k
 from megatron_7b.evaluation.programs.problems import Problem, read_problems
 from megatron_7b.evaluation.report.statistics import interval
-from megatron_7b.files import writing_output
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.setup import GenerationSetup
 from megatron_7b.runtime.confinement.running import Limits, Verdict, check_isolation, run_program
 from megatron_7b.runtime.machine.device_facts import available_cores
 from megatron_7b.runtime.output_paths import check_file_to_write
+from megatron_7b.runtime.rescue import write_or_rescue
 
 DEFAULT_MAX_NEW_TOKENS = 512
 _BATCHES_PER_REPORT = 4
@@ -259,10 +259,8 @@ def judge_programs(
 
 
 def write_samples(file: Path, results: ProgramResults) -> None:
-    """Write all programs with their verdicts as JSON lines; beside, then renamed."""
-    with writing_output(file) as beside, beside.open("w", encoding="utf-8") as stream:
-        for sample in results.samples:
-            stream.write(as_line(sample.record()))
+    """Write all programs with their verdicts as JSON lines; raises as `write_or_rescue`."""
+    write_or_rescue(file, lambda stream: stream.writelines(as_line(sample.record()) for sample in results.samples))
 
 
 def _write(task: ProgramTask, *, fp32_on_cpu: bool, report: Progress) -> list[str] | None:

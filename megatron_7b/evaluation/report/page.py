@@ -9,8 +9,8 @@ from megatron_7b.evaluation.harness.results import Measure, TaskResults
 from megatron_7b.evaluation.report.comparison import ComparedMeasure, compare_results, is_mean
 from megatron_7b.evaluation.report.items import Item, items_of
 from megatron_7b.evaluation.report.statistics import Bin, calibration, confusion, interval
-from megatron_7b.files import write_output
 from megatron_7b.page_parts import escape
+from megatron_7b.runtime.rescue import write_or_rescue
 
 _WORST_SHOWN = 5
 _MOST_ANSWERS = 10
@@ -21,14 +21,15 @@ _MARGIN = 60
 
 
 def write_report(file: Path, content: Mapping[str, Any], *, other: Mapping[str, Any] | None = None) -> None:
-    """Write the page; it appears complete or not at all.
+    """Write the page; it appears complete or not at all. Raises as `write_or_rescue`.
 
     Args:
         file: The html file.
         content: What `TaskResults` holds.
         other: Another evaluation, which this one is compared with.
     """
-    write_output(file, render_results(content, other=other))
+    page = render_results(content, other=other)
+    write_or_rescue(file, lambda stream: stream.write(page))
 
 
 def render_results(content: Mapping[str, Any], *, other: Mapping[str, Any] | None = None) -> str:

@@ -71,6 +71,11 @@ def join_launcher() -> None:
         end_with_parent(int(launcher))
 
 
+def has_launcher() -> bool:
+    """Return whether this process was started by `launch`, which says why it has ended."""
+    return _record_file is not None
+
+
 def record_failure(error: BaseException, exit_code: int) -> bool:
     """For a process started by `launch`: pass the error to the launcher, which shows only the one that came first.
 
