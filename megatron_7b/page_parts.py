@@ -55,6 +55,11 @@ def format_number(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def format_figure(value: float) -> str:
+    """Return a number with three digits that count, or all of its whole ones, and no power of ten: 0.123, 1,390."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def format_size(value: float) -> str:
     """Return a large number with three digits: 999, 1.23 k, 4.56 M."""
     for unit in ("", " k", " M", " G", " T"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from megatron_7b.cli.tables import align
 from megatron_7b.config import RunConfig
 from megatron_7b.model.sizes import count_parameters
+from megatron_7b.page_parts import format_figure
 from megatron_7b.planning import Advice, Candidate, Plan
 from megatron_7b.planning.scaling import ScalingRow
 
@@ -14,6 +15,8 @@ OWN_FLAGS = frozenset(
     for name in ("gpus", "gpu", "gpus-per-node", "gpu-memory", "link", "network", "top", "page", "scaling", "json")
 )
 """Flags of `plan` that a run does not have."""
+_LONG_STEP = 10.0
+"""Seconds from which on the parts of a step are given in seconds, no longer in milliseconds."""
 _HEADS = (
     "",
     "layout",
@@ -55,7 +58,8 @@ def _lines(found: Plan, advice: Sequence[Advice], argv: Sequence[str]) -> Iterat
     first = found.candidates[0]
     yield ""
     yield f"memory of 1:  {_parts(first.memory.as_dict(), 1e9, 'GB')}"
-    yield f"time of 1:    {_parts(first.time.as_dict(), 1e-3, 'ms')}"
+    in_seconds = first.time.total >= _LONG_STEP
+    yield f"time of 1:    {_parts(first.time.as_dict(), *((1.0, 's') if in_seconds else (1e-3, 'ms')))}"
     yield ""
     if found.fits:
         yield shlex.join(run_words(found, argv))
@@ -76,9 +80,9 @@ def _row(name: str, candidate: Candidate) -> list[str]:
         f"{candidate.config.training.micro_batch_size} × {candidate.num_microbatches}",
         ", ".join(filter(None, (candidate.recompute, candidate.formats))),
         f"{candidate.memory.total / 1e9:.1f}{'' if candidate.fits else ' !'}",
-        f"{candidate.time.total:.3g}",
+        format_figure(candidate.time.total),
         f"{candidate.tokens_per_second_per_gpu:,.0f}",
-        f"{candidate.tflops_per_gpu:.3g}",
+        format_figure(candidate.tflops_per_gpu),
         f"{100 * candidate.mfu:.1f} %",
         candidate.limit,
     ]
@@ -129,7 +133,7 @@ def print_scaling(rows: Sequence[ScalingRow], config: RunConfig) -> None:
                     f"{candidate.config.training.global_batch_size:,}",
                     candidate.name,
                     f"{candidate.memory.total / 1e9:.1f}",
-                    f"{candidate.time.total:.3g}",
+                    format_figure(candidate.time.total),
                     f"{candidate.tokens_per_second_per_gpu:,.0f}",
                     f"{100 * candidate.mfu:.1f} %",
                     f"{candidate.tokens_per_second_per_gpu * row.gpus:,.0f}",

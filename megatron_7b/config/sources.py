@@ -107,7 +107,7 @@ def _locate(name: str, *, relative_to: Path) -> Path:
         raise ConfigError(f"no configuration file {path}", hint="give the path of a YAML file, or a preset's name")
     if name == "auto":
         raise ConfigError(
-            "--config auto chooses a layout for this machine, which only `megatron-7b pretrain` does",
+            "--config auto chooses a layout for this machine, which only `megatron-7b pretrain` and `finetune` do",
             hint="`megatron-7b plan` finds layouts for this machine (--gpu cpu) and for others",
         )
     guess = nearest(name, preset_names())

@@ -60,7 +60,7 @@ def what_would_fit(
         if candidate := best(changed, gpus, device):
             found.append(Advice(change=change, candidate=candidate))
     found += _more_gpus(lambda number: best(config, number, device), gpus, device)
-    for larger in GPUS.values() if device.type == "cuda" else ():
+    for larger in GPUS.values():
         if larger.memory_bytes > device.memory_bytes and (candidate := best(config, gpus, larger)):
             found.append(Advice(change=f"--gpu {larger.name}: {larger.title}", candidate=candidate))
             break

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_7b.files import write_output
 from megatron_7b.model.sizes import count_parameters
-from megatron_7b.page_parts import STYLE, card, escape, table
+from megatron_7b.page_parts import STYLE, card, escape, format_figure, table
 from megatron_7b.planning.advice import Advice
 from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.planner import Plan
@@ -47,7 +47,7 @@ def page(found: Plan, advice: Sequence[Advice] = (), command: str = "") -> str:
     tokens = config.training.global_batch_size * config.data.seq_length
     cards = [
         card(f"{first.memory.total / 1e9:.1f} GB", f"of {found.device.memory_bytes / 1e9:.1f} on the fullest GPU"),
-        card(f"{first.time.total:.3g} s", f"a step of {tokens:,} tokens"),
+        card(f"{format_figure(first.time.total)} s", f"a step of {tokens:,} tokens"),
         card(f"{first.tokens_per_second_per_gpu:,.0f}", "tokens/s per GPU"),
         card(f"{100 * first.mfu:.1f} %", "of the GPU's rate"),
     ]
@@ -113,7 +113,7 @@ def _time_table(found: Plan) -> str:
     rows = [
         [
             _layout(candidate, f"; {candidate.limit}") + _stack(_times(candidate), slowest, "ms", 1e-3),
-            f"{candidate.time.total:.3g}",
+            format_figure(candidate.time.total),
             f"{candidate.tokens_per_second_per_gpu:,.0f}",
             f"{100 * candidate.mfu:.1f} %",
         ]

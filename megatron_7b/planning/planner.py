@@ -307,11 +307,12 @@ def _without_layout(config: RunConfig, given: Set[str]) -> RunConfig:
 def _no_layout(config: RunConfig, gpus: int) -> ConfigError:
     """Say why so many ranks cannot share the run, and what number could."""
     batch, model = config.training.global_batch_size, config.model
+    has_stages = model.traits.kind != "encoder_decoder"
     return ConfigError(
-        f"--gpus {gpus}: no layout divides {model.num_layers} layers, {model.query_groups} key-value heads and a "
-        f"global batch of {batch} sequences among {gpus} ranks",
-        hint=f"give a number of GPUs that divides these, or --training.global-batch-size "
-        f"{nearest_multiples(gpus, batch)}, multiples of {gpus}",
+        f"--gpus {gpus}: no layout divides {f'{model.num_layers} layers, ' if has_stages else ''}"
+        f"{model.query_groups} key-value heads and a global batch of {batch} sequences among {gpus} ranks",
+        hint=f"give a number of GPUs that divides these, or a batch that is a multiple of it: "
+        f"--training.global-batch-size {nearest_multiples(gpus, batch)}",
     )
 
 

@@ -1,6 +1,7 @@
 """`plan` and `--config auto` as commands: output, exit codes, what a run gets."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -65,6 +66,18 @@ def test_what_fits_nowhere_ends_with_1_and_says_what_would(capsys: pytest.Captur
     told = planned(capsys, "--config mixtral_8x7b --gpus 8 --gpu a100-40", code=1)
     assert "No layout fits. These would:" in told
     assert "--gpus " in told
+
+
+def test_a_processor_that_is_too_small_is_told_of_gpus_that_hold_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    told = planned(capsys, "--config llama2_7b --gpus 2 --gpu cpu --gpu-memory 4", code=1)
+    assert "No layout fits. These would:\n  --gpu h100: NVIDIA H100 SXM → " in told
+
+
+def test_large_figures_have_no_exponents(capsys: pytest.CaptureFixture[str]) -> None:
+    told = planned(capsys, "--config llama2_7b --gpus 1 --gpu cpu --gpu-memory 9999 --top 1")
+    assert "e+" not in told
+    time_of_first = next(line for line in told.splitlines() if line.startswith("time of 1:"))
+    assert re.search(r"matrix products [\d,]+\.\d, .*; [\d,]+\.\d s$", time_of_first)
 
 
 def test_flags_of_the_devices_count(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +174,7 @@ def test_auto_takes_all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_elsewhere_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "auto"]) == 2
-    assert "--config auto chooses a layout for this machine" in capsys.readouterr().err
+    assert "which only `megatron-7b pretrain` and `finetune` do" in capsys.readouterr().err
 
 
 HUGGING_FACE = {

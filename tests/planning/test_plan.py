@@ -285,6 +285,12 @@ def test_mistakes_are_told(overrides: dict[str, object], arguments: dict[str, ob
     assert re.search(message, str(told.value), re.DOTALL)
 
 
+def test_layers_of_an_encoder_decoder_are_no_reason() -> None:
+    """It has one pipeline stage, so that three layers are none that three ranks could share."""
+    with pytest.raises(ConfigError, match=r"no layout divides 8 key-value heads and a global batch of 32"):
+        plan(load_config("t5_tiny_cpu"), gpus=3, gpu="h100")
+
+
 def test_an_unknown_vocabulary_is_assumed_and_said() -> None:
     found = plan(load_config("tiny_cpu"), gpus=2, gpu=this_processor(2, memory=8 << 30))
     assert found.config.model.vocab_size == 32_000

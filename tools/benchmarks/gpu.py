@@ -65,10 +65,12 @@ def run_step(step: Step, output: Path, words: Sequence[str], limit: float) -> di
     """
     log, started = output / f"{step.name}.log", time.monotonic()
     with log.open("w", encoding="utf-8") as stream:
-        # A session of its own, so that what the step has started ends with it.
+        # A session of its own, so that what the step has started ends with it. Its input closes when this process ends,
+        # even if that is killed: `end_with_input` of gpu_measurements.
         process = subprocess.Popen(
-            words, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True, cwd=REPOSITORY
-        )
+            words, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd=REPOSITORY,
+        )  # fmt: skip
         try:
             code: int | None = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -92,6 +94,8 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 def work(steps: Sequence[Step], output: Path, budget: float, flags: Sequence[str]) -> None:

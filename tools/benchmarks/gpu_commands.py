@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -85,10 +84,7 @@ def _until_first_step(words: Sequence[str], folder: Path, run: Path) -> float:
     """Start a run, wait for its first step, and end it; returns the seconds that it took."""
     started, log = time.perf_counter(), folder / "first_step.log"
     with log.open("w", encoding="utf-8") as stream:
-        # Its own session: the run and its ranks end together.
-        process = subprocess.Popen(
-            words, cwd=folder, env=_environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = subprocess.Popen(words, cwd=folder, env=_environment(), stdout=stream, stderr=subprocess.STDOUT)
         try:
             metrics = run / "metrics.jsonl"
             while not (metrics.exists() and metrics.stat().st_size):
@@ -99,7 +95,7 @@ def _until_first_step(words: Sequence[str], folder: Path, run: Path) -> float:
                 time.sleep(0.05)
             return round(time.perf_counter() - started, 1)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # its ranks end with it
             process.wait()
 
 

@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -218,6 +220,24 @@ def decode(task: Task) -> dict[str, Any]:
     return time_decoding(task.shape, task.device_type, is_tiny=task.is_tiny)
 
 
+def end_with_input() -> None:
+    """Kill this process and all that it starts once its input is closed, as it is when the command has been killed.
+
+    What is left of a step would disturb the next one, and write into its log. What this process starts has no input.
+    """
+    held = os.dup(sys.stdin.fileno())  # not inherited
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    os.close(nothing)
+
+    def wait() -> None:
+        while os.read(held, 1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     """Do one step, and print its result as the last line."""
     from gpu import RESULT, SKIPPED
@@ -229,6 +249,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     given = parser.parse_args()
     (step,) = (step for step in STEPS if step.name == given.step)
+    if os.getsid(0) == os.getpid():  # not started by hand
+        end_with_input()
     try:
         result = globals()[step.work](Task(step, given.output, given.device, given.tiny))
     except NotHereError as reason:
