@@ -28,53 +28,86 @@ STEPS = 2
 
 def record(config: RunConfig, folder: Path, fault: str | None, from_rounded: bool = False) -> None:
     """Entry point of a rank: record steps, with a fault if one is wanted."""
-    if fault == "norms are not summed":
-        finalizing = importlib.import_module("megatron.core.distributed.finalize_model_grads")
-        finalizing._allreduce_non_tensor_model_parallel_grads = lambda *_, **__: None  # type: ignore[attr-defined]
-    elif fault == "replicas learn differently":
-        import torch.distributed as dist
-
-        from megatron_7b.optim.optimizer import Optimizer
-
-        step = Optimizer.step
-        Optimizer.step = lambda self, rate: step(self, rate * (1 + dist.get_rank()))  # type: ignore[method-assign]
-    elif fault in SCALES:
-        from megatron.core.transformer.mlp import MLP
-
-        forward = MLP.forward
-
-        def scaled(self: Any, *arguments: Any, **named: Any) -> Any:
-            output, bias = forward(self, *arguments, **named)
-            return output * SCALES[fault], bias
-
-        MLP.forward = scaled
-    elif fault == "keys learn from their own rank only":
-        from megatron_7b.model import local_layers
-
-        gather = local_layers.gather_sequence
-
-        def gathered(share: Any, group: Any) -> Any:
-            own = share.detach().requires_grad_()
-            return gather(own, group).detach() + 0.0 * gather(share, group)
-
-        local_layers.gather_sequence = gathered  # type: ignore[attr-defined]
-    elif fault == "experts are not averaged":
-        from megatron.core.distributed.distributed_data_parallel import DistributedDataParallel
-
-        build = DistributedDataParallel.__init__
-
-        def built(self: Any, *arguments: Any, **named: Any) -> None:
-            build(self, *arguments, **named)
-            for buffer in self.expert_parallel_buffers:
-                for group in self.expert_parallel_bucket_groups:
-                    for bucket in group.buckets:
-                        bucket.gradient_scaling_factor *= 2.0
-                assert buffer
-
-        DistributedDataParallel.__init__ = built  # type: ignore[method-assign]
+    if fault in SCALES:
+        scale_layers(SCALES[fault])
+    elif fault is not None:
+        FAULTS[fault]()
     record_steps(config, folder, STEPS, from_rounded=from_rounded)
 
 
+def do_not_sum_norms() -> None:
+    finalizing = importlib.import_module("megatron.core.distributed.finalize_model_grads")
+    finalizing._allreduce_non_tensor_model_parallel_grads = lambda *_, **__: None  # type: ignore[attr-defined]
+
+
+def learn_differently() -> None:
+    import torch.distributed as dist
+
+    from megatron_7b.optim.optimizer import Optimizer
+
+    step = Optimizer.step
+    Optimizer.step = lambda self, rate: step(self, rate * (1 + dist.get_rank()))  # type: ignore[method-assign]
+
+
+def scale_layers(scale: float) -> None:
+    from megatron.core.transformer.mlp import MLP
+
+    forward = MLP.forward
+
+    def scaled(self: Any, *arguments: Any, **named: Any) -> Any:
+        output, bias = forward(self, *arguments, **named)
+        return output * scale, bias
+
+    MLP.forward = scaled
+
+
+def scale_gradient_of_attention() -> None:
+    from megatron.core.transformer.attention import Attention
+
+    forward = Attention.forward
+
+    def attended(self: Any, *arguments: Any, **named: Any) -> Any:
+        output, bias = forward(self, *arguments, **named)
+        output.register_hook(lambda gradient: 1.5 * gradient)
+        return output, bias
+
+    Attention.forward = attended
+
+
+def keep_gradients_of_keys() -> None:
+    from megatron_7b.model import local_layers
+
+    gather = local_layers.gather_sequence
+
+    def gathered(share: Any, group: Any) -> Any:
+        own = share.detach().requires_grad_()
+        return gather(own, group).detach() + 0.0 * gather(share, group)
+
+    local_layers.gather_sequence = gathered  # type: ignore[attr-defined]
+
+
+def do_not_average_experts() -> None:
+    from megatron.core.distributed.distributed_data_parallel import DistributedDataParallel
+
+    build = DistributedDataParallel.__init__
+
+    def built(self: Any, *arguments: Any, **named: Any) -> None:
+        build(self, *arguments, **named)
+        assert self.expert_parallel_buffers
+        for group in self.expert_parallel_bucket_groups:
+            for bucket in group.buckets:
+                bucket.gradient_scaling_factor *= 2.0
+
+    DistributedDataParallel.__init__ = built  # type: ignore[method-assign]
+
+
+FAULTS = {
+    "norms are not summed": do_not_sum_norms,
+    "replicas learn differently": learn_differently,
+    "attention is given another gradient": scale_gradient_of_attention,
+    "keys learn from their own rank only": keep_gradients_of_keys,
+    "experts are not averaged": do_not_average_experts,
+}
 SCALES = {"a layer computes something else": 30.0, "a layer computes a little else": 1.05}
 
 
@@ -126,6 +159,15 @@ def test_gradients_that_are_not_summed_are_named(one_rank: Path, corpus: str, tm
     assert found.first.distance > 0.1
     assert all("norm" in one.name for one in found.others)
     assert "step 1: gradient of decoder.final_norm.weight (rank" in str(found.first)
+
+
+def test_what_a_step_computes_first_is_named(one_rank: Path, corpus: str, tmp_path: Path) -> None:
+    """In the backward pass the output of attention comes before queries and keys, which are registered after it."""
+    found = beside_one_rank(one_rank, corpus, tmp_path, TP2_SP, fault="attention is given another gradient")
+    assert found.first is not None
+    assert (found.first.step, found.first.what) == (1, "gradient")
+    assert found.first.name == "decoder.layers.1.self_attention.linear_proj.weight"
+    assert found.first.distance == pytest.approx(0.5, rel=1e-3)
 
 
 def test_replicas_that_drift_apart_are_named(one_rank: Path, corpus: str, tmp_path: Path) -> None:
@@ -216,6 +258,11 @@ def test_layouts_are_read_and_checked() -> None:
     assert values["parallel.use_distributed_optimizer"] is True
     assert values["parallel.recompute_granularity"] == "full"
     assert values["parallel.overlap_grad_reduce"] is False
+    said.clear()
+    read_layouts(["tp=1", "pp=2 stages=3+1"], load)
+    assert said[1][0]["parallel.pipeline_model_parallel_layout"] == (3, 1)
+    with pytest.raises(ConfigError, match=r"stages is '', expected a number of at least 1, such as stages=3\+1"):
+        read_layouts(["tp=1", "pp=2 stages=3+"], load)
 
 
 SMALL = (
@@ -235,6 +282,19 @@ def test_the_command_generates_data_and_compares(tmp_path: Path) -> None:
     assert said["layouts"][0]["layout"] == "tp=2 sp"
     assert said["layouts"][0]["first"] is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_recomputed_and_uneven_stages_are_compared(tmp_path: Path) -> None:
+    """Modules are an option beside the layouts, and one of those layouts only that recompute some."""
+    done = run_command(
+        "parity", *SMALL, "--model.num-layers", 3, "--parallel.recompute-modules", "mlp",
+        *("--folder", tmp_path, "--json"),
+        *("--layout", "tp=1", "--layout", "recompute=selective", "--layout", "pp=2 stages=2+1"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    recomputed, uneven = json.loads(done.stdout.splitlines()[-1])["layouts"]
+    assert (recomputed["layout"], uneven["layout"]) == ("recompute=selective", "pp=2 stages=2+1")
+    assert recomputed["largest"]["gradient"]["distance"] == 0.0
 
 
 def test_the_command_compares_experts_and_sequences_in_bf16(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from megatron_7b.runtime.process.launch import LaunchPlan, launch, megatron_comm
 from megatron_7b.training import load_run_config
 from megatron_7b.training.equivalence import (
     FP32,
+    OPTIONS,
     Band,
     Comparison,
     Deviation,
@@ -92,7 +93,8 @@ def _parser() -> Parser:
     add_config_flag(parser)
     parser.add_argument(
         "--layout", action="append", default=[], metavar="LAYOUT",
-        help="such as 'tp=2 pp=2 sp'; knows tp, pp, vpp, cp, ep, dp, sp, zero1, overlap, recompute=full; at least two",
+        help="such as 'tp=2 pp=2 sp'; knows tp, pp, vpp, stages=3+1, cp, ep, dp, sp, zero1, overlap, recompute=full; "
+        "at least two",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=5, help="updates to compare")
     parser.add_argument("--folder", type=Path, help="for what is recorded meanwhile; default: that of temporary files")
@@ -104,7 +106,7 @@ def _parser() -> Parser:
 def _layouts(command_line: CommandLine, given: Mapping[str, object]) -> list[NamedLayout]:
     """Return the layouts with the configuration of the run at each, checked."""
     for path in given:
-        if path.startswith("parallel."):
+        if path in OPTIONS:
             raise ConfigError(f"{path} is what layouts say", hint='--layout "tp=2 sp" --layout "tp=1"')
 
     def load(values: Mapping[str, object], world_size: int) -> RunConfig:

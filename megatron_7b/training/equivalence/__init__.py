@@ -12,11 +12,12 @@ from megatron_7b.training.equivalence.comparing import (
     compare_recordings,
     measure_rounding,
 )
-from megatron_7b.training.equivalence.layouts import NamedLayout, read_layouts
+from megatron_7b.training.equivalence.layouts import OPTIONS, NamedLayout, read_layouts
 from megatron_7b.training.equivalence.recording import in_fp32, record_steps
 
 __all__ = [
     "FP32",
+    "OPTIONS",
     "Band",
     "Comparison",
     "Deviation",

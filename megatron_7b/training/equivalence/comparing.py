@@ -267,14 +267,13 @@ def _read(folder: Path, step: int, rank: int) -> Any:
 
 
 def _whole(records: list[Any], kind: str) -> dict[str, Any]:
-    """Put the shards of the reference together, in the order of the model."""
+    """Put the shards of the reference together, in the order of the forward pass."""
     import torch
 
     found: dict[str, Any] = {}
-    for record in records:
-        for shard in getattr(record, kind):
-            whole = found.setdefault(shard.name, torch.full(shard.shape, math.nan))
-            _write(whole, shard)
+    for shard in sorted((one for record in records for one in getattr(record, kind)), key=lambda one: one.number):
+        whole = found.setdefault(shard.name, torch.full(shard.shape, math.nan))
+        _write(whole, shard)
     return found
 
 
@@ -303,7 +302,7 @@ def _of_parameters(
     band: Band,
     settled: dict[str, Any],
 ) -> Iterator[Deviation]:
-    """Yield the largest deviation of each parameter over the ranks that hold it, in the order of the model."""
+    """Yield the largest deviation of each parameter over the ranks that hold it, in the order of the forward pass."""
     import torch
 
     worst: dict[str, Deviation] = {}

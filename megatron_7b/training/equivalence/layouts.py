@@ -1,9 +1,10 @@
 """Layouts as a user writes them, `tp=2 pp=2`, and the configurations that they stand for."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from megatron_7b.config import RunConfig
+from megatron_7b.config.schema import ParallelConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.parallel import build_layout
 
@@ -19,10 +20,18 @@ _SWITCHES = {
     "zero1": "use_distributed_optimizer",
     "overlap": "overlap_grad_reduce",
 }
-_RECOMPUTE = ("none", "selective", "full")
+_RECOMPUTE = {
+    "none": (),
+    "selective": ("parallel.recompute_modules",),
+    "full": ("parallel.recompute_method", "parallel.recompute_num_layers"),
+}
+"""What may be recomputed, and the options of the configuration that say how, which are refused without it."""
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-KEYS = (*_SIZES, "dp", *_SWITCHES, "recompute")
+KEYS = (*_SIZES, "stages", "dp", *_SWITCHES, "recompute")
 """What a layout may say."""
+_NOTHING_SAID: dict[str, object] = {f"parallel.{field.name}": field.default for field in fields(ParallelConfig)}
+OPTIONS = frozenset(_NOTHING_SAID).difference(*_RECOMPUTE.values())
+"""The options that a layout decides, whatever the configuration says; how it recomputes is not among them."""
 
 
 @dataclass(frozen=True)
@@ -94,25 +103,27 @@ def _parse(text: str) -> tuple[dict[str, object], int]:
         said[key] = value
     if not said:
         raise ConfigError("it is empty", hint='one rank is "tp=1"')
-    values: dict[str, object] = {f"parallel.{field}": 1 for key, field in _SIZES.items() if key != "vpp"}
-    values |= {"parallel.virtual_pipeline_model_parallel_size": None, "parallel.pipeline_model_parallel_layout": ()}
-    values |= {f"parallel.{field}": False for field in _SWITCHES.values()}
-    values |= {"parallel.overlap_param_gather": False, "parallel.recompute_granularity": "none"}
+    values = dict(_NOTHING_SAID)
     for key, value in said.items():
         if key in _SIZES:
             values[f"parallel.{_SIZES[key]}"] = _size(key, value)
         elif key in _SWITCHES:
             values[f"parallel.{_SWITCHES[key]}"] = _switch(key, value)
+        elif key == "stages":
+            values["parallel.pipeline_model_parallel_layout"] = tuple(_size(key, part) for part in value.split("+"))
         elif key == "recompute":
             if value not in _RECOMPUTE:
                 raise ConfigError(f"recompute is {value!r}, expected one of {', '.join(_RECOMPUTE)}")
             values["parallel.recompute_granularity"] = value
+            for path in _RECOMPUTE[value]:
+                del values[path]
     return values, _size("dp", said.get("dp", "1"))
 
 
 def _size(key: str, value: str) -> int:
     if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{key} is {value!r}, expected a number of at least 1, such as {key}=2")
+        example = "stages=3+1" if key == "stages" else f"{key}=2"
+        raise ConfigError(f"{key} is {value!r}, expected a number of at least 1, such as {example}")
     return int(value)
 
 

@@ -26,12 +26,14 @@ class Shard:
 
     Attributes:
         name: Of the parameter, the same at every layout.
+        number: Of the parameter, in the order of the forward pass.
         place: Where it belongs.
         shape: Of the whole, without vocabulary padding.
         value: Its values, in FP32.
     """
 
     name: str
+    number: int
     place: Place
     shape: tuple[int, ...]
     value: Any
@@ -137,9 +139,9 @@ def _gradients(learner: "Learner") -> "Iterator[Shard]":
     if learner.config.parallel.use_distributed_optimizer:
         _gather_gradients(learner)
     for chunk in learner.model:
-        for row, parameter in _described(chunk.module):
+        for number, row, parameter in _numbered(chunk.module):
             if parameter.requires_grad:
-                yield _shard(row, parameter.main_grad, learner)
+                yield _shard(number, row, parameter.main_grad, learner)
 
 
 def _gather_gradients(learner: "Learner") -> None:
@@ -162,18 +164,21 @@ def _weights(learner: "Learner") -> "Iterator[Shard]":
 
     gather_parameters(learner.model)
     for chunk in learner.model:
-        for row, parameter in _described(chunk.module):
+        for number, row, parameter in _numbered(chunk.module):
             if parameter.is_floating_point() and parameter.requires_grad:
-                yield _shard(row, parameter.detach(), learner)
+                yield _shard(number, row, parameter.detach(), learner)
 
 
-def _described(chunk: "ModelChunk") -> "Iterator[tuple[Parameter, Any]]":
+def _numbered(chunk: "ModelChunk") -> "Iterator[tuple[int, Parameter, Any]]":
+    """Yield the parameters of a chunk with their numbers in the forward pass, in which they are not registered."""
     from megatron_7b.model.builder import described_parameters
 
-    yield from described_parameters(chunk)
+    numbers = {name: number for number, name in enumerate(chunk.table)}
+    for row, parameter in described_parameters(chunk):
+        yield numbers[row.name], row, parameter
 
 
-def _shard(row: "Parameter", value: "Tensor", learner: "Learner") -> Shard:
+def _shard(number: int, row: "Parameter", value: "Tensor", learner: "Learner") -> Shard:
     """Return a rank's part of a parameter or of its gradient, without the rows that only pad a vocabulary."""
     from megatron_7b.model.initialization import shard_ranges
 
@@ -190,4 +195,4 @@ def _shard(row: "Parameter", value: "Tensor", learner: "Learner") -> Shard:
         (first, last) = rows[0]
         rows = ((min(first, vocabulary), min(last, vocabulary)),)
         value = value[: rows[0][1] - rows[0][0]]
-    return Shard(row.name, (rows, columns), shape, value)
+    return Shard(row.name, number, (rows, columns), shape, value)
