@@ -29,27 +29,45 @@ struct Pair {
   std::int64_t queries;
   std::int64_t keys;
   std::int64_t ahead;  // a query sees the keys up to its own number plus this, both counted within their blocks
+  std::uint32_t window;
   bool masked;
 
   Pair(const AttentionShape& shape, std::int64_t query_block, std::int64_t key_block)
       : queries(std::min(kBlock, shape.queries - query_block * kBlock)),
         keys(std::min(kBlock, shape.keys - key_block * kBlock)),
         ahead((query_block - key_block) * kBlock + shape.keys - shape.queries),
-        masked(shape.causal && ahead < keys - 1) {}
+        window(static_cast<std::uint32_t>(std::min<std::int64_t>(shape.window, 1 << 30))),
+        masked(shape.causal && (ahead < keys - 1 || queries + ahead > shape.window)) {}
 
   std::int64_t columns() const { return round_up(queries, kLanes); }
 };
 
+// Blocks from `begin` to before `end`.
+struct BlockRange {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
 // Key blocks that a block of queries sees.
-inline std::int64_t visible_key_blocks(const AttentionShape& shape, std::int64_t query_block) {
-  const std::int64_t end = std::min(shape.queries, (query_block + 1) * kBlock) + shape.keys - shape.queries;
-  return blocks_of(shape.causal ? end : shape.keys);
+inline BlockRange visible_key_blocks(const AttentionShape& shape, std::int64_t query_block) {
+  if (!shape.causal) {
+    return {0, blocks_of(shape.keys)};
+  }
+  const std::int64_t earlier = shape.keys - shape.queries;
+  const std::int64_t oldest = query_block * kBlock + earlier - (shape.window - 1);
+  const std::int64_t end = std::min(shape.queries, (query_block + 1) * kBlock) + earlier;
+  return {std::max<std::int64_t>(oldest, 0) / kBlock, blocks_of(end)};
 }
 
-// The first block of queries that sees a block of keys.
-inline std::int64_t first_query_block(const AttentionShape& shape, std::int64_t key_block) {
-  const std::int64_t first = key_block * kBlock - (shape.keys - shape.queries);
-  return shape.causal && first > 0 ? first / kBlock : 0;
+// Blocks of queries that see a block of keys.
+inline BlockRange seeing_query_blocks(const AttentionShape& shape, std::int64_t key_block) {
+  if (!shape.causal) {
+    return {0, blocks_of(shape.queries)};
+  }
+  const std::int64_t earlier = shape.keys - shape.queries;
+  const std::int64_t first = key_block * kBlock - earlier;
+  const std::int64_t end = std::min(shape.keys, (key_block + 1) * kBlock) + (shape.window - 1) - earlier;
+  return {std::max<std::int64_t>(first, 0) / kBlock, blocks_of(std::min(shape.queries, end))};
 }
 
 template <class T>
@@ -64,7 +82,9 @@ MEGATRON_7B_INLINE IntVector sees(std::int64_t query, std::int64_t key, const Pa
   for (std::int64_t lane = 0; lane < kLanes; ++lane) {
     number[lane] = static_cast<std::int32_t>(lane);
   }
-  return number >= static_cast<std::int32_t>(std::max<std::int64_t>(key - pair.ahead - query, -1));
+  // How far a query is beyond the first that sees the key; without sign, those before it are very far.
+  const IntVector beyond = number - static_cast<std::int32_t>(key - pair.ahead - query);
+  return reinterpret_cast<UintVector>(beyond) < pair.window;
 }
 
 template <class Body>
@@ -169,7 +189,8 @@ MEGATRON_7B_INLINE void weigh_block(const float* scores, const Pair& pair, float
     if (first) {
       store(softmax.sum + i, sum);
     } else {
-      const Vector shrunk = power_of_two(before * factor - shift);
+      // A query whose window begins behind the block before has seen nothing yet: infinitely less.
+      const Vector shrunk = power_of_two(maximum(broadcast(-200.0F), before * factor - shift));
       store(softmax.shrunk + i, shrunk);
       store(softmax.sum + i, load(softmax.sum + i) * shrunk + sum);
     }
@@ -217,20 +238,21 @@ void attention(HeadsAt<const T> query, HeadsAt<const T> key, HeadsAt<const T> va
     RunningSoftmax softmax;
     const std::int64_t count = std::min(kBlock, shape.queries - first);
     pack_columns(head_at(query, first, text, head), query.strides.position, count, sizes, rows, queries);
-    const std::int64_t visible = visible_key_blocks(shape, block);
-    for (std::int64_t key_block = 0; key_block < visible; ++key_block) {
+    const BlockRange visible = visible_key_blocks(shape, block);
+    for (std::int64_t key_block = visible.begin; key_block < visible.end; ++key_block) {
       const Pair pair(shape, block, key_block);
+      const bool is_first = key_block == visible.begin;
       const std::int64_t at = first_key_block + key_block;
       multiply<T, Sum::kNew>({keys + at * sizes.rows_room(), sizes.row}, {queries, kBlock}, {scores, kBlock}, pair.keys,
                              pair.columns(), sizes.words);
       if (pair.masked) {
-        weigh_block<T, true>(scores, pair, factor, key_block == 0, softmax, weights);
+        weigh_block<T, true>(scores, pair, factor, is_first, softmax, weights);
       } else {
-        weigh_block<T, false>(scores, pair, factor, key_block == 0, softmax, weights);
+        weigh_block<T, false>(scores, pair, factor, is_first, softmax, weights);
       }
       const Block<const Word> channels{values + at * values_room, kBlockWords<T>};
       const std::int64_t depth = (pair.keys + kNumbersPerWord<T> - 1) / kNumbersPerWord<T>;
-      if (key_block == 0) {
+      if (is_first) {
         multiply<T, Sum::kNew>(channels, {weights, kBlock}, {sums, kBlock}, shape.width, pair.columns(), depth);
       } else {
         multiply<T, Sum::kScaled>(channels, {weights, kBlock}, {sums, kBlock}, shape.width, pair.columns(), depth,
@@ -384,8 +406,8 @@ void attention_backward(HeadsAt<const T> query, HeadsAt<const T> key, HeadsAt<co
       pack_rows(head_at(key, first, text, group), key.strides.position, count, shape.width, keys, sizes.row);
       pack_rows(head_at(value, first, text, group), value.strides.position, count, shape.width, values, sizes.row);
       pack_channels(head_at(key, first, text, group), key.strides.position, count, sizes, rows, channels);
-      const std::int64_t first_number = first_query_block(shape, key_block);
-      for (std::int64_t number = first_number; number < query_blocks; ++number) {
+      const BlockRange seeing = seeing_query_blocks(shape, key_block);
+      for (std::int64_t number = seeing.begin; number < seeing.end; ++number) {
         const Pair pair(shape, number, key_block);
         const QueryBlock<T> block = query_block(number);
         multiply<T, Sum::kNew>({keys, sizes.row}, {block.query_columns, kBlock}, {scores, kBlock}, pair.keys,
@@ -407,12 +429,12 @@ void attention_backward(HeadsAt<const T> query, HeadsAt<const T> key, HeadsAt<co
             multiply<T, Sum::kAdded>(a, b, c, num_rows, num_columns, depth);
           }
         };
-        add(number == first_number, {gradients.weights, kBlockWords<T>}, {block.grad_pairs, sizes.columns},
+        add(number == seeing.begin, {gradients.weights, kBlockWords<T>}, {block.grad_pairs, sizes.columns},
             {by_values, sizes.columns}, pair.keys, sizes.columns, query_words);
-        add(number == first_number, {gradients.of_scores, kBlockWords<T>}, {block.query_pairs, sizes.columns},
+        add(number == seeing.begin, {gradients.of_scores, kBlockWords<T>}, {block.query_pairs, sizes.columns},
             {by_keys, sizes.columns}, pair.keys, sizes.columns, query_words);
-        add(key_block == 0, {channels, kBlockWords<T>}, {gradients.along_keys, kBlock}, {block.grad_query, kBlock},
-            shape.width, pair.columns(), key_words);
+        add(key_block == visible_key_blocks(shape, number).begin, {channels, kBlockWords<T>},
+            {gradients.along_keys, kBlock}, {block.grad_query, kBlock}, shape.width, pair.columns(), key_words);
       }
       const auto store_rows = [&](const float* sums, float by, auto* to, std::int64_t heads, std::int64_t number) {
         for (std::int64_t row = 0; row < count; ++row) {

@@ -97,7 +97,7 @@ class Bound {
 
   // Address, and strides from position to position, text to text and head to head.
   using StridedHeads = std::array<std::int64_t, 4>;
-  using Shape = std::array<std::int64_t, 6>;
+  using Shape = std::array<std::int64_t, 7>;
 
   void attention(const std::array<StridedHeads, 3>& inputs, Address y, Address log_sum, const Shape& shape, bool causal,
                  float scale, int threads) const {
@@ -121,7 +121,7 @@ class Bound {
   }
 
   static AttentionShape attention_shape(const Shape& shape, bool causal) {
-    return {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], causal};
+    return {shape[0], shape[1], shape[2], shape[3], shape[4], shape[5], shape[6], causal};
   }
 
   const Kernels<T>& kernels_;

@@ -123,7 +123,7 @@ TEST(attention_to_equal_values_is_that_value) {
     for (std::int64_t s = 1; s < 140; s += 23) {
       const std::int64_t d = 3 + s % 20;
       const std::int64_t keys = s + s % 3;
-      const AttentionShape shape{2, 2, 1, s, keys, d, true};
+      const AttentionShape shape{2, 2, 1, s, keys, d, 1 + keys - s + s % 37, true};  // windows of up to 35 keys
       const HeadStrides wide{4 * d, 2 * d, d};
       const HeadStrides narrow{2 * d, d, d};
       const auto query = numbers(s * 4 * d, 9);

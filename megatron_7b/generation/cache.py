@@ -15,6 +15,7 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor, nn
 
 from megatron_7b.model.windowed_attention import attend_within_window
+from megatron_7b.runtime.cpu import attention as cpu_attention
 
 _GROWTH = 1.5
 
@@ -175,6 +176,16 @@ class KeyValueCache:
         """Whether all rows of the pass stand at the same position."""
         return self._placement is not None and self._placement.is_aligned
 
+    def aligned_rows(self, window: int | None) -> list[tuple[slice, int]]:
+        """Return rows of the pass that stand at the same position, and how many of the keys of `append` they have."""
+        assert self._placement is not None, "a forward pass has begun"
+        starts = self._placement.starts
+        first = self._placement.first_seen(window)
+        ends = [start + self._placement.positions.shape[1] - first for start in starts]
+        if self._placement.is_aligned:
+            return [(slice(None), ends[0])]
+        return [(slice(row, row + 1), end) for row, end in enumerate(ends)]
+
     def mask(self, window: int | None) -> Tensor | None:
         """Return `visible_keys` of the pass, which layers with the same window share."""
         if window not in self._masks:
@@ -287,17 +298,35 @@ class CachedAttention(nn.Module):
         assert attention_mask is None
         s, b, n, d = query.shape
         keys, values = self._cache.append(self._layer, key, value, self._window)
-        mask = self._cache.mask(self._window) if attention_bias is None else attention_bias
         assert attention_bias is None or (s == 1 and n == keys.shape[1])
         if s == 1:
+            mask = self._cache.mask(self._window) if attention_bias is None else attention_bias
             # The queries of a group share their keys: they take the place of the sequence, and no key is repeated.
             q = query.reshape(b, keys.shape[1], n // keys.shape[1], d)
             context = functional.scaled_dot_product_attention(q, keys, values, mask, scale=self._softmax_scale)
             return context.reshape(1, b, n * d)
+        return self._attend_to_many(query, keys, values).flatten(2)
+
+    def _attend_to_many(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from several tokens of each row [s, b, n/tp, d] to keys [b, g/tp, s_k, d]; the shape of the query."""
+        keys_and_values = keys.permute(2, 0, 1, 3), values.permute(2, 0, 1, 3)
+        if cpu_attention.is_supported(query, *keys_and_values, causal=True, scale=self._softmax_scale):
+            of_rows = [
+                cpu_attention.attention(
+                    query[:, rows],
+                    *(x[:num_seen, rows] for x in keys_and_values),
+                    causal=True,
+                    window=self._window,
+                    scale=self._softmax_scale,
+                )
+                for rows, num_seen in self._cache.aligned_rows(self._window)
+            ]
+            return of_rows[0] if len(of_rows) == 1 else torch.cat(of_rows, dim=1)
         queries = query.permute(1, 2, 0, 3)
         if self._window is not None and self._cache.is_aligned:
             context = attend_within_window(queries, keys, values, self._window, scale=self._softmax_scale)
         else:
+            mask = self._cache.mask(self._window)
             context = functional.scaled_dot_product_attention(
                 queries,
                 keys,
@@ -305,9 +334,9 @@ class CachedAttention(nn.Module):
                 mask,
                 is_causal=mask is None,
                 scale=self._softmax_scale,
-                enable_gqa=n != keys.shape[1],
+                enable_gqa=query.shape[2] != keys.shape[1],
             )
-        return context.permute(2, 0, 1, 3).reshape(s, b, n * d)
+        return context.permute(2, 0, 1, 3)
 
 
 def attention_layers(layers: Iterable[nn.Module]) -> list[SelfAttention]:

@@ -132,12 +132,14 @@ class ScaledDotProductAttention(MegatronModule):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend from queries [b, n/tp, s, d], of which the last is at the last of the keys [b, g/tp, s_k, d]."""
         dropout, s, s_k = self.attention_dropout if self.training else 0.0, q.shape[2], k.shape[2]
-        if self.window is not None and s_k > self.window:
-            return attend_within_window(q, k, v, self.window, dropout=dropout, scale=self.softmax_scale)
         by_position = [x.permute(2, 0, 1, 3) for x in (q, k, v)]
         if dropout == 0.0 and cpu_attention.is_supported(*by_position, causal=self.is_causal, scale=self.softmax_scale):
-            context = cpu_attention.attention(*by_position, causal=self.is_causal, scale=self.softmax_scale)
+            context = cpu_attention.attention(
+                *by_position, causal=self.is_causal, window=self.window, scale=self.softmax_scale
+            )
             return context.permute(1, 2, 0, 3)
+        if self.window is not None and s_k > self.window:
+            return attend_within_window(q, k, v, self.window, dropout=dropout, scale=self.softmax_scale)
         mask = None
         if self.is_causal and 1 < s < s_k:
             # is_causal aligns the first query with the first key; here the last ones belong together.

@@ -1,4 +1,7 @@
-"""Causal attention to a window of the newest tokens, at a cost that grows with the window and not with the text."""
+"""Causal attention to a window of the newest tokens, at a cost that grows with the window and not with the text.
+
+For what our kernel for CPUs does not take (runtime/cpu/attention.py): GPUs without Transformer Engine, dropout.
+"""
 
 import torch
 import torch.nn.functional as functional

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_7b.checkpoint import resolve_checkpoint
 from megatron_7b.compression import QuantizeOptions, quantize
 from megatron_7b.compression.quantization.gguf.blocks import TYPES, pack, unpack
 from megatron_7b.compression.quantization.gguf.vocabulary import name_of_words
+from megatron_7b.conversion import import_from_hugging_face
 from megatron_7b.errors import ConfigError, PathError
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.assets import asset
@@ -116,6 +118,27 @@ def test_ways_to_cut_words() -> None:
     for name, words in (("gpt2", "gpt-2"), ("smollm2-135m", "smollm")):
         assert name_of_words(json.loads((asset(name) / "tokenizer.json").read_text())) == words
     assert name_of_words({"pre_tokenizer": {"type": "Whitespace"}}) is None
+
+
+def test_windows_are_refused_before_a_checkpoint_is_written_out(tmp_path: Path) -> None:
+    save_tiny_model("mistral_window", tmp_path / "hf", vocab_size=310)
+    save_tiny_tokenizer(tmp_path / "hf")
+    import_from_hugging_face(tmp_path / "hf", tmp_path / "c")
+    checkpoint = resolve_checkpoint(tmp_path / "c")
+    told: list[str] = []
+    with pytest.raises(ConfigError, match=rf"{checkpoint} has a sliding window of 9 tokens.*\n.*w4a16"):
+        quantize(
+            tmp_path / "a.gguf",
+            QuantizeOptions(scheme="gguf:q8_0"),
+            checkpoint=checkpoint,
+            report=lambda *what: told.append(str(what)),
+        )
+    assert told == []
+    settings = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del settings["sliding_window"]  # transformers takes 4096 then
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="sliding window of 4096"):
+        quantize(tmp_path / "a.gguf", QuantizeOptions(scheme="gguf:q8_0"), hf=tmp_path / "hf")
 
 
 def test_mistakes_are_told(models: Path, tmp_path: Path) -> None:

@@ -190,6 +190,24 @@ def test_loss_without_layers_is_that_of_the_pruned_model(
     assert (len(kept.candidates), kept.removed) == (3, best.layers)
 
 
+def test_layers_keep_their_own_windows(tmp_path: Path, tokenizer: Path, calibration: CalibrationText) -> None:
+    trained = replace(MODELS["qwen3"], window_size=5, window_attn_skip_freq=(1, 0, 1, 0))
+    source = write_model(tmp_path / "c", trained, random_weights(trained), tokenizer)
+    text = TextSamples(SAMPLES)
+    settings = {"data.seq_length": text.seq_length}
+    remaining = {(0,): (None, 5, None), (3,): (5, None, 5), (1, 3): (5, 5), (0, 2): (None, None)}
+    with opened_model(source, inference_config(source, settings)) as model:
+        losses = measure_without(model, text, list(remaining))
+    for layers, windows in remaining.items():
+        folder = tmp_path / f"without {layers}"
+        prune_checkpoint(source, folder, calibration, PruneOptions(drop_layers=layers))
+        assert read_config(folder).model.layer_windows == windows
+        with opened_model(folder, inference_config(folder, settings)) as model:
+            assert measure_loss_of(model, text) == pytest.approx(losses[layers], rel=1e-6)
+    with pytest.raises(ConfigError, match="name the layers yourself, with --drop-layers"):
+        plan_pruning(trained, PruneOptions(num_layers=2))
+
+
 def test_the_command_prunes_at_two_ranks_and_what_follows_works(
     llama: Path, tmp_path: Path, calibration: CalibrationText
 ) -> None:

@@ -22,7 +22,7 @@ IDS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(3))
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for case in ("llama", "qwen2_tied", "qwen3"):
+    for case in ("llama", "qwen2_tied", "qwen3", "mistral_window", "qwen3_windows"):
         save_tiny_model(case, folder / case, vocab_size=300, **SHAPE)
         save_tiny_tokenizer(folder / case)
     words = [
@@ -57,7 +57,8 @@ def options(models: Path, **changes: Any) -> QuantizeOptions:
 @pytest.mark.parametrize(
     ("case", "scheme", "method"),
     [("llama", "w4a16", "gptq"), ("llama", "w8a8", "rtn"), ("llama", "fp8", "rtn"), ("qwen2_tied", "w4a16", "awq"),
-     ("qwen3", "w8a16", "rtn")],
+     ("qwen3", "w8a16", "rtn"), ("mistral_window", "w4a16", "gptq"), ("qwen3_windows", "w8a8", "rtn"),
+     ("qwen3_windows", "fp8", "rtn"), ("mistral_window", "w8a16", "rtn")],
 )  # fmt: skip
 def test_transformers_computes_what_was_measured(
     models: Path, tmp_path: Path, case: str, scheme: str, method: str
@@ -83,6 +84,9 @@ def test_transformers_computes_what_was_measured(
             elif name.endswith("norm"):
                 original.get_submodule(name).weight.copy_(module.weight)
         torch.testing.assert_close(read(IDS).logits, original(IDS).logits, atol=1e-4, rtol=1e-4)
+    for key in ("sliding_window", "layer_types"):  # texts are longer than the windows, of 9 tokens
+        assert getattr(read.config, key, None) == getattr(original.config, key, None)
+    with torch.inference_mode():
         losses = [float(original(one[None], labels=one[None]).loss) for one in held_out(models, case)]
     assert result.perplexity_after == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
 

@@ -26,9 +26,16 @@ def random_model(architecture: str, draw: random.Random) -> ModelConfig:
     heads = groups * (draw.choice([1, 2, 3]) if is_llama else 1)
     is_t5 = architecture.startswith("t5")
     has_own_width = (is_llama or is_t5) and draw.random() < 0.4
+    num_layers = draw.choice([1, 2, 3])
+    windows: tuple[int, ...] = ()
+    if architecture in ("qwen2", "qwen3") and num_layers > 1:
+        windows = tuple(draw.sample([0, 1, 1][:num_layers], num_layers))
+    has_windows = architecture == "mistral" or bool(windows)
     return ModelConfig(
         architecture=architecture,
-        num_layers=draw.choice([1, 2, 3]),
+        num_layers=num_layers,
+        window_size=7 if has_windows else None,  # the texts of the tests are longer
+        window_attn_skip_freq=windows,
         num_decoder_layers=draw.choice([None, 2]) if is_t5 else None,
         hidden_size=2 * draw.randrange(8, 20) if has_own_width else width * heads,
         ffn_hidden_size=2 * draw.randrange(8, 40),

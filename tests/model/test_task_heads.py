@@ -18,7 +18,7 @@ from tests.model.test_against_transformers import shard
 from tests.support.ranks import run_ranks
 from tests.support.tiny_runs import tiny_config
 
-VOCAB_SIZE, LENGTHS, ROW = 203, (9, 4, 13, 6), 16
+VOCAB_SIZE, LENGTHS, ROW, WINDOW = 203, (9, 4, 13, 6), 16, 5
 SEQUENCE, TOKEN, ANSWER = "sequence_classification", "token_classification", "question_answering"
 LAYOUTS: dict[str, dict[str, Any]] = {
     "TP1": {},
@@ -60,6 +60,7 @@ def head_config(architecture: str, head: str, **parallel: Any) -> RunConfig:
             "num_tokentypes": 2 if "bert" in architecture else 0,
             "vocab_size": VOCAB_SIZE,
             "max_position_embeddings": 16,
+            "window_size": WINDOW if architecture == "mistral" else None,
             "norm_epsilon": 1e-6,
         },
         data={"seq_length": ROW},
@@ -118,7 +119,7 @@ def save_reference(architecture: str, head: str, folder: Path) -> Any:
         sizes |= {"intermediate_size": 96, "max_position_embeddings": 16, "layer_norm_eps": 1e-6}
     else:
         sizes |= {"intermediate_size": 96, "max_position_embeddings": 16, "num_key_value_heads": 2, "head_dim": 16}
-        sizes |= {"sliding_window": None} if architecture == "mistral" else {}
+        sizes |= {"sliding_window": WINDOW} if architecture == "mistral" else {}
     model = head_config(architecture, head).model
     kind = {"problem_type": model.problem_type} if model.head == SEQUENCE else {}
     config = AutoConfig.for_model(architecture, **sizes, num_labels=model.num_labels, pad_token_id=0, **kind)

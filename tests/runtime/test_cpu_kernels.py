@@ -250,28 +250,39 @@ def test_attention_of_one_token_per_row(queries: int, width: int, turned: int, d
     assert torch.equal(keys, before)  # nothing else was touched
 
 
-ATTENTIONS = {  # queries, keys, texts, heads, groups, width, causal
-    "one block": (5, 5, 2, 3, 3, 8, True),
-    "whole blocks, groups": (128, 128, 1, 4, 2, 64, True),
-    "odd": (131, 131, 2, 2, 2, 33, True),
-    "keys of a cache": (97, 201, 1, 4, 1, 80, True),
-    "two queries": (2, 300, 1, 1, 1, 64, True),
-    "encoder": (63, 66, 2, 3, 3, 16, False),
-    "fewer keys": (70, 31, 1, 2, 2, 128, False),
+ATTENTIONS = {  # queries, keys, texts, heads, groups, width, causal, window
+    "one block": (5, 5, 2, 3, 3, 8, True, None),
+    "whole blocks, groups": (128, 128, 1, 4, 2, 64, True, None),
+    "odd": (131, 131, 2, 2, 2, 33, True, None),
+    "keys of a cache": (97, 201, 1, 4, 1, 80, True, None),
+    "two queries": (2, 300, 1, 1, 1, 64, True, None),
+    "encoder": (63, 66, 2, 3, 3, 16, False, None),
+    "fewer keys": (70, 31, 1, 2, 2, 128, False, None),
+    "a key before the own": (70, 70, 1, 2, 1, 8, True, 2),
+    "window in a block": (200, 200, 2, 2, 1, 16, True, 3),
+    "window of a block": (192, 192, 1, 2, 2, 16, True, 64),
+    "odd window": (331, 331, 1, 4, 2, 24, True, 131),
+    "window over a cache": (97, 400, 1, 4, 1, 33, True, 70),
+    "window beyond the text": (100, 130, 1, 2, 2, 16, True, 1000),
+    "all but the last": (90, 90, 1, 2, 2, 16, True, 89),
 }
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize(("s", "s_k", "b", "n", "g", "d", "causal"), ATTENTIONS.values(), ids=ATTENTIONS)
+@pytest.mark.parametrize(("s", "s_k", "b", "n", "g", "d", "causal", "window"), ATTENTIONS.values(), ids=ATTENTIONS)
 @pytest.mark.usefixtures("instruction_set")
-def test_attention(s: int, s_k: int, b: int, n: int, g: int, d: int, causal: bool, dtype: torch.dtype) -> None:
+def test_attention(
+    s: int, s_k: int, b: int, n: int, g: int, d: int, causal: bool, window: int | None, dtype: torch.dtype
+) -> None:
     """Of heads that are slices of something wider, as they come from the projection."""
     mask = torch.ones(s, s_k, dtype=torch.bool).tril(s_k - s) if causal else None
+    if mask is not None and window is not None:
+        mask = mask.triu(s_k - s - window + 1)
 
     def ours(query: Tensor, key_and_value: Tensor) -> Tensor:
         key, value = key_and_value.split(d, dim=-1)
         assert cpu_attention.is_supported(query, key, value, causal=causal, scale=0.2)
-        return cpu_attention.attention(query, key, value, causal=causal, scale=0.2)
+        return cpu_attention.attention(query, key, value, causal=causal, window=window, scale=0.2)
 
     def reference(query: Tensor, key_and_value: Tensor) -> Tensor:
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, *key_and_value.split(d, dim=-1)))
@@ -282,9 +293,10 @@ def test_attention(s: int, s_k: int, b: int, n: int, g: int, d: int, causal: boo
     compare(ours, reference, [numbers(s, b, n, d), numbers(s_k, b, g, 2 * d, seed=1)], dtype, rounded=2)
 
 
+@pytest.mark.parametrize("window", [None, 40], ids=["all", "window"])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.usefixtures("instruction_set")
-def test_attention_depends_on_neither_threads_nor_neighbours(dtype: torch.dtype) -> None:
+def test_attention_depends_on_neither_threads_nor_neighbours(dtype: torch.dtype, window: int | None) -> None:
     """Bit for bit, both ways, and with heads that share their keys."""
     s, b, d = 150, 3, 40
     query, grad = numbers(s, b, 4, d).to(dtype), numbers(s, b, 4, d, seed=3).to(dtype)
@@ -293,7 +305,7 @@ def test_attention_depends_on_neither_threads_nor_neighbours(dtype: torch.dtype)
     def results(threads: int, rows: slice) -> list[Tensor]:
         torch.set_num_threads(threads)
         inputs = [x[:, rows].clone().requires_grad_() for x in (query, key, value)]
-        y = cpu_attention.attention(*inputs, causal=True)
+        y = cpu_attention.attention(*inputs, causal=True, window=window)
         return [y, *torch.autograd.grad(y, inputs, grad[:, rows])]
 
     before = torch.get_num_threads()
@@ -319,6 +331,24 @@ def test_attention_to_what_is_not_a_number_or_far_away() -> None:
     far = cpu_attention.attention(query * 1e4, key[:50], value[:50], causal=False)
     nearest = (query[:, 0, 0] @ key[:50, 0, 0].t()).argmax(dim=1)
     torch.testing.assert_close(far[:, 0, 0], value[nearest, 0, 0])
+
+
+@pytest.mark.usefixtures("instruction_set")
+def test_what_a_window_hides_does_not_count() -> None:
+    """However large its scores are, both ways; what is not a number there is not looked at."""
+    query, key, value = (numbers(300, 1, 1, 16, seed=seed).float() for seed in (0, 1, 2))
+    loud = key.clone()
+    loud[:40] = 1e4 * query[200]
+    results = []
+    for keys in (key, loud):
+        inputs = [x.clone().requires_grad_() for x in (query, keys, value)]
+        y = cpu_attention.attention(*inputs, causal=True, window=50)
+        results.append([y[89:], *(x[89:] for x in torch.autograd.grad(y[89:].sum(), inputs))])
+        assert all(x.isfinite().all() for x in results[-1])
+    for quiet, shouted in zip(*results, strict=True):
+        assert torch.equal(quiet, shouted)
+    key[:60] = math.nan
+    assert cpu_attention.attention(query, key, value, causal=True, window=50)[109:].isfinite().all()
 
 
 def test_attention_takes_only_what_it_can() -> None:

@@ -35,7 +35,7 @@ struct HeadsAt {
 };
 
 // Of `batch` texts: `queries` positions attend to `keys`, the last to the last. Equal shares of the heads share a
-// group.
+// group. Where it is causal, a query sees the newest `window` keys up to its own; each key is seen by some query.
 struct AttentionShape {
   std::int64_t batch;
   std::int64_t heads;
@@ -43,6 +43,7 @@ struct AttentionShape {
   std::int64_t queries;
   std::int64_t keys;
   std::int64_t width;
+  std::int64_t window;
   bool causal;
 };
 

@@ -1,8 +1,8 @@
 """Attention of many queries on a CPU, both ways, without a matrix of queries × keys.
 
 torch's attention for CPUs takes its products from a library that doesn't know every processor's instructions: this one
-is 2 to 9 times as fast (docs/benchmarks/train_step.md). What it doesn't take, `is_supported` says, and the callers go
-to torch's. See csrc/kernels/attention.h.
+is 2 to 9 times as fast (docs/benchmarks/train_step.md), and leaves out what a window hides. What it doesn't take,
+`is_supported` says, and the callers go to torch's. See csrc/kernels/attention.h.
 """
 
 from typing import Any
@@ -31,24 +31,24 @@ def _strided(x: Tensor) -> tuple[int, int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)
 
 
-def _shape(query: Tensor, key: Tensor) -> tuple[int, ...]:
+def _shape(query: Tensor, key: Tensor, window: int) -> tuple[int, ...]:
     s, b, n, d = query.shape
-    return b, n, key.shape[2], s, key.shape[0], d
+    return b, n, key.shape[2], s, key.shape[0], d, window
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool, window: int, scale: float) -> Tensor:
         inputs = tuple(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         s, b, n, _ = query.shape
         y = query.new_empty(query.shape)
         log_sum = query.new_empty(b, n, s, dtype=torch.float32)
         kernels.bound_kernels(query.dtype).attention(
-            [_strided(x) for x in inputs], y.data_ptr(), log_sum.data_ptr(), _shape(query, key), causal, scale,
+            [_strided(x) for x in inputs], y.data_ptr(), log_sum.data_ptr(), _shape(query, key, window), causal, scale,
             torch.get_num_threads(),
         )  # fmt: skip
         ctx.save_for_backward(*inputs, y, log_sum)
-        ctx.causal, ctx.scale = causal, scale
+        ctx.causal, ctx.window, ctx.scale = causal, window, scale
         return y
 
     @staticmethod
@@ -58,12 +58,21 @@ class _Attention(torch.autograd.Function):
         gradients = [x.new_empty(x.shape) for x in (query, key, value)]
         kernels.bound_kernels(query.dtype).attention_backward(
             [_strided(x) for x in (query, key, value)], y.data_ptr(), _strided(grad_y), log_sum.data_ptr(),
-            [x.data_ptr() for x in gradients], _shape(query, key), ctx.causal, ctx.scale, torch.get_num_threads(),
+            [x.data_ptr() for x in gradients], _shape(query, key, ctx.window), ctx.causal, ctx.scale,
+            torch.get_num_threads(),
         )  # fmt: skip
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float | None = None) -> Tensor:
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Tensor:
     """Return softmax(scale × query × keyᵀ) × value, as `is_supported` allows.
 
     Results depend neither on the number of threads nor on the batch around a text.
@@ -73,10 +82,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale:
         key: [s_k, b, g, d], where equal shares of the n heads share one of g groups.
         value: As the key.
         causal: Each query sees the keys up to its own; the last query's is the last key.
+        window: Keys that a query sees where it is causal, its own included; None: all.
         scale: Positive; 1 / √d unless given.
 
     Returns:
         [s, b, n, d], dense.
     """
-    y: Tensor = _Attention.apply(query, key, value, causal, query.shape[-1] ** -0.5 if scale is None else scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if causal and window is not None:
+        unseen = max(0, key.shape[0] - query.shape[0] - window + 1)
+        key, value = key[unseen:], value[unseen:]
+    y: Tensor = _Attention.apply(query, key, value, causal, key.shape[0] if window is None else window, scale)
     return y

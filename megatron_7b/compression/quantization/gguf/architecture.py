@@ -20,6 +20,8 @@ _ARCHITECTURES = {
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "gpt2": gguf.MODEL_ARCH.GPT2,
 }
+_MISTRALS_WINDOW = 4096
+"""What transformers assumes where a Mistral's config.json says nothing."""
 _TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 """Matrices that GPT-2 stores with inputs first."""
 
@@ -51,9 +53,11 @@ class GgufArchitecture:
         scaling = cls._rope(config).get("rope_type", "default")
         if name != "gpt2" and scaling not in ("default", "llama3"):
             raise ConfigError(f"{path} scales its rotary embedding by {scaling!r}, expected none or llama3")
-        if config.get("sliding_window") and config.get("use_sliding_window", name == "mistral"):
+        window = config.get("sliding_window", _MISTRALS_WINDOW if name == "mistral" else None)
+        if window and config.get("use_sliding_window", name == "mistral"):
             raise ConfigError(
-                f"{path} has a sliding window of {config['sliding_window']} tokens, which is not written to GGUF files"
+                f"{path} has a sliding window of {window} tokens, which is not written to GGUF files",
+                hint="--scheme w4a16, w8a16, w8a8 and fp8 keep it, in folders for transformers and vLLM",
             )
         return cls(config, _ARCHITECTURES[name], int(config.get("num_hidden_layers") or config["n_layer"]))
 
