@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from megatron_7b.checkpoint import tokenizer_path
+from megatron_7b.checkpoint.base import weights_identity
 from megatron_7b.checkpoint.manifest import read_manifest
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.data.samples.corpus_tokenizer import find_tokenizer
@@ -125,7 +126,6 @@ def cache_logits(
     count = options.num_samples or samples.num_samples
     from megatron_7b.checkpoint.open_model import opened_model
     from megatron_7b.training.agreement import Ranks
-    from megatron_7b.training.teacher import weights_identity
 
     carried = tokenizer_path(folder)
     manifest = CachedLogits(
@@ -134,7 +134,7 @@ def cache_logits(
         temperature=options.temperature,
         vocab_size=read_manifest(folder).vocab_size,
         tokenizer=load_tokenizer(carried).identity if carried is not None else None,
-        teacher=weights_identity(folder),
+        teacher=weights_identity(read_manifest(folder)),
         dtype=options.dtype,
         order=samples.order.to_dict(),
         reading=reading_of(config.data),

@@ -29,7 +29,7 @@ from megatron_7b.training.run import Run
 from megatron_7b.training.run_folder import RunFolder, RunState, keep_metrics_until
 from megatron_7b.training.status import last_step, read_status, record_status
 from megatron_7b.training.task_evaluation import TaskEvaluation
-from megatron_7b.training.teacher import keep_teacher
+from megatron_7b.training.teacher_note import keep_teacher
 from megatron_7b.training.timing import StepTiming
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from tests.support.assets import asset
 from tests.support.commands import run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/user_guide.md", "docs/growing.md", "docs/slurm.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/user_guide.md", "docs/guide_zh.md", "docs/growing.md", "docs/slurm.md"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 # So that the road takes a minute: a few documents, a few steps. Options win over what the README wrote.

@@ -183,9 +183,10 @@ def test_chinese_text_passes_every_filter() -> None:
         GopherQuality(GopherQualitySection()),
         FineWeb(FineWebSection()),
     ]
-    for step in steps:
-        document = Document(CHINESE, "file", 1, {"language": "zh"})
-        assert step(document) is document, step.name
+    for text in (CHINESE, "１９９８年3月5日，第9届大会在A市召开，到会的有７６人。" + CHINESE):
+        for step in steps:
+            document = Document(text, "file", 1, {"language": "zh"})
+            assert step(document) is document, step.name
     repeated = Document(CHINESE * 3, "file", 1, {"language": "zh"})
     assert isinstance(steps[0](repeated), Removed)
 

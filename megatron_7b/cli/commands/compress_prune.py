@@ -216,7 +216,8 @@ class _Shown:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Print how far it is, if that is due."""
         if what != self._what:
-            self._what, self._line = what, LineProgress("candidates" if "left out" in what else "samples")
+            unit = "candidates" if "left out" in what else "matrices" if "matrices" in what else "samples"
+            self._what, self._line = what, LineProgress(unit)
         self._line.update(done, total, what)
 
 

@@ -76,7 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         "each line (default: file)",
     )
     data.add_argument("--split-sentences", action="store_true", help="one sequence per sentence (nltk's Punkt)")
-    data.add_argument("--lang", default="english", help="language of the installed Punkt model (default: english)")
+    data.add_argument(
+        "--lang",
+        default="english",
+        help="whose sentences: that of an installed Punkt model, or chinese, japanese (default: english)",
+    )
     data.add_argument(
         "--shard",
         default=None,

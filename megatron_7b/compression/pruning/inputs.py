@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_7b.compression.pruning.measuring import hidden_of, run_text, stream_norms_of, symbols
+from megatron_7b.compression.pruning.measuring import Progress, hidden_of, run_text, stream_norms_of, symbols
 from megatron_7b.compression.pruning.samples import TextSamples
 from megatron_7b.model.on_ranks import ModelOnRanks
 from megatron_7b.parallel.groups import process_groups
@@ -20,13 +20,16 @@ MATRICES = (
 
 
 @torch.inference_mode()
-def measure_inputs(model: ModelOnRanks, samples: TextSamples, layers: Sequence[int]) -> dict[str, Tensor]:
+def measure_inputs(
+    model: ModelOnRanks, samples: TextSamples, layers: Sequence[int], on_progress: Progress | None = None
+) -> dict[str, Tensor]:
     """Return the Gram matrices of the inputs of all matrices of some layers, FP32 [in, in], by the matrices' names.
 
     Args:
         model: A loaded decoder.
         samples: The text.
         layers: Which layers; their sums are in the memory of every rank.
+        on_progress: Called after every round, on every rank.
 
     Returns:
         The same on all ranks, and at every layout, up to rounding.
@@ -49,7 +52,7 @@ def measure_inputs(model: ModelOnRanks, samples: TextSamples, layers: Sequence[i
     watch = _Inputs(model, sums)
     hooks = [hook for symbol, layer in symbols(model) if (symbol, 0) in sums for hook in watch.hooks(symbol, layer)]
     try:
-        run_text(model, samples, watch.begin_round)
+        run_text(model, samples, watch.begin_round, on_progress=on_progress)
     finally:
         for hook in hooks:
             hook.remove()

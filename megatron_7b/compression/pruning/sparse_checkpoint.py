@@ -171,13 +171,13 @@ def sparsify_checkpoint(
     result = SparseCheckpoint(output, options, held_out_tokens=unseen.num_samples * unseen.seq_length)
     with opened_model(source, config, fp32_on_cpu=fp32_on_cpu) as model:
         watch = on_progress if model.layout.is_main and on_progress is not None else watch_nothing
-        result.loss_before = measure_loss_of(model, unseen)
+        result.loss_before = measure_loss_of(model, unseen, lambda done, total: watch("held-out text", done, total))
         changed = _sparsified(model, text, source, pattern, result, watch)
         if model.layout.is_main:
             _write(source, changed, result, report)
         wait_for_all()
     with opened_model(output, inference_config(output, settings), fp32_on_cpu=fp32_on_cpu) as model:
-        result.loss_after = measure_loss_of(model, unseen)
+        result.loss_after = measure_loss_of(model, unseen, lambda done, total: watch("sparse model", done, total))
     return result
 
 
@@ -197,15 +197,18 @@ def _sparsified(
 
     weights, changed = CheckpointWeights(source, verify=False), {}
     for layers in _portions(model.config.model):
-        grams = measure_inputs(model, text, layers)
-        for name, gram in grams.items() if model.layout.is_main else ():
+        some = "all layers" if len(layers) == model.config.model.num_layers else f"layers {layers[0]} to {layers[-1]}"
+        grams = measure_inputs(
+            model, text, layers, lambda done, total, some=some: watch(f"inputs of {some}", done, total)
+        )
+        for number, (name, gram) in enumerate(grams.items() if model.layout.is_main else ()):
+            watch(f"matrices of {some}", number, len(grams))
             stored = weights[name]
             before = stored.to(model.device).float()
             after = sparsify(before, gram, pattern, result.options.method).to(stored.dtype)
             changed[name] = after.cpu()
             zeros = float((after == 0).double().mean())
             result.matrices.append(SparseMatrix(name, zeros, output_error(before, after.float(), gram)))
-        watch("layers", layers[-1] + 1, model.config.model.num_layers)
     return changed
 
 

@@ -13,7 +13,6 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from megatron_7b.errors import ConfigError
-from megatron_7b.evaluation.harness.running import DEFAULT_NEW_TOKENS
 from megatron_7b.generation.copies import Copies
 from megatron_7b.generation.options import GenerationOptions
 from megatron_7b.generation.prompts import Prompt
@@ -23,6 +22,9 @@ from megatron_7b.tokenizer.chat_template import ChatTemplate, Conversation, has_
 logger = logging.getLogger(__name__)
 
 type Ids = list[int]
+
+DEFAULT_NEW_TOKENS = 256
+"""Of a task that does not say how long its answers are, as the harness has it."""
 
 _AT_ONCE = 128
 """Requests between two reports of progress, unless fewer are wanted."""

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 type Report = Callable[[str, int, int], None]
 
-DEFAULT_NEW_TOKENS = 256
-"""Of a task that does not say how long its answers are, as the harness has it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessOptions:
@@ -140,6 +137,8 @@ class LoadedTasks:
         Raises:
             ConfigError: There is one.
         """
+        from megatron_7b.evaluation.harness.language_model import DEFAULT_NEW_TOKENS
+
         for task in self.tasks():
             if task.OUTPUT_TYPE != "generate_until":
                 continue

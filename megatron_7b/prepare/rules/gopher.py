@@ -181,8 +181,9 @@ class GopherQuality:
         if real > section.max_words:
             return self._removed("too_many_words", f"{real} words, at most {section.max_words} wanted")
         mean_length = (sum(map(len, words)) - sum(map(len, symbols))) / max(1, real)
-        if mean_length < section.min_mean_word_length and mean_spaced_length(words) < section.min_mean_word_length:
-            wanted = section.min_mean_word_length
+        wanted = section.min_mean_word_length
+        # Where single characters are words, the few others say nothing of a text: they are its figures and initials.
+        if mean_length < wanted and not is_unspaced(text, len(words)) and mean_spaced_length(words) < wanted:
             return self._removed("short_words", f"mean length {mean_length:.2f}, at least {wanted:g} wanted")
         if mean_length > section.max_mean_word_length:
             return _over(self.name, "long_words", mean_length, section.max_mean_word_length)
