@@ -78,10 +78,15 @@ def subcommand_of(words: list[str]) -> tuple[str, ...]:
         return (words[0],)
     chosen = itertools.takewhile(lambda word: re.fullmatch(r"[a-z][a-z-]*", word), words[1:3])
     chosen = tuple(chosen)
-    return ("megatron-7b", *(chosen if chosen[:1] in {("tokenizer",), ("data",), ("convert",)} else chosen[:1]))
+    return (
+        "megatron-7b",
+        *(chosen if chosen[:1] in {("tokenizer",), ("data",), ("convert",), ("compress",)} else chosen[:1]),
+    )
 
 
-@pytest.mark.parametrize(("page", "words"), our_commands(), ids=lambda value: " ".join(value)[:60])
+@pytest.mark.parametrize(
+    ("page", "words"), our_commands(), ids=lambda value: shlex.join(value)[:60] if isinstance(value, list) else value
+)
 def test_every_option_exists(page: str, words: list[str]) -> None:
     if words[1:] == ["--help"] or words[:2] == ["megatron-7b", "COMMAND"]:
         return
