@@ -106,9 +106,9 @@ def predicted_bytes(learner: Learner) -> dict[str, int]:
     )
     if on_ranks.device_type == "cuda":
         return {**held, "activations": planned.activations + planned.logits}
-    # On a CPU: all that the process grows by from here, with the code and the work space of the first step.
-    beside = planned.total - planned.parameters - planned.gradients - planned.optimizer
-    return {**held, "activations": max(0, beside - learner.bytes_before)}
+    # On a CPU: all that the process grows by from here, with what it lacks of the code and the work space of a step.
+    first_step = max(0, planned.context + planned.nccl - learner.bytes_before)
+    return {**held, "activations": planned.activations + planned.logits + first_step}
 
 
 def held_bytes(learner: Learner) -> dict[str, int]:

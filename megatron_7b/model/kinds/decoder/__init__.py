@@ -19,8 +19,8 @@ class Decoder:
 
     def attended_positions(self, model: ModelConfig, seq_length: int, predicted_share: float) -> float:  # noqa: ARG002
         """Return half of the sequence: a token attends to those before it, or to the newest of them."""
-        within = (min(seq_length, window or seq_length) for window in model.layer_windows)
-        return sum(window - window * window / (2 * seq_length) for window in within)
+        within = (min(1.0, (window or seq_length) / max(1, seq_length)) for window in model.layer_windows)
+        return sum(seq_length * share * (1 - share / 2) for share in within)
 
     def parameters(self, model: ModelConfig, vocab_size: int) -> Iterator[Parameter]:
         """Yield every parameter in the order of the forward pass."""
