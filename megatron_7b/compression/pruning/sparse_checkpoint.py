@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -171,13 +172,13 @@ def sparsify_checkpoint(
     result = SparseCheckpoint(output, options, held_out_tokens=unseen.num_samples * unseen.seq_length)
     with opened_model(source, config, fp32_on_cpu=fp32_on_cpu) as model:
         watch = on_progress if model.layout.is_main and on_progress is not None else watch_nothing
-        result.loss_before = measure_loss_of(model, unseen, lambda done, total: watch("held-out text", done, total))
+        result.loss_before = measure_loss_of(model, unseen, partial(watch, "held-out text"))
         changed = _sparsified(model, text, source, pattern, result, watch)
         if model.layout.is_main:
             _write(source, changed, result, report)
         wait_for_all()
     with opened_model(output, inference_config(output, settings), fp32_on_cpu=fp32_on_cpu) as model:
-        result.loss_after = measure_loss_of(model, unseen, lambda done, total: watch("sparse model", done, total))
+        result.loss_after = measure_loss_of(model, unseen, partial(watch, "sparse model"))
     return result
 
 
