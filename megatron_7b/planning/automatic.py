@@ -6,7 +6,6 @@ since it depends only on what the machine is, not on what is free at the moment.
 
 import csv
 import dataclasses
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Set
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from megatron_7b.config.schema import ModelConfig, RunConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.planning.candidate import Candidate
-from megatron_7b.planning.devices import GPUS, Device, this_processor
+from megatron_7b.planning.devices import GPUS, Device, gpu_called, this_processor
 from megatron_7b.planning.layouts import FORMATS
 from megatron_7b.planning.planner import plan
 from megatron_7b.runtime.machine.device_facts import available_cores, may_have_gpu, memory_bytes
@@ -143,12 +142,9 @@ def gpus_of(listing: str) -> list[Device]:
 def _known(name: str, mebibytes: int) -> Device:
     """Return the device of the table that a name means, or the one most alike with the name's own rates."""
     memory = mebibytes * 2**20 - 600 * 2**20  # which the driver keeps
-    words = name.lower()
-    patterns = {"h100-pcie": r"h100 pcie", "h200": r"h200", "h100": r"h100", "b200": r"b200", "l40s": r"l40s"}
-    patterns |= {"a100-80": r"a100.*80", "a100-40": r"a100", "rtx-4090": r"rtx 4090"}
-    for known, pattern in patterns.items():
-        if re.search(pattern, words):
-            return replace(GPUS[known], title=name, memory_bytes=memory)
+    known = gpu_called(name)
+    if known is not None:
+        return replace(known, title=name, memory_bytes=memory)
     bf16 = peak_tflops(name, "bf16")
     if bf16 is None:
         raise ConfigError(
@@ -157,4 +153,4 @@ def _known(name: str, mebibytes: int) -> Device:
         )
     fp8 = peak_tflops(name, "fp8")
     flops = {"bf16": bf16 * 1e12, "fp32": bf16 * 0.5e12} | ({"fp8": fp8 * 1e12} if fp8 else {})
-    return dataclasses.replace(GPUS["l40s"], name=words, title=name, memory_bytes=memory, flops=flops)
+    return dataclasses.replace(GPUS["l40s"], name=name.lower(), title=name, memory_bytes=memory, flops=flops)

@@ -4,6 +4,7 @@ Source of the rates: NVIDIA's data sheets. Of the memory: what torch reports, a 
 the efficiencies: fitted to measured and published runs; docs/planning.md says which, and how large the errors are.
 """
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -117,6 +118,18 @@ GPUS = {
 
 NAMES = (*GPUS, "cpu")
 
+_IN_FULL = {
+    "h100-pcie": r"h100 pcie\b",
+    "h200": r"h200\b",
+    "h100": r"h100\b",
+    "b200": r"b200\b",
+    "l40s": r"l40s\b",
+    "a100-80": r"a100\b.*80",
+    "a100-40": r"a100\b",
+    "rtx-4090": r"rtx 4090\b",
+}
+"""What is in the names that drivers have for them; the first that is found counts."""
+
 _CPU_EFFICIENCY = Efficiency(matrix_products=0.8, fp8_products=0.8, attention=0.2, memory=0.5, link=0.5, network=0.5)
 _GFLOPS_PER_CORE = 100.0
 """Of FP32 products, by AVX-512: 105 on an AMD EPYC (Zen 4); others have between half and twice as much."""
@@ -128,7 +141,7 @@ def find_device(name: str, num_devices: int) -> Device:
     """Return the device of a name.
 
     Args:
-        name: One of `NAMES`; `cpu` is this machine's processor, which the ranks share.
+        name: One of `NAMES`, or what nvidia-smi calls it; `cpu` is this machine's processor, which the ranks share.
         num_devices: Ranks in all.
 
     Raises:
@@ -136,13 +149,19 @@ def find_device(name: str, num_devices: int) -> Device:
     """
     if name.lower() == "cpu":
         return this_processor(num_devices)
-    if name.lower() not in GPUS:
+    found = GPUS.get(name.lower()) or gpu_called(name)
+    if found is None:
         guess = nearest(name.lower(), NAMES)
         raise ConfigError(
             f"--gpu {name} is not known" + (f"; did you mean {guess}?" if guess else ""),
             hint=f"known are {', '.join(NAMES)}; of others give --gpu-memory, and the most alike of these",
         )
-    return GPUS[name.lower()]
+    return found
+
+
+def gpu_called(name: str) -> Device | None:
+    """Return the GPU that a driver's name means, such as `NVIDIA H100 80GB HBM3`; None if it is not among them."""
+    return next((GPUS[known] for known, pattern in _IN_FULL.items() if re.search(pattern, name.lower())), None)
 
 
 def this_processor(num_ranks: int, *, memory: int | None = None) -> Device:

@@ -17,7 +17,7 @@ from megatron_7b.parallel import build_layout
 from megatron_7b.planning import plan, what_would_fit
 from megatron_7b.planning.candidate import Candidate
 from megatron_7b.planning.counts import ModelCounts
-from megatron_7b.planning.devices import GPUS, this_processor
+from megatron_7b.planning.devices import GPUS, find_device, this_processor
 from megatron_7b.planning.layouts import FORMATS, Search, layout_of
 from megatron_7b.planning.memory import rank_memory
 from megatron_7b.planning.planner import Planner, is_possible
@@ -313,3 +313,12 @@ def test_slower_links_cost_time_where_they_are_used() -> None:
     assert slow_link["matrix_products"] == usual["matrix_products"]
     assert slow_network["data_parallel"] > 5 * usual["data_parallel"]
     assert slow_network["tensor_parallel"] == usual["tensor_parallel"]
+
+
+def test_a_gpu_may_be_named_as_nvidia_smi_names_it() -> None:
+    for name, known in (
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("nvidia h200", "h200"),
+    ):
+        assert find_device(name, 8) is GPUS[known]

@@ -199,9 +199,7 @@ def _sparsified(
     weights, changed = CheckpointWeights(source, verify=False), {}
     for layers in _portions(model.config.model):
         some = "all layers" if len(layers) == model.config.model.num_layers else f"layers {layers[0]} to {layers[-1]}"
-        grams = measure_inputs(
-            model, text, layers, lambda done, total, some=some: watch(f"inputs of {some}", done, total)
-        )
+        grams = measure_inputs(model, text, layers, partial(watch, f"inputs of {some}"))
         for number, (name, gram) in enumerate(grams.items() if model.layout.is_main else ()):
             watch(f"matrices of {some}", number, len(grams))
             stored = weights[name]
