@@ -32,10 +32,12 @@ def stand_in(weight: Tensor) -> Tensor:
     """Return a gradient that tells the gradient buffer's hook that this weight's is in the buffer already.
 
     Source: the protocol of megatron-core's linear layers with `gradient_accumulation_fusion`: where the weight is also
-    the embedding (`zero_out_wgrad`), the hook adds what autograd collected from both, so this part must be zero. A
-    sparse tensor without entries is, and costs nothing to make or to add.
+    the embedding (`zero_out_wgrad`), the hook adds what autograd collected from both, so this part must be zero. On a
+    CPU a sparse tensor without entries is, and costs nothing to make or to add.
     """
     weight.grad_added_to_main_grad = True  # type: ignore[attr-defined]
+    if weight.device.type != "cpu":
+        return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)
     return torch.sparse_coo_tensor(size=weight.shape, dtype=weight.dtype, check_invariants=False)  # type: ignore[call-arg]
 
 
