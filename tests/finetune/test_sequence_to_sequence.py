@@ -115,7 +115,7 @@ def test_the_loss_is_that_of_transformers_on_each_record(folder: Path, run: Path
 def test_layouts_and_resumed_runs_agree(folder: Path, run: Path, tmp_path: Path):
     """What decoders learn has the form of conversations, whose layouts are tried elsewhere."""
     base = next(run.glob("base-*"))
-    for name, layout in LAYOUTS[folder.name.rstrip("0")].items():
+    for name, layout in LAYOUTS[folder.name.rstrip("0123456789")].items():
         finetune(folder, tmp_path / name, base, *layout)
         assert losses(tmp_path / name) == pytest.approx(losses(run), abs=1e-5), name
     assert losses(run)[-1] < losses(run)[0]
