@@ -28,30 +28,33 @@ class Placement:
         first_row: The pass is over rows [first_row, first_row + b) of the cache.
         starts: Position of the first token of each row, on the host.
         positions: The position of every token, int64 [b, s].
+        reach: How many positions the keys are read of, whatever the positions are; `starts` is empty then, and the
+            shape of what is computed follows from nothing on the host. None: as many as the tokens see.
     """
 
     first_row: int
     starts: tuple[int, ...]
     positions: Tensor
+    reach: int | None = None
 
     @property
     def rows(self) -> slice:
         """The rows of the cache."""
-        return slice(self.first_row, self.first_row + len(self.starts))
+        return slice(self.first_row, self.first_row + self.positions.shape[0])
 
     @property
     def num_positions(self) -> int:
         """Positions that the keys reach to, s_k."""
-        return max(self.starts) + self.positions.shape[1]
+        return max(self.starts) + self.positions.shape[1] if self.reach is None else self.reach
 
     @property
     def is_aligned(self) -> bool:
-        """Whether all rows stand at the same position."""
-        return min(self.starts) == max(self.starts)
+        """Whether all rows are known to stand at the same position."""
+        return self.reach is None and min(self.starts) == max(self.starts)
 
     def first_seen(self, window: int | None) -> int:
         """Return the oldest position that any token sees, if each sees as many as its window has; None: all."""
-        return 0 if window is None else max(0, min(self.starts) - window + 1)
+        return 0 if window is None or self.reach is not None else max(0, min(self.starts) - window + 1)
 
 
 def place(first_row: int, starts: Sequence[int], num_tokens: int, device: torch.device) -> Placement:
@@ -92,6 +95,9 @@ class KeyValueCache:
         head_width: Channels d of one head.
         dtype: Of keys and values.
         device: Where they lie.
+
+    Attributes:
+        num_resizes: How often keys and values have moved to other tensors.
     """
 
     def __init__(
@@ -102,7 +108,7 @@ class KeyValueCache:
             torch.zeros(0, num_query_groups, 0, head_width, dtype=dtype, device=device) for _ in range(num_layers)
         ]
         self._values = [torch.zeros_like(keys) for keys in self._keys]
-        self._num_rows = self._num_positions = 0
+        self._num_rows = self._num_positions = self.num_resizes = 0
         self._most_positions: int | None = None
         self._placement: Placement | None = None
         self._masks: dict[int | None, Tensor | None] = {}
@@ -163,6 +169,7 @@ class KeyValueCache:
                 new[:rows, :, :kept] = old[:rows, :, :kept]
                 blocks[layer] = new
         self._num_rows, self._num_positions = num_rows, num_positions
+        self.num_resizes += 1
 
     def begin(self, placement: Placement) -> None:
         """Announce where the tokens of the next forward pass stand; the room for them is reserved."""
@@ -214,7 +221,7 @@ class KeyValueCache:
                 start = placement.starts[0]
                 rows[:, :, start : start + new.shape[0]] = new.permute(1, 2, 0, 3)
             else:
-                row_numbers = torch.arange(len(placement.starts), device=new.device)
+                row_numbers = torch.arange(len(placement.positions), device=new.device)
                 rows[row_numbers[:, None], :, placement.positions] = new.transpose(0, 1)
             seen.append(rows[:, :, placement.first_seen(window) : placement.num_positions])
         return seen[0], seen[1]

@@ -10,6 +10,7 @@ from torch import Tensor
 from megatron_7b.errors import ConfigError
 from megatron_7b.generation.cache import CachedAttention, KeyValueCache, Placement, attention_layers, place
 from megatron_7b.generation.decoding import TokenDecoder, can_decode
+from megatron_7b.generation.fixed_steps import FixedSteps
 from megatron_7b.generation.requests import GenerationRequest
 from megatron_7b.generation.runner import TOKENS_AHEAD, ModelRunner
 from megatron_7b.model.kinds.decoder.network import LanguageModel
@@ -25,12 +26,13 @@ class DecoderRunner(ModelRunner):
 
     Args:
         model: This rank's only chunk, with torch-native layers and without sequence parallelism.
+        cuda_graphs: Append tokens in steps of fixed shapes where `takes_fixed_steps` says so.
 
     Raises:
         ConfigError: the model cannot be used for generation as it was built.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: LanguageModel, *, cuda_graphs: bool = True) -> None:
         _check(model)
         super().__init__(model, model.pg_collection, has_logits=bool(model.post_process))
         self._model = model
@@ -48,6 +50,10 @@ class DecoderRunner(ModelRunner):
             device=self.device,
         )
         self._decoder = TokenDecoder(model, self._cache) if can_decode(model) else None
+        self._steps: FixedSteps | None = None
+        if cuda_graphs and takes_fixed_steps(model):
+            self._steps = FixedSteps(self._take_step, self.vocab_size, self.device)
+        self._tensors_of_steps = self._angles, self._cache.num_resizes
         for layer, attention in enumerate(self._attentions):
             window = window_of(model.config, attention.layer_number)
             attention.core_attention = CachedAttention(self._cache, layer, model.config.softmax_scale, window)
@@ -103,6 +109,8 @@ class DecoderRunner(ModelRunner):
         self._cache.reserve(len(tokens), max(positions) + 1)
         if self._decoder is not None and len(tokens) <= kernels.MOST_ROWS:
             return self._decode(self._decoder, tokens, positions)
+        if self._steps is not None:
+            return self._fixed_step(self._steps, tokens, positions)
         return self._logits_after([[token] for token in tokens], 0, positions, [0] * len(tokens))
 
     def copy_rows(self, copies: Sequence[tuple[int, int]], positions: slice) -> None:
@@ -197,6 +205,22 @@ class DecoderRunner(ModelRunner):
             return None
         return self.logits(hidden)
 
+    def _fixed_step(self, steps: FixedSteps, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """Append a token to each row in a step of fixed shape; returns logits as `advance` does."""
+        if self._model.position_embedding_type == "rope":
+            self._angles_up_to(self._cache.num_positions)
+        angles, num_resizes = self._tensors_of_steps
+        if angles is not self._angles or num_resizes != self._cache.num_resizes:
+            steps.forget()
+            self._tensors_of_steps = self._angles, self._cache.num_resizes
+        return steps.take(tokens, positions, self._cache.num_positions)
+
+    def _take_step(self, tokens: Tensor, positions: Tensor, reach: int) -> Tensor:
+        """Append tokens [b, 1] at positions [b, 1] to the first rows; returns logits [b, v]."""
+        placement = Placement(0, (), positions, reach)
+        self._cache.begin(placement)
+        return self.logits(self._hidden_states(tokens, placement)[0])
+
     def _hidden_states(self, tokens: Tensor, placement: Placement) -> Tensor:
         """Run the layers of this stage; returns [s, b, h]."""
         model = self._model
@@ -249,6 +273,15 @@ def _passes(lengths: Sequence[int], starts: Sequence[int], num_positions: int) -
             yield begin, number
             begin, latest = number, start
     yield begin, len(lengths)
+
+
+def takes_fixed_steps(model: LanguageModel) -> bool:
+    """Return whether tokens are appended in steps of fixed shapes: on one GPU, and without experts.
+
+    Several ranks exchange tensors in each step; experts tell the host how many tokens each has.
+    """
+    is_on_gpu = next(model.parameters()).device.type == "cuda"
+    return is_on_gpu and int(model.pg_collection.mp.size()) == 1 and not model.config.num_moe_experts
 
 
 def _check(model: LanguageModel) -> None:

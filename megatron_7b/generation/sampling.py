@@ -37,11 +37,13 @@ def penalize(logits: Tensor, token_ids: Tensor, penalty: float) -> Tensor:
     return logits.index_put((token_ids,), changed.clamp(max=torch.finfo(torch.float32).max))  # inf - inf is no number
 
 
-def most_probable(logits: Tensor) -> int:
-    """Return the token of the largest logit, [v]; of equal ones the first."""
+def most_probable(logits: Tensor) -> list[int]:
+    """Return the token of the largest logit of each row of [b, v]; of equal ones the first."""
     if logits.device.type == "cpu":  # NumPy's is ten times as fast as torch's
-        return int(logits.float().numpy().argmax())
-    return int(logits.argmax())
+        logits = logits.float()
+        return [int(row.numpy().argmax()) for row in logits]
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    return tokens
 
 
 def keep_top_k(logits: Tensor, top_k: int) -> Tensor:
@@ -123,6 +125,10 @@ class TokenSampler:
         prompt_ids: What the text begins with; only a repetition penalty asks.
         stop_ids: Tokens of which each ends the text.
         grammar: What the text must fit, and the tokens that it is made of.
+
+    Attributes:
+        options: How to choose.
+        is_plain: It is always the most probable token.
     """
 
     def __init__(
@@ -140,7 +146,7 @@ class TokenSampler:
         self._stop_ids = list(stop_ids)
         self._grammar = grammar
         self._state: GrammarState | None = None  # made by the rank that chooses
-        self._is_plain = options.temperature == 0.0 and not self._changes_logits(options)
+        self.is_plain = options.temperature == 0.0 and not self._changes_logits(options)
         digest = hashlib.blake2b(f"{options.seed}:{sample_index}".encode(), digest_size=8).digest()
         self._generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -153,8 +159,8 @@ class TokenSampler:
         Raises:
             ConfigError: The grammar cannot be followed any further.
         """
-        if self._is_plain:
-            return most_probable(logits)
+        if self.is_plain:
+            return most_probable(logits[None])[0]
         chosen = self._choose(self._changed(logits))
         self._counts[chosen] += 1
         if self.options.repetition_penalty != 1.0:
@@ -192,6 +198,6 @@ class TokenSampler:
 
     def _choose(self, logits: Tensor) -> int:
         if self.options.temperature == 0.0:
-            return most_probable(logits)
+            return most_probable(logits[None])[0]
         uniform = torch.rand((), dtype=torch.float64, generator=self._generator).item()
         return draw(token_probabilities(logits, self.options), uniform)

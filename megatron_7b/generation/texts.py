@@ -56,6 +56,11 @@ class RunningText(ABC):
         """Tokens that are in the cache in all its rows."""
         return self.request.prompt_ids
 
+    @property
+    def takes_most_probable(self) -> bool:
+        """Whether what `choose` returns is the one token of the largest logit."""
+        return False
+
     @abstractmethod
     def choose(self, logits: Tensor) -> list[int]:
         """Choose what follows.
@@ -108,6 +113,11 @@ class SampledText(RunningText):
     def num_values(self) -> int:
         """A token; its log probability, and tokens and log probabilities of the most probable ones, if asked for."""
         return 1 if self._num_reported is None else 2 + 2 * self._num_reported
+
+    @property
+    def takes_most_probable(self) -> bool:
+        """Whether nothing else is asked: no chance, penalty, grammar, last token or log probability."""
+        return self._sampler.is_plain and self._num_reported is None and not self._is_forced(len(self._new_ids))
 
     def choose(self, logits: Tensor) -> list[int]:
         """Draw a token."""

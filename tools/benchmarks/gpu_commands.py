@@ -101,7 +101,6 @@ def _until_first_step(words: Sequence[str], folder: Path, run: Path) -> float:
 
 def time_decoding(shape: Shape, device: Any, *, is_tiny: bool) -> dict[str, Any]:
     """Time greedy decoding in BF16 with random weights, for one text and for eight at once."""
-    import torch
     from gpu_training import draw_on_device, peak_memory, synchronize
 
     from megatron_7b.config import load_config
@@ -132,15 +131,23 @@ def time_decoding(shape: Shape, device: Any, *, is_tiny: bool) -> dict[str, Any]
             )
             for first in range(batch_size)
         ]
-        for _ in range(2):  # the first one warms up
-            with torch.no_grad(), GenerationEngine(model, max_batch_size=batch_size) as engine:
-                synchronize(device)
-                times: list[float] = []
-                started = time.perf_counter()
-                times.extend(time.perf_counter() - started for _event in engine.generate(requests))
-        first, last = times[batch_size - 1], times[-1]
-        result[f"batch_{batch_size}"] = {
-            "first_token_seconds": round(first, 4),
-            "tokens_per_second": round(batch_size * (new_tokens - 1) / (last - first), 1),
-        }
+        of_graphs: list[list[int]] = []
+        for cuda_graphs in (True, False):
+            for _ in range(2):  # the first one warms up
+                texts: list[list[int]] = [[] for _ in requests]
+                with GenerationEngine(model, max_batch_size=batch_size, cuda_graphs=cuda_graphs) as engine:
+                    synchronize(device)
+                    times: list[float] = []
+                    started = time.perf_counter()
+                    for event in engine.generate(requests):
+                        times.append(time.perf_counter() - started)
+                        texts[event.request].append(event.token_id)
+            of_graphs = of_graphs or texts
+            # A graph is captured in the second step, so the second half of the texts is timed.
+            seconds = times[-1] - times[batch_size * (new_tokens // 2) - 1]
+            result[f"batch_{batch_size}" if cuda_graphs else f"batch_{batch_size}_without_graphs"] = {
+                "first_token_seconds": round(times[batch_size - 1], 4),
+                "tokens_per_second": round(batch_size * (new_tokens - new_tokens // 2) / seconds, 1),
+                "same_texts": texts == of_graphs,
+            }
     return result | peak_memory(device)

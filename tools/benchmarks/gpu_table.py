@@ -176,10 +176,13 @@ def _waiting(results: Results) -> Iterator[str]:
             yield from (f"    {line}" for line in commands["foreign_lines"])
             yield ""
     if decode:
-        yield "| texts at once | first token [s] | tokens/s |\n|---|---|---|"
+        yield "| texts at once | first token [s] | tokens/s | without CUDA graphs | the same texts |"
+        yield "|---|---|---|---|---|"
         for size in (1, 8):
-            row = decode[f"batch_{size}"]
-            yield f"| {size} | {row['first_token_seconds']} | {row['tokens_per_second']:,} |"
+            row, plain = decode[f"batch_{size}"], decode[f"batch_{size}_without_graphs"]
+            first, rate = row["first_token_seconds"], f"{row['tokens_per_second']:,}"
+            same = "yes" if plain["same_texts"] else "no"
+            yield f"| {size} | {first} | {rate} | {plain['tokens_per_second']:,} | {same} |"
         yield ""
 
 
