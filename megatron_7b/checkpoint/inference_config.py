@@ -39,7 +39,7 @@ def inference_config(
     vocab_size = read_config(folder).model.vocab_size
     one_rank = {f"parallel.{field.name}": field.default for field in dataclasses.fields(ParallelConfig)}
     untrained = {"precision.fp8_param_gather": False, "precision.optimizer_state_dtype": "fp32"}
-    untrained["runtime.cuda_graph_impl"] = "none"
+    untrained |= {"runtime.cuda_graph_impl": "none", "runtime.cross_entropy_impl": "auto"}
     untrained |= {f"distillation.{field.name}": field.default for field in dataclasses.fields(DistillationConfig)}
     settings = {
         **one_rank,

@@ -271,7 +271,8 @@ def _recomputed_modules_are_there(case: Case) -> Iterator[Problem]:
 # Precision ---------------------------------------------------------------------------------------------------------
 
 
-def _obstacle_to_transformer_engine(case: Case) -> str | None:
+def obstacle_to_transformer_engine(case: Case) -> str | None:
+    """Return what in the configuration keeps Transformer Engine out, or None."""
     if case.config.model.transformer_impl == "local":
         return "set model.transformer_impl to auto or transformer_engine"
     if case.config.runtime.device == "cpu":
@@ -300,7 +301,7 @@ def _graphs_repeat_the_same_kernels(case: Case) -> Iterator[Problem]:
     config, path = case.config, "runtime.cuda_graph_impl"
     if config.runtime.cuda_graph_impl == "none":
         return
-    if obstacle := _obstacle_to_transformer_engine(case):
+    if obstacle := obstacle_to_transformer_engine(case):
         yield case.problem(path, f"needs Transformer Engine; {obstacle}")
     elif config.model.traits.kind != "decoder" or config.model.num_moe_experts is not None:
         yield case.problem(path, f"needs a decoder without experts, not {config.model.architecture}")
@@ -319,7 +320,7 @@ def _fp8_needs_bf16_and_transformer_engine(case: Case) -> Iterator[Problem]:
         return
     if precision.params_dtype == "fp32":
         yield case.problem("precision.params_dtype", f"precision.fp8 {precision.fp8} works on bf16: set bf16 or auto")
-    if obstacle := _obstacle_to_transformer_engine(case):
+    if obstacle := obstacle_to_transformer_engine(case):
         yield case.problem("precision.fp8", f"needs Transformer Engine; {obstacle}")
 
 
@@ -389,5 +390,5 @@ def _bf16_moments_need_the_precision_aware_optimizer(case: Case) -> Iterator[Pro
         return
     if not case.config.parallel.use_distributed_optimizer:
         yield case.problem(path, "needs parallel.use_distributed_optimizer True")
-    if obstacle := _obstacle_to_transformer_engine(case):
+    if obstacle := obstacle_to_transformer_engine(case):
         yield case.problem(path, f"needs Transformer Engine's optimizer; {obstacle}")

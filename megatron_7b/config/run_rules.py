@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from megatron_7b.config.blend import split_blend
+from megatron_7b.config.model_rules import obstacle_to_transformer_engine
 from megatron_7b.config.options import get_value
 from megatron_7b.config.problems import Problem, nearest
 from megatron_7b.config.profile_steps import read_profile_steps
@@ -17,6 +18,29 @@ rule = adder_to(RULES)
 FILE_RULES: list[Rule] = []
 """Rules that look at the file system: for a run that is about to start."""
 file_rule = adder_to(FILE_RULES)
+
+# Loss --------------------------------------------------------------------------------------------------------------
+
+
+@rule(
+    "runtime.cross_entropy_impl",
+    "runtime.device",
+    "model.transformer_impl",
+    "model.architecture",
+    "finetune.label_smoothing",
+    "distillation.teacher",
+    "distillation.cached_logits",
+)
+def _losses_from_all_logits_are_of_plain_decoders(case: Case) -> Iterator[Problem]:
+    config, path = case.config, "runtime.cross_entropy_impl"
+    impl = config.runtime.cross_entropy_impl
+    if impl == "te" and (obstacle := obstacle_to_transformer_engine(case)):
+        yield case.problem(path, f"needs Transformer Engine; {obstacle}")
+    elif impl in ("full", "te") and config.cross_entropy_impl(has_transformer_engine=True) != impl:
+        kind = config.model.traits.kind
+        reason = "with finetune.label_smoothing or a teacher" if kind == "decoder" else f"of kind {kind}"
+        yield case.problem(path, f"must be auto or chunked for a model {reason}")
+
 
 # Batch -------------------------------------------------------------------------------------------------------------
 

@@ -255,6 +255,9 @@ class RuntimeConfig:
     """Use only deterministic GPU kernels, at some cost in speed; on a CPU they always are."""
     cuda_graph_impl: Literal["none", "local"] = "none"
     """local: start the kernels of each layer at once, as a CUDA graph; needs Transformer Engine. FP8 gains the most."""
+    cross_entropy_impl: Literal["auto", "full", "te", "chunked"] = "auto"
+    """Loss of a decoder: full: from all logits; te: from all logits, by Transformer Engine's kernel; chunked: with the
+    output layer, some hundred tokens at a time; auto: te with Transformer Engine's layers, else chunked."""
     check_memory: bool = True
     """Refuse a model whose parameters, gradients and optimizer state alone are more than the memory available."""
 
@@ -276,6 +279,17 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def cross_entropy_impl(self, *, has_transformer_engine: bool) -> Literal["full", "te", "chunked"]:
+        """Return how the loss is computed, given whether the layers are Transformer Engine's.
+
+        megatron-core's own losses know neither a teacher nor smoothing over all tensor ranks' tokens.
+        """
+        if self.finetune.label_smoothing > 0.0 or self.distillation.is_used or self.model.traits.kind != "decoder":
+            return "chunked"
+        if self.runtime.cross_entropy_impl != "auto":
+            return self.runtime.cross_entropy_impl
+        return "te" if has_transformer_engine else "chunked"
 
     @property
     def objective_name(self) -> str:

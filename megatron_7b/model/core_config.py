@@ -45,6 +45,7 @@ def build_transformer_config(
     is_swiglu = traits.activation == "silu" and traits.gated_linear_unit
     is_interleaved = parallel.virtual_pipeline_model_parallel_size is not None
     recompute = parallel.recompute_granularity
+    cross_entropy = config.cross_entropy_impl(has_transformer_engine=impl == "transformer_engine")
     return TransformerConfig(
         num_layers=model.num_layers * core_layers_per_layer,
         hidden_size=model.hidden_size,
@@ -92,7 +93,8 @@ def build_transformer_config(
         bias_dropout_fusion=on_gpu,
         apply_rope_fusion=on_gpu and impl == "transformer_engine",
         masked_softmax_fusion=False,
-        cross_entropy_loss_fusion=False,
+        cross_entropy_loss_fusion=cross_entropy == "te",
+        cross_entropy_fusion_impl="te",
         cuda_graph_impl=config.runtime.cuda_graph_impl if on_gpu else "none",
         # Recompute
         recompute_granularity=None if recompute == "none" else recompute,

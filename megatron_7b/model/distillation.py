@@ -259,7 +259,7 @@ class _LinearDistillation(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, *_others: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         if ctx.in_main_grad:
-            assert grad_output.item() == 1.0, "the sum of the losses was scaled before its backward pass"
+            torch._assert_async(grad_output == 1.0, "the sum of the losses was scaled before its backward pass")
             grad_weight = stand_in(ctx.layer.weight)
         else:
             grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
 from megatron_7b.runtime.cpu.weight_gradients import accumulate_weight_gradient, stand_in
+from megatron_7b.runtime.cuda import kernels as cuda_kernels
 
-_CHUNK_BYTES = 64 << 20  # of FP32 logits: near the size of a last-level cache, and products still run at full speed
+_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""Of FP32 logits. On a CPU near the size of a last-level cache, and products still run at full speed; on a GPU each
+chunk reads all weights three times, which takes as long as some hundred tokens."""
 _TILE_ROWS = 64  # a product of 512 tokens runs up to 10 % faster than one of 524
 
 
@@ -64,7 +67,8 @@ class Gradients:
     @classmethod
     def build(cls, hidden: Tensor, layer: OutputLayer, *, is_trained: bool) -> Self:
         """Return zeros, or the gradient buffer that is there."""
-        in_main_grad = is_trained and hidden.device.type == "cpu" and hasattr(layer.weight, "main_grad")
+        adds_in_place = hidden.device.type == "cpu" or cuda_kernels.adds_in_fp32(hidden)
+        in_main_grad = is_trained and adds_in_place and hasattr(layer.weight, "main_grad")
         if in_main_grad:
             weight: Tensor | None = layer.weight.main_grad  # type: ignore[attr-defined]
         else:
@@ -91,7 +95,7 @@ class Gradients:
 def _sweep(hidden: Tensor, layer: OutputLayer, labels: Tensor, weights: Tensor, gradients: Gradients | None) -> Tensor:
     """Return the loss of each token, [n]; the gradients of their weighted sum are added to `gradients`."""
     losses = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
-    rows = max(1, _CHUNK_BYTES // (4 * layer.weight.shape[0]))
+    rows = max(1, _CHUNK_BYTES[hidden.device.type] // (4 * layer.weight.shape[0]))
     rows -= rows % _TILE_ROWS if rows > _TILE_ROWS else 0
     for start in range(0, hidden.shape[0], rows):
         part = slice(start, start + rows)
@@ -131,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.in_main_grad:
             # What is in the gradient buffer cannot be scaled any more. The schedule has no reason to: it divides by
             # the tokens of the whole batch at the end.
-            assert grad_output.item() == 1.0, "the sum of the token losses was scaled before its backward pass"
+            torch._assert_async(grad_output == 1.0, "the sum of token losses was scaled before its backward pass")
             grad_weight = stand_in(ctx.layer.weight)
         else:
             grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)
@@ -187,8 +191,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, vocabulary: 
         mean_logits = logits[:, :num_true].sum(dim=1, dtype=torch.float32) / size
     # Over this rank's columns only; another rank's are joined through the logarithm of the sum.
     factor = weights if group is None else torch.ones_like(weights)
-    if cpu_kernels.is_supported(logits):
-        normalizer, probabilities = cpu_kernels.softmax_(logits, factor, num_true), logits
+    kernels = next((module for module in (cpu_kernels, cuda_kernels) if module.is_supported(logits)), None)
+    if kernels is not None:
+        normalizer, probabilities = kernels.softmax_(logits, factor, num_true), logits
     else:
         logits[:, num_true:] = torch.finfo(logits.dtype).min
         log_probabilities = torch.log_softmax(logits, dim=1, dtype=torch.float32)

@@ -121,6 +121,7 @@ def resolve_transformer_impl(config: RunConfig, device_type: DeviceType) -> tupl
         "model.transformer_impl": (wanted, wanted == "transformer_engine"),
         "precision.fp8": (fp8 := config.precision.fp8, fp8 != "none"),
         "runtime.cuda_graph_impl": (graphs := config.runtime.cuda_graph_impl, graphs != "none"),
+        "runtime.cross_entropy_impl": (loss := config.runtime.cross_entropy_impl, loss == "te"),
     }
     unmet = [f"{path} is {value!r}" for path, (value, is_unmet) in asking.items() if is_unmet]
     if unmet:

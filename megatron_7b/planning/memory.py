@@ -6,6 +6,7 @@ pass; the rest (process, libraries, communication) is measured: docs/planning.md
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.model.memory import bytes_per_parameter
@@ -13,7 +14,7 @@ from megatron_7b.parallel import ParallelLayout
 from megatron_7b.planning.counts import Group, ModelCounts
 from megatron_7b.planning.devices import Device
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Of logits at a time, in FP32, where output layer and loss are one: `model.fused_loss` has the same."""
 
 # Measured on a CPU, as memory of ranks without pages of files: docs/planning.md.
@@ -288,19 +289,17 @@ def _logits(config: RunConfig, layout: ParallelLayout, device: Device, predicted
         return 0
     rows = (model.vocab_size or 1) / layout.tp_size
     tokens = config.training.micro_batch_size * config.data.seq_length / layout.cp_size * predicted_share
-    if not holds_all_logits(config, device):  # in chunks, with the product that their gradient takes part in
-        chunk = 2 * min(4 * tokens * rows, _CHUNK_BYTES) + tokens * model.hidden_size * width
-        # On a GPU, the gradient of the output layer is added up beside the buffer.
-        return round(chunk + (4 + width) * rows * model.hidden_size * (device.type == "cuda"))
-    return round(tokens * rows * (width + 4))
+    cross_entropy = cross_entropy_impl(config, device)
+    if cross_entropy == "chunked":  # with the product that their gradient takes part in
+        beside, chunk = tokens * model.hidden_size * width, min(4 * tokens * rows, _CHUNK_BYTES[device.type])
+        if device.type == "cpu":
+            return round(2 * chunk + beside)
+        # In the working format, and what autograd gets in the place of the output layer's gradient.
+        return round(chunk * width / 4 + beside + rows * model.hidden_size * width)
+    return round(tokens * rows * (width + (4 if cross_entropy == "full" else width)))
 
 
-def holds_all_logits(config: RunConfig, device: Device) -> bool:
-    """Return whether the loss is computed from all logits of a microbatch, as Transformer Engine's decoders do."""
-    return (
-        device.type == "cuda"
-        and config.model.traits.kind == "decoder"
-        and config.model.transformer_impl != "local"
-        and config.finetune.label_smoothing == 0
-        and not config.distillation.is_used
-    )
+def cross_entropy_impl(config: RunConfig, device: Device) -> Literal["full", "te", "chunked"]:
+    """Return how the loss is computed: where Transformer Engine can be, it is taken to be there."""
+    has_engine = device.type == "cuda" and config.model.transformer_impl != "local"
+    return config.cross_entropy_impl(has_transformer_engine=has_engine)

@@ -16,13 +16,15 @@ from megatron_7b.planning.communication import Links
 from megatron_7b.planning.counts import Group, ModelCounts
 from megatron_7b.planning.devices import Device
 from megatron_7b.planning.layouts import layout_of
-from megatron_7b.planning.memory import recomputed_modules, working_width
+from megatron_7b.planning.memory import cross_entropy_impl, recomputed_modules, working_width
 
 _SMALL_DIMENSION = {"cuda": 128, "cpu": 32}
 """Matrix products reach half of their rate, by each of their dimensions, where it is this small."""
 _SHORT_SEQUENCE = {"cuda": 1024, "cpu": 0}
 """Attention reaches half of its rate at this length."""
-_LOSS_BYTES_PER_LOGIT = {"cuda": 80, "cpu": 12}
+_LOSS_BYTES_PER_LOGIT = {"full": 80, "te": 40, "chunked": 40}
+"""On a GPU. Measured by one profile: Transformer Engine's kernel takes half of the time; the last is a guess."""
+_LOSS_BYTES_PER_LOGIT_ON_CPU = 12
 _OPTIMIZER_BYTES = 34
 """Read and written per element of a rank's share: gradient, main parameter, two moments, working parameter, norm."""
 _OPTIMIZER_BYTES_BF16 = 24
@@ -214,7 +216,10 @@ class StepTimer:
             if group.part != "layers"
         )
         logits = tokens * (config.model.vocab_size or 1) / layout.tp_size if not config.model.has_head else 0.0
-        return _Compute(products=products, memory=logits * _LOSS_BYTES_PER_LOGIT[self._device.type] / self._bandwidth)
+        of_each = _LOSS_BYTES_PER_LOGIT[cross_entropy_impl(config, self._device)]
+        if self._device.type == "cpu":
+            of_each = _LOSS_BYTES_PER_LOGIT_ON_CPU
+        return _Compute(products=products, memory=logits * of_each / self._bandwidth)
 
     def _product(
         self, config: RunConfig, layout: ParallelLayout, group: Group, tokens: float, *, in_fp8: bool = True

@@ -155,7 +155,7 @@ def evaluated_config(config: RunConfig) -> RunConfig:
     )
     model = dataclasses.replace(config.model, transformer_impl="local")
     precision = dataclasses.replace(config.precision, fp8="none", fp8_param_gather=False)
-    runtime = dataclasses.replace(config.runtime, cuda_graph_impl="none")
+    runtime = dataclasses.replace(config.runtime, cuda_graph_impl="none", cross_entropy_impl="auto")
     return dataclasses.replace(config, parallel=parallel, model=model, precision=precision, runtime=runtime)
 
 

@@ -44,6 +44,7 @@ BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
 SELECTIVE = {"parallel.recompute_granularity": "selective"}
 GRAPHS = "runtime.cuda_graph_impl"
+LOSS = "runtime.cross_entropy_impl"
 MODULES = "parallel.recompute_modules"
 MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
 T5 = {"model.architecture": "t5"}
@@ -310,6 +311,10 @@ CASES = [
     ({GRAPHS: "local", "parallel.recompute_granularity": "full"}, 1, GRAPHS, "graphs hold whole layers"),
     ({GRAPHS: "local", "data.reset_attention_mask": True}, 1, GRAPHS, "other documents"),
     ({**MOE, GRAPHS: "local"}, 1, GRAPHS, "without experts, not mixtral"),
+    ({LOSS: "te", "runtime.device": "cpu"}, 1, LOSS, "no CPU kernels"),
+    ({LOSS: "te", "model.transformer_impl": "local"}, 1, LOSS, "needs Transformer Engine"),
+    ({LOSS: "full", **BERT}, 1, LOSS, "chunked for a model of kind encoder"),
+    ({LOSS: "full", "distillation.cached_logits": "F"}, 1, LOSS, "label_smoothing or a teacher"),
     ({GRAPHS: "local", "adapter.method": "lora"}, 1, GRAPHS, "needs adapter.method none"),
     ({"precision.fp8": "hybrid", "precision.params_dtype": "fp32"}, 1, "precision.params_dtype", "works on bf16"),
     ({"precision.fp8": "hybrid", "model.transformer_impl": "local"}, 1, "precision.fp8", "needs Transformer Engine"),

@@ -12,6 +12,7 @@ from torch.nn import functional
 from megatron_7b.model import fused_loss
 from megatron_7b.model.fused_loss import linear_cross_entropy, linear_token_losses
 from tests.support.ranks import run_ranks
+from tests.support.tiny_runs import build, run_steps, tiny_config
 
 TOKENS, HIDDEN, VOCABULARY, PADDED = 37, 16, 101, 128
 
@@ -43,7 +44,7 @@ def expected(scale: float, smoothing: float = 0.0) -> tuple[torch.Tensor, torch.
 def test_loss_and_gradients_are_those_of_torch(
     rows_per_chunk: int, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_loss, "_CHUNK_BYTES", rows_per_chunk * 4 * PADDED)
+    monkeypatch.setitem(fused_loss._CHUNK_BYTES, "cpu", rows_per_chunk * 4 * PADDED)
     hidden, weight, labels, mask = inputs()
     hidden.requires_grad_()
     weight.requires_grad_()
@@ -59,7 +60,7 @@ def test_loss_and_gradients_are_those_of_torch(
 
 def test_many_chunks_lose_no_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     """16,650 chunks of about 35 each: FP32 sums would be off by 4e-5."""
-    monkeypatch.setattr(fused_loss, "_CHUNK_BYTES", 4 * 4 * PADDED)
+    monkeypatch.setitem(fused_loss._CHUNK_BYTES, "cpu", 4 * 4 * PADDED)
     hidden, weight, labels, mask = (x.repeat(1800, *[1] * (x.dim() - 1)) if len(x) == TOKENS else x for x in inputs())
     with torch.no_grad():
         loss = linear_cross_entropy(hidden, weight, labels, mask, first_token=0, num_true=VOCABULARY, group=None)
@@ -84,7 +85,7 @@ def weighted_sum(hidden: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor,
 def test_losses_of_single_tokens_and_their_gradients_are_those_of_torch(
     in_main_grad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused_loss, "_CHUNK_BYTES", 5 * 4 * PADDED)
+    monkeypatch.setitem(fused_loss._CHUNK_BYTES, "cpu", 5 * 4 * PADDED)
     hidden, weight, _, mask = inputs()
     hidden.requires_grad_()
     weight.requires_grad_()
@@ -137,3 +138,21 @@ def test_vocabulary_parallel_loss_is_that_of_one_rank(world_size: int, by_token:
         np.testing.assert_allclose(actual_loss, loss, rtol=1e-6)
         np.testing.assert_allclose(actual_hidden, grad_hidden, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.concatenate([part for _, _, part in results]), grad_weight, rtol=1e-5, atol=1e-5)
+
+
+def steps_with(cross_entropy_impl: str, parallel: dict[str, Any]) -> list[tuple[float, float]]:
+    """Entry point of a rank: losses and gradient norms of three steps; word embeddings are the output layer too."""
+    model = {"share_embeddings_and_output_weights": True}
+    learner = build(tiny_config(model=model, parallel=parallel, runtime={"cross_entropy_impl": cross_entropy_impl}))
+    assert learner.model[0].module.fuse_loss == (cross_entropy_impl == "chunked")
+    return run_steps(learner, range(3))
+
+
+def test_loss_from_all_logits_is_the_same() -> None:
+    sharded = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+    (expected,) = run_ranks(1, steps_with, "chunked", {})
+    for world_size, parallel in ((1, {}), (2, sharded)):
+        for steps in run_ranks(world_size, steps_with, "full", parallel):
+            (losses, norms), (right, right_norms) = np.transpose(steps), np.transpose(expected)
+            np.testing.assert_allclose(losses, right, rtol=1e-6)
+            np.testing.assert_allclose(norms, right_norms, rtol=1e-4)

@@ -249,7 +249,12 @@ def test_cuda_graphs_take_memory_and_no_time_of_the_host() -> None:
 
 def test_torch_native_layers_hold_no_logits() -> None:
     whole, chunked = (look("llama3_8b", {"model.transformer_impl": impl}, 1).memory for impl in ("auto", "local"))
-    assert whole.logits == 8192 * 128_256 * 6
+    assert whole.logits == 8192 * 128_256 * 4
+    full, in_chunks = (
+        look("llama3_8b", {"runtime.cross_entropy_impl": impl}, 1).memory for impl in ("full", "chunked")
+    )
+    assert full.logits == 8192 * 128_256 * 6
+    assert in_chunks.logits == chunked.logits
     assert chunked.logits < whole.logits
 
 

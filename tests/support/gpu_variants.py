@@ -21,6 +21,7 @@ from tests.support.tiny_runs import run_steps
 SHARDED = {"use_distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True}
 UNCLIPPED = {"lr": 3e-4, "clip_grad": 0.0}
 GRAPHS = {"cuda_graph_impl": "local"}
+CHUNKED, FULL = {"cross_entropy_impl": "chunked"}, {"cross_entropy_impl": "full"}
 RECOMPUTED = {"recompute_granularity": "selective", "recompute_modules": ("core_attn", "mlp")}
 IN_FP8 = {"params_dtype": "bf16", "fp8": "hybrid"}
 
@@ -47,6 +48,8 @@ VARIANTS = {
     "TE fp32": Variant("transformer_engine", {"params_dtype": "fp32"}, TF32),  # its products are in TF32
     "TE bf16": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16),
     "TE bf16, sharded": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16, SHARDED),
+    "TE bf16, loss in chunks": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16, SHARDED, CHUNKED),
+    "TE bf16, loss of full logits": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16, runtime=FULL),
     "TE fp8": Variant("transformer_engine", IN_FP8, FP8),
     "TE fp8, blocks": Variant("transformer_engine", {**IN_FP8, "fp8_recipe": "blockwise"}, FP8),
     "TE fp8 parameters": Variant("transformer_engine", {**IN_FP8, "fp8_param_gather": True}, FP8, SHARDED),

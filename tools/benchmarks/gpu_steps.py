@@ -101,6 +101,8 @@ STEPS: tuple[Step, ...] = (
     Step("decode", "tokens per second of generation, Qwen2.5-7B's shape in BF16", "decode", 60, {"shape": "qwen"}),
     _option("cuda_graphs", "BF16 with CUDA graphs", {"runtime.cuda_graph_impl": "local"}, needs_engine=True),
     _option("fp8_cuda_graphs", "FP8 with CUDA graphs", {**FP8, "runtime.cuda_graph_impl": "local"}, needs_engine=True),
+    _option("loss_full", "loss from all logits, by megatron-core", {"runtime.cross_entropy_impl": "full"}),
+    _option("loss_chunked", "loss in chunks", {"runtime.cross_entropy_impl": "chunked"}),
     _option("local", "torch-native layers", {"model.transformer_impl": "local"}),
     _option("narrow_moments", "Adam's moments in BF16", NARROW_MOMENTS, needs_engine=True),
     _option(

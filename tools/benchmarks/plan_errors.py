@@ -32,6 +32,7 @@ _LLAMA3_405B = {
     "model.num_layers": 126, "model.hidden_size": 16384, "model.ffn_hidden_size": 53248,
     "model.num_attention_heads": 128, "model.num_query_groups": 8,
 }  # fmt: skip
+_FULL = {"runtime.cross_entropy_impl": "full"}
 _BF16 = {"precision.params_dtype": "bf16"}
 _FP8 = {"precision.params_dtype": "bf16", "precision.fp8": "hybrid"}
 _SELECTIVE = {"parallel.recompute_granularity": "selective"}
@@ -102,19 +103,19 @@ OWN, NEMO, BRIDGE = "measured here", "NeMo 24.07", "Megatron-Bridge 25.11"
 RUNS = (
     PublishedRun(
         name="Llama 2's shape, 8 layers, s 4096, BF16, 1 × H200", source=OWN, preset="llama2_7b", gpu="h200", ranks=1,
-        overrides={**_LLAMA_8_LAYERS, **_BF16, **_layout(micro=2, batch=8, ranks=1),
+        overrides={**_FULL, **_LLAMA_8_LAYERS, **_BF16, **_layout(micro=2, batch=8, ranks=1),
                    "parallel.use_distributed_optimizer": True},
         tokens_per_second=47_559, memory_gb=44.7, is_fitted=True,
     ),
     PublishedRun(
         name="the same in FP8", source=OWN, preset="llama2_7b", gpu="h200", ranks=1,
-        overrides={**_LLAMA_8_LAYERS, **_FP8, **_layout(micro=2, batch=8, ranks=1),
+        overrides={**_FULL, **_LLAMA_8_LAYERS, **_FP8, **_layout(micro=2, batch=8, ranks=1),
                    "parallel.use_distributed_optimizer": True},
         tokens_per_second=65_221, memory_gb=46.7, is_fitted=True,
     ),
     PublishedRun(
         name="Qwen2.5-7B, s 1024, BF16, BF16 moments, 1 × H200", source=OWN, preset="qwen2_5_7b", gpu="h200", ranks=1,
-        overrides={**_BF16, **_layout(micro=4, batch=64, ranks=1), "data.seq_length": 1024,
+        overrides={**_FULL, **_BF16, **_layout(micro=4, batch=64, ranks=1), "data.seq_length": 1024,
                    "parallel.use_distributed_optimizer": True, "precision.optimizer_state_dtype": "bf16"},
         tokens_per_second=12_362, memory_gb=114.1,
     ),

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megatron_7b.runtime.cpu import kernels
+from megatron_7b.runtime.cuda import kernels as cuda_kernels
 
 
 def accumulate_weight_gradient(total_input: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
@@ -19,6 +20,9 @@ def accumulate_weight_gradient(total_input: Tensor, grad_output: Tensor, main_gr
     """
     if grad_output.dtype == main_grad.dtype:
         main_grad.addmm_(grad_output.t(), total_input)
+        return
+    if main_grad.dtype == torch.float32 and cuda_kernels.adds_in_fp32(grad_output):
+        cuda_kernels.add_product_(main_grad, grad_output.t(), total_input)
         return
     product = (grad_output.t() @ total_input).contiguous()
     if kernels.is_supported(product) and main_grad.dtype == torch.float32 and main_grad.is_contiguous():

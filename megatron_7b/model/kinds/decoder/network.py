@@ -245,12 +245,13 @@ class LanguageModel(ModelChunk, HybridModel):
 
 def build_chunk(plan: ChunkPlan) -> LanguageModel:
     """Build one model chunk of this rank; its parameters are undefined. Collective: none."""
-    model, label_smoothing = plan.config.model, plan.config.finetune.label_smoothing
+    model = plan.config.model
+    cross_entropy = plan.config.cross_entropy_impl(has_transformer_engine=plan.impl == "transformer_engine")
     with upstream.final_norm(plan.kernels.norm):
         chunk = LanguageModel(
             plan=plan,
-            fuse_loss=plan.impl == "local" or label_smoothing > 0.0,  # megatron-core smooths over a rank's own tokens
-            label_smoothing=label_smoothing,
+            fuse_loss=cross_entropy == "chunked",
+            label_smoothing=plan.config.finetune.label_smoothing,
             config=plan.core_config,
             hybrid_stack_spec=build_stack_spec(plan.kernels, qk_layernorm=model.qk_layernorm),
             vocab_size=plan.padded_vocab_size,
