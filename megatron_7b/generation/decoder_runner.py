@@ -60,6 +60,8 @@ class DecoderRunner(ModelRunner):
 
     def close(self) -> None:
         """Give the layers their own attention back. Collective: none."""
+        if self._steps is not None:
+            self._steps.forget()
         for attention, original in zip(self._attentions, self._original_attentions, strict=True):
             attention.core_attention = original
 

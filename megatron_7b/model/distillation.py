@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.model.fused_loss import Gradients, OutputLayer, Vocabulary
-from megatron_7b.runtime.cpu.weight_gradients import stand_in
+from megatron_7b.runtime.weight_gradients import stand_in
 
 _CHUNK_BYTES = 16 << 20
 """Of FP32 logits of one model; about six tensors of this size exist at a time."""

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
-from megatron_7b.runtime.cpu.weight_gradients import accumulate_weight_gradient, stand_in
 from megatron_7b.runtime.cuda import kernels as cuda_kernels
+from megatron_7b.runtime.weight_gradients import accumulate_weight_gradient, stand_in
 
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Of FP32 logits. On a CPU near the size of a last-level cache, and products still run at full speed; on a GPU each

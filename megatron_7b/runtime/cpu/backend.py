@@ -21,9 +21,9 @@ from megatron_7b import core_import
 from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.cpu.kernels import is_supported, rotary_embedding
 from megatron_7b.runtime.cpu.vector_math import settle_vector_functions
-from megatron_7b.runtime.cpu.weight_gradients import accumulate_weight_gradient, embedding
 from megatron_7b.runtime.long_sums import l2_norm
 from megatron_7b.runtime.machine.graph_safe_generators import DefaultGenerator
+from megatron_7b.runtime.weight_gradients import accumulate_weight_gradient, embedding
 
 _CPU = torch.device("cpu")
 _FACTORIES = (

@@ -21,16 +21,7 @@ def is_supported(x: Tensor) -> bool:
 
 
 def softmax_(x: Tensor, factor: Tensor, num_true: int) -> Tensor:
-    """Replace each row of [n, v] by its softmax over the first `num_true` columns times its factor, the rest by zero.
-
-    Args:
-        x: Dense; overwritten.
-        factor: FP32, [n].
-        num_true: Columns that count; 0 is allowed.
-
-    Returns:
-        FP32 logarithms of the sums of exponentials, [n].
-    """
+    """Do what `cpu.kernels.softmax_` does, on a GPU."""
     from megatron_7b.runtime.cuda import softmax_kernel
 
     assert x.is_contiguous()
