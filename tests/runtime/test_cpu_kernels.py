@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from megatron_7b.runtime import _kernels
+from megatron_7b.runtime import _kernels, weight_gradients
 from megatron_7b.runtime.cpu import attention as cpu_attention
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
-from megatron_7b.runtime.cpu import weight_gradients
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
