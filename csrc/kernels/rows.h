@@ -103,15 +103,15 @@ MEGATRON_7B_INLINE Vector sigmoid(Vector x) { return 1.0F / (1.0F + exponential(
 
 template <class T>
 void swiglu(const T* x, T* y, std::int64_t rows, std::int64_t width, int threads) {
-  const auto product = [](Vector gate, Vector up) { return gate * sigmoid(gate) * up; };
+  const auto gated = [](Vector gate, Vector up) { return gate * sigmoid(gate) * up; };
   for_each_row(rows, width, threads, [=](std::int64_t row) {
     const T* gate = x + row * 2 * width;
     const T* up = gate + width;
     T* out = y + row * width;
     for_each_vector(
-        width, [&](std::int64_t i) { store(out + i, product(load(gate + i), load(up + i))); },
+        width, [&](std::int64_t i) { store(out + i, gated(load(gate + i), load(up + i))); },
         [&](std::int64_t i, std::int64_t n) {
-          store_part(out + i, product(load_part(gate + i, n), load_part(up + i, n)), n);
+          store_part(out + i, gated(load_part(gate + i, n), load_part(up + i, n)), n);
         });
   });
 }

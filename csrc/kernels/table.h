@@ -5,7 +5,9 @@
 #include "rows.h"
 #include "decode.h"
 #include "tiles.h"
+#include "attention_blocks.h"
 #include "attention.h"
+#include "attention_backward.h"
 // clang-format on
 
 template <class T>

@@ -2,7 +2,7 @@
 
 torch's attention for CPUs takes its products from a library that doesn't know every processor's instructions: this one
 is 2 to 9 times as fast (docs/benchmarks/train_step.md), and leaves out what a window hides. What it doesn't take,
-`is_supported` says, and the callers go to torch's. See csrc/kernels/attention.h.
+`is_supported` says, and the callers go to torch's. See csrc/kernels/attention*.h.
 """
 
 from typing import Any
