@@ -65,7 +65,7 @@ def measure_texts_of(command: CheckpointCommand, setup: GenerationSetup) -> Text
         flags.text,
         key=flags.json_key,
         stride=flags.stride,
-        per_document=flags.per_document,
+        per_document=flags.per_document is not None,
         batch_size=flags.batch_size,
         fp32_on_cpu=command.fp32_on_cpu,
         open_progress=open_progress if is_main else tell_nobody,
@@ -81,12 +81,15 @@ def keep_texts(found: TextLosses, folder: Path, argv: list[str]) -> None:
 def _tell(found: TextLosses, flags: argparse.Namespace, folder: Path, argv: list[str]) -> None:
     print("\n".join(align([TEXT_HEADS, *(text_cells(name, one) for name, one in found.rows().items())], num_left=1)))
     print_bad_records(found.bad)
-    if flags.keep:
-        keep_texts(found, folder, argv)
-    if flags.json:
-        print(
-            json.dumps({**found.total.to_dict(), "files": {name: one.to_dict() for name, one in found.by_file.items()}})
-        )
+    try:
+        if flags.per_document is not None:
+            found.write_documents(flags.per_document)
+        if flags.keep:
+            keep_texts(found, folder, argv)
+    finally:  # a full disk costs none of the figures
+        if flags.json:
+            files = {name: one.to_dict() for name, one in found.by_file.items()}
+            print(json.dumps({**found.total.to_dict(), "files": files}))
 
 
 def text_cells(name: str, one: TextLoss) -> list[str]:

@@ -6,24 +6,23 @@ tokens, predicts these, and keeps as many before them as there is room for. A sm
 takes longer.
 """
 
-import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from megatron_7b.data.reading.progress import OpenProgress, tell_nobody
 from megatron_7b.data.reading.records import BadRecord
 from megatron_7b.data.reading.sources import find_sources
 from megatron_7b.data.reading.spread import SpreadReader
 from megatron_7b.errors import ConfigError, DataFormatError
-from megatron_7b.files import writing_output
 from megatron_7b.generation.score import ScoreRequest
 from megatron_7b.generation.session import Session
 from megatron_7b.generation.setup import GenerationSetup
 from megatron_7b.prepare.rules.words import split_words
+from megatron_7b.runtime.rescue import write_or_rescue
 
 if TYPE_CHECKING:
     from megatron_7b.generation.copies import Copies
@@ -84,16 +83,33 @@ class TextLoss:
 _FIGURES = ("loss", "perplexity", "bits_per_byte", "word_perplexity")
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentLoss:
+    """What predicting one text costs a model.
+
+    Attributes:
+        file: Its file.
+        record: Line or row of the file, from 1.
+        loss: Its figures.
+    """
+
+    file: str
+    record: int
+    loss: TextLoss
+
+
 @dataclass
 class TextLosses:
     """What predicting the texts of some files costs a model.
 
     Attributes:
         by_file: Of each file, by its path.
+        by_document: Of each text, in their order, if that was asked for.
         bad: Records that were left out.
     """
 
     by_file: dict[str, TextLoss] = field(default_factory=dict)
+    by_document: list[DocumentLoss] = field(default_factory=list)
     bad: list[BadRecord] = field(default_factory=list)
 
     @property
@@ -107,6 +123,16 @@ class TextLosses:
     def rows(self) -> dict[str, TextLoss]:
         """Return what a table has: each file by its path, and "all" where there is not one alone."""
         return dict(self.by_file) if len(self.by_file) == 1 else {**self.by_file, "all": self.total}
+
+    def write_documents(self, file: Path) -> None:
+        """Write a JSON line for each text; raises as `write_or_rescue`."""
+
+        def lines() -> Iterator[str]:
+            for one in self.by_document:
+                where = {"file": one.file, "record": one.record}
+                yield json.dumps({**where, **one.loss.to_dict()}, ensure_ascii=False) + "\n"
+
+        write_or_rescue(file, lambda stream: stream.writelines(lines()))
 
 
 @dataclass(frozen=True)
@@ -123,7 +149,7 @@ def measure_texts(
     *,
     key: str = "text",
     stride: int | None = None,
-    per_document: Path | None = None,
+    per_document: bool = False,
     batch_size: int = 16,
     fp32_on_cpu: bool = True,
     open_progress: OpenProgress = tell_nobody,
@@ -135,7 +161,7 @@ def measure_texts(
         inputs: Files, globs or folders of text, as `preprocess` reads them.
         key: Key of a record that holds the text.
         stride: Tokens that a window of a long text moves on by; None: all that fit.
-        per_document: JSONL file that gets a line for each text, in their order.
+        per_document: Keep the figures of each text, about 300 bytes.
         batch_size: Texts that share a forward pass.
         fp32_on_cpu: Compute in FP32 on a CPU, whatever the configuration says.
         open_progress: Shows how far it is, on the main rank.
@@ -160,14 +186,13 @@ def measure_texts(
         if not session.is_main:
             copies.follow()
             return None
-        with copies.led(), open_progress(max(1, reader.total_bytes)) as progress, _lines(per_document) as lines:
+        with copies.led(), open_progress(max(1, reader.total_bytes)) as progress:
             found = TextLosses()
             for documents in _portions(reader, key, setup, found.bad):
                 for document, one in zip(documents, _measure(copies, documents, stride or longest), strict=True):
                     found.by_file.setdefault(document.file, TextLoss()).add(one)
-                    if lines is not None:
-                        where = {"file": document.file, "record": document.record}
-                        lines.write(json.dumps({**where, **one.to_dict()}, ensure_ascii=False) + "\n")
+                    if per_document:
+                        found.by_document.append(DocumentLoss(document.file, document.record, one))
                 if progress is not None:
                     so_far = found.total
                     progress.update(reader.bytes_read, so_far.documents, so_far.tokens)
@@ -233,15 +258,6 @@ def windows_of(ids: Sequence[int], begin: int, *, longest: int, stride: int) -> 
     for first in range(longest, len(ids), stride):
         end = min(first + stride, len(ids))
         yield ScoreRequest(tuple(ids[max(0, end - longest - 1) : first]), tuple(ids[first:end]))
-
-
-@contextlib.contextmanager
-def _lines(file: Path | None) -> Iterator[TextIO | None]:
-    if file is None:
-        yield None
-        return
-    with writing_output(file) as beside, beside.open("w", encoding="utf-8") as stream:
-        yield stream
 
 
 def _exp(value: float) -> float:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 
 from megatron_7b.conversion import ImportOptions, import_from_hugging_face
 from megatron_7b.data.corpus.fingerprint import spot_hash
+from megatron_7b.errors import ConfigError
 from megatron_7b.runtime.process.launch import without_launcher
+from megatron_7b.training.run_folder import RunFolder, read_saved_config
 
 _CONFIG_FILE = "config.json"
 
@@ -30,24 +33,32 @@ def import_base(
     make: bool,
     head: Mapping[str, object] | None = None,
     seed: int | None = None,
-    name: str = "base",
+    name: Literal["base", "teacher"] = "base",
 ) -> Path:
     """Return the checkpoint that a Hugging Face folder was imported as; import it if that has not been done.
 
+    Importing a large model takes minutes, so a run that goes on with another folder is refused before.
+
     Args:
         source: The folder.
-        run_dir: Where the checkpoint is put, as `base-…` or another name.
+        run_dir: Where the checkpoint is put, as `base-…` or `teacher-…`.
         report: Takes what is being done.
         make: Whether to import.
         head: Fields of the model section of an encoder that gets a head; None: it is imported as it is.
-        seed: The run's, for a head that the folder lacks.
+        seed: The run's, for a head that the folder lacks; that of its first start, if it goes on.
         name: What the checkpoint is to the run.
 
     Raises:
+        ConfigError: The run began with another folder, or with another head.
         ConversionError: The folder cannot be converted exactly.
         FileNotFoundError: It is missing, and not to be made.
     """
+    before = read_saved_config(RunFolder(run_dir))
+    seed = seed if before is None else before.training.seed
     output = run_dir / f"{name}-{_identity(source, (head, seed) if head is not None else None)}"
+    if before is not None:
+        began = before.checkpoint.initialize_from if name == "base" else before.distillation.teacher
+        _check_continues(run_dir, source, output, began, name)
     if not output.is_dir():
         if not make:
             raise FileNotFoundError(output)
@@ -55,6 +66,18 @@ def import_base(
         with without_launcher():
             import_from_hugging_face(source, output, ImportOptions(head=head, seed=seed), report)
     return output
+
+
+def _check_continues(run_dir: Path, source: Path, output: Path, began: str | None, name: str) -> None:
+    """Refuse a folder whose checkpoint is not the one that was imported when the run began."""
+    if began is None or not Path(began).name.startswith(f"{name}-") or Path(began).name == output.name:
+        return
+    option, of_head = ("checkpoint.initialize_from", " or head") if name == "base" else ("distillation.teacher", "")
+    raise ConfigError(
+        f"{option} is {source}, but the run in {run_dir} began with a folder of other files{of_head}, imported as "
+        f"{Path(began).name}",
+        hint=f"choose another --run-dir, or go on with --{option.replace('_', '-')} {run_dir / Path(began).name}",
+    )
 
 
 def _identity(folder: Path, head: object) -> str:

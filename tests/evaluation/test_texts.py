@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from megatron_7b.tokenizer import load_tokenizer
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.data.corpora import write_corpus
 from tests.support.commands import run_command
+from tests.support.small_disk import small_disk
 
 TEXTS = ["the cat sat on the mat " * 30, "naïve 12 o'clock 猫坐", "a dog"]
 
@@ -151,6 +153,24 @@ def test_nothing_measured_is_no_success(
     )
     assert (done.returncode != 0, words in done.stderr, lost.exists()) == (True, True, False), done.stderr
     assert "\nerror:" in f"\n{done.stderr}"
+
+
+def test_a_full_disk_costs_no_figures(folder: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "full", 4) as full:
+        (full / "it.jsonl").write_bytes(bytes(4096))
+        done = run_command(
+            "evaluate", "--checkpoint", folder / "checkpoint", "--text", folder / "it.jsonl", "--json",
+            "--per-document", full / "each.jsonl",
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert f"{full / 'each.jsonl'} cannot be written: No space left on device" in done.stderr
+        assert [path.name for path in full.iterdir()] == ["it.jsonl"]
+    found = json.loads(done.stdout.splitlines()[-1])
+    rescued = re.search(r"it is in (\S+) instead", done.stderr)
+    assert rescued is not None
+    each = [json.loads(line) for line in Path(rescued[1]).read_text().splitlines()]
+    assert (len(each), sum(one["nats"] for one in each)) == (3, pytest.approx(found["nats"]))
+    shutil.rmtree(Path(rescued[1]).parent)
 
 
 def test_windows_predict_each_token_once() -> None:

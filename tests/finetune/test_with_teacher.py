@@ -81,6 +81,13 @@ def test_an_adapter_learns_conversations_from_a_whole_model(tmp_path: Path) -> N
         assert done.returncode == 0, done.stderr
         losses.append(check_parts(tmp_path / run, alpha=0.25))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    made = set((tmp_path / "one").iterdir())
+    for student, named, option in (("teacher", "teacher", "initialize_from"), ("student", "student", "teacher")):
+        others = ("--distillation.teacher", tmp_path / named)
+        told = finetune(tmp_path, "one", student, "chats.jsonl", *lora, *others, common=test_chat.COMMON)
+        assert told.returncode == 2
+        assert f"{option} is {tmp_path / named}, but the run in {tmp_path / 'one'} began with a folder" in told.stderr
+        assert set((tmp_path / "one").iterdir()) == made, "nothing is imported before"
     teacher = ("--distillation.teacher", tmp_path / "student", "--training.train-steps", 1)
     done = finetune(tmp_path, "same", "student", "chats.jsonl", *lora, *teacher, common=test_chat.COMMON)
     assert done.returncode == 0, done.stderr

@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--lang",
         default="english",
-        help="whose sentences: that of an installed Punkt model, or chinese, japanese (default: english)",
+        help="whose sentences: english, zh, …, an installed Punkt model, or learned (default: english)",
     )
     data.add_argument(
         "--shard",

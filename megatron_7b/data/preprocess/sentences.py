@@ -18,6 +18,16 @@ _TRAINING_CHARACTERS = 20_000_000
 """Punkt's counts hardly change beyond this."""
 
 _WITHOUT_SPACES = frozenset({"chinese", "japanese"})
+_PUNKT = {
+    "cs": "czech", "da": "danish", "nl": "dutch", "en": "english", "et": "estonian", "fi": "finnish", "fr": "french",
+    "de": "german", "el": "greek", "it": "italian", "ml": "malayalam", "no": "norwegian", "pl": "polish",
+    "pt": "portuguese", "ru": "russian", "sl": "slovene", "es": "spanish", "sv": "swedish", "tr": "turkish",
+}  # fmt: skip
+"""Languages of nltk_data's punkt_tab, by their codes of ISO 639-1."""
+_BY_CODE = {**_PUNKT, "zh": "chinese", "ja": "japanese"}
+
+LEARNED = "learned"
+"""In place of a language: borders are learned from the corpus, even where a model is installed."""
 _ENDS = re.compile(
     r"""(?:[。！？｡]              # one mark or several: ？！
          |[!?](?![A-Za-z0-9/=&])  # but not that of an address
@@ -33,30 +43,56 @@ def build_sentence_splitter(
 ) -> tuple[Callable[[str], list[str]], str]:
     """Return a function from text to sentences, and where its model comes from, in words.
 
+    Args:
+        sources: The corpus, which Punkt learns from where no model is installed.
+        key: Key of a record that holds the text.
+        language: Its English name, its code of ISO 639-1, the name of an installed Punkt model, or `LEARNED`.
+        text_documents: What a document of a text file is.
+
     Raises:
-        ConfigError: Nltk is not installed, or takes the language for no name.
+        ConfigError: Nltk is not installed, or the language is unknown.
         DataFormatError: No installed model, and the corpus has no text to learn from.
     """
+    language = _BY_CODE.get(language, language)
     if language in _WITHOUT_SPACES:
         return split_without_spaces, f"the marks that end them in {language}"
     try:
-        from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTokenizer
+        from nltk.tokenize.punkt import PunktSentenceTokenizer
     except ImportError as error:
         raise ConfigError("--split-sentences needs nltk", hint="pip install nltk") from error
-    try:
-        splitter: Any = PunktTokenizer(language)
-        origin = f"nltk_data's model for {language}"
-    except ValueError as error:
-        raise ConfigError(f"--lang {language} is no name of a language, such as english: {error}") from error
-    except LookupError:
+    splitter: Any = None if language == LEARNED else _installed(language)
+    origin = f"nltk_data's model for {language}"
+    if splitter is None:
         parameters, characters = _learn(_read_texts(sources, key, text_documents))
         splitter = PunktSentenceTokenizer(parameters)
-        origin = f"learned from the corpus's first {characters:,} characters (no nltk_data for {language})"
+        why = "" if language == LEARNED else f" (no nltk_data for {language})"
+        origin = f"learned from the corpus's first {characters:,} characters{why}"
 
     def split(text: str) -> list[str]:
         return list(splitter.tokenize(text))
 
     return split, origin
+
+
+def _installed(language: str) -> Any:
+    """Return nltk_data's tokenizer for a language; None if it is not installed.
+
+    Raises:
+        ConfigError: Nothing of that name is installed, nor does nltk_data have it.
+    """
+    from nltk.tokenize.punkt import PunktTokenizer
+
+    try:
+        return PunktTokenizer(language)
+    except (ValueError, LookupError) as error:  # no name of a folder; no such folder
+        if language in _PUNKT.values():
+            return None
+        known = ", ".join(f"{name} ({code})" for code, name in sorted(_BY_CODE.items(), key=lambda one: one[1]))
+        raise ConfigError(
+            f"--lang is {language!r}, expected a Punkt model of nltk_data, or one of {known}",
+            hint=f"for any other language that ends sentences with . ? ! and a space: --lang {LEARNED} learns its "
+            "abbreviations from the corpus",
+        ) from error
 
 
 def split_without_spaces(text: str) -> list[str]:
