@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.model.adapter import Adapter
 from megatron_7b.optim.schedules import learning_rate
+from megatron_7b.runtime.machine.part_clock import HOOKS
 from megatron_7b.runtime.process.signals import StopRequest
 from megatron_7b.training.batch_schedule import global_batch_size
 from megatron_7b.training.hooks import Hook, ending
@@ -52,14 +53,19 @@ def pretrain(
             stack.enter_context(stop_request.listening())
         run = stack.enter_context(open_run(config, folder, stop_request, adapter))
         all_hooks = stack.enter_context(begin_run(run, hooks))
-        train(run, all_hooks)
+        train(run, all_hooks, hooks)
     return run.exit_code
 
 
-def train(run: Run, hooks: list[Hook]) -> None:
+def train(run: Run, hooks: Sequence[Hook], callers: Sequence[Hook] = ()) -> None:
     """Do steps until all are done, or all ranks have agreed to stop.
 
     If something cannot be read or written between two steps, the steps before are saved first.
+
+    Args:
+        run: Begun.
+        hooks: All of them, in their order.
+        callers: Those of `hooks` that whoever started the run has brought; their time is reported.
 
     Collective: all ranks.
     """
@@ -72,7 +78,9 @@ def train(run: Run, hooks: list[Hook]) -> None:
         while not run.is_leaving:
             metrics = do_step(run)
             for hook in hooks:
-                hook.after_step(run, metrics)
+                counted = run.learner.clock.between_steps(HOOKS) if hook in callers else contextlib.nullcontext()
+                with counted:
+                    hook.after_step(run, metrics)
 
 
 def do_step(run: Run) -> StepMetrics:

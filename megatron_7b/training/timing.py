@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.runtime.machine.part_clock import BETWEEN_STEPS, OTHER, STEP_PARTS, PartClock
+from megatron_7b.runtime.machine.part_clock import BETWEEN_STEPS, HOOKS, OTHER, STEP_PARTS, PartClock
 from megatron_7b.training.agreement import Ranks
 
 SECONDS_BETWEEN_REPORTS = 60.0
@@ -17,8 +17,9 @@ STRAGGLING = 0.1
 
 _SHOWN_SHARE = 0.02
 _COLUMNS = (*STEP_PARTS, *BETWEEN_STEPS)
-_NO_WORK = ("communication", OTHER)
-"""In which a rank waits for others: of the interleaved schedule on GPUs, between the parts that it names."""
+_WORK = (*(part for part in STEP_PARTS if part not in ("communication", OTHER)), HOOKS)
+"""What others wait for. In `communication` a rank waits itself, and in `other` too: between the parts that the
+interleaved schedule names on GPUs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,10 +175,7 @@ def combine(num_steps: int, rows: Sequence[Sequence[float]], places: Sequence[Pl
         if any(column):
             per_step = [seconds / (num_steps if name in STEP_PARTS else 1) for seconds in column]
             parts[name] = Spread(statistics.fmean(per_step), min(per_step), max(per_step))
-    work = [
-        sum(seconds for name, seconds in zip(_COLUMNS, row, strict=True) if name in STEP_PARTS and name not in _NO_WORK)
-        for row in rows
-    ]
+    work = [sum(seconds for name, seconds in zip(_COLUMNS, row, strict=True) if name in _WORK) for row in rows]
     return Timing(num_steps, parts, find_slowest(work, places))
 
 

@@ -1,7 +1,9 @@
 """`megatron-7b parity`: layouts that agree, and faults that are planted in one of them, which it names."""
 
+import dataclasses
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from megatron_7b.training.equivalence import (
     record_steps,
 )
 from megatron_7b.training.equivalence.comparing import TIMES_ITS_ERROR
+from megatron_7b.training.equivalence.recording import RecordedStep, Shard, file_of
 from tests.support.commands import run_command
 from tests.support.ranks import run_ranks
 from tests.training import runs
@@ -218,6 +221,49 @@ def test_experts_on_other_ranks_learn_the_same(corpus: str, tmp_path: Path, faul
     assert found.first.distance == pytest.approx(1.0, rel=1e-3)
 
 
+@pytest.mark.parametrize(("times", "agrees"), [(1.5, True), (2.5, False)])
+def test_rounding_counts_for_the_whole_of_a_parameter(tmp_path: Path, times: float, agrees: bool) -> None:
+    """A tensor rank whose part has small gradients loses more of them to rounding; so does one rank, in that part."""
+    import torch
+
+    gradient = torch.cat((torch.full((4,), 100.0), torch.ones(4)))
+
+    def write(name: str, value: torch.Tensor, ranks: int) -> Path:
+        (tmp_path / name).mkdir()
+        for rank in range(ranks):
+            rows = (rank * 8 // ranks, (rank + 1) * 8 // ranks)
+            found, held = (Shard("weight", 0, ((rows,), None), (8,), one[slice(*rows)]) for one in (value, gradient))
+            for step in range(2):
+                torch.save(RecordedStep(1.0, 1.0, [found], [held]), file_of(tmp_path / name, step, rank))
+        return tmp_path / name
+
+    exact, one, two = (
+        write("exact", gradient, 1),
+        write("one", gradient + 0.1, 1),
+        write("two", gradient - 0.1 * times, 2),
+    )
+    band = measure_rounding(exact, one, 1, num_ranks=1)
+    found = compare_recordings(exact, two, 1, reference_ranks=1, other_ranks=2, band=band)
+    assert found.largest["gradient"].distance == pytest.approx(times * 0.1 * 8**0.5 / float(gradient.norm()), rel=1e-3)
+    assert found.agrees == agrees
+
+
+def test_what_is_no_number_is_farthest(tmp_path: Path) -> None:
+    import torch
+
+    for name, values in (("one", (1.0, 1.0)), ("two", (math.nan, math.nan))):
+        (tmp_path / name).mkdir()
+        held = Shard("weight", 0, (((0, 2),), None), (2,), torch.ones(2))
+        for step, value in enumerate((1.0, *values)):
+            found = dataclasses.replace(held, value=torch.full((2,), value))
+            torch.save(RecordedStep(value, 1.0, [found], [held]), file_of(tmp_path / name, step, 0))
+    compared = compare_recordings(tmp_path / "one", tmp_path / "two", 2, reference_ranks=1, other_ranks=1, band=FP32)
+    assert str(compared.first) == "step 1: loss is not a number"
+    assert str(compared.first_parameter) == "step 1: gradient of weight (rank 0) is not a number"
+    assert [compared.largest[what].step for what in ("loss", "gradient")] == [1, 1]
+    assert math.isnan(compared.nearest_to_bound.distance)
+
+
 @pytest.mark.parametrize("fault", [None, "a layer computes a little else"])
 def test_bf16_is_measured_by_its_own_rounding(corpus: str, tmp_path: Path, fault: str | None) -> None:
     """Other layouts may be twice as far from FP32 as one rank, which a layer that is 5 % off is not."""
@@ -327,12 +373,29 @@ def test_the_command_names_what_is_broken(tmp_path: Path) -> None:
     assert "parts from 'tp=1' at step 1: gradient of decoder.final_norm.weight" in done.stdout
 
 
+def test_what_failed_ranks_have_said_stays(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\nif os.environ.get('RANK') == '1':\n    raise SystemExit('this rank does not start')\n"
+    )
+    folder = tmp_path / "recorded"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    done = run_command(
+        "parity", *SMALL, "--layout", "tp=2", "--layout", "tp=1", "--folder", folder, environment=environment
+    )  # fmt: skip
+    assert done.returncode == 1
+    (logs,) = folder.iterdir()
+    assert f"the other ranks' output is in {logs}" in done.stderr
+    assert "this rank does not start" in (logs / "rank_00001.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--layout", "tp=3", "--layout", "tp=1"], "layout 'tp=3'"),
         (["--layout", "tp=2"], "there are 1 layouts"),
         (["--layout", "tp=2", "--layout", "tp=1", "--steps", "0"], "--steps is 0"),
+        (["--layout", "tp=2", "--layout", "tp=1", "--folder", "/nowhere"], "--folder is /nowhere"),
         (
             ["--layout", "tp=2", "--layout", "tp=1", "--parallel.sequence-parallel", "True"],
             "parallel.sequence_parallel is what layouts say",

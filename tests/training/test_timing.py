@@ -9,9 +9,13 @@ from typing import ClassVar
 
 import pytest
 
+from megatron_7b import training
 from megatron_7b.config.schema import RunConfig
 from megatron_7b.conversion import import_from_hugging_face
 from megatron_7b.runtime.machine.part_clock import PartClock, part_of
+from megatron_7b.training.hooks import Hook
+from megatron_7b.training.metrics import StepMetrics
+from megatron_7b.training.run import Run
 from megatron_7b.training.timing import Place, combine, find_slowest
 from tests.conversion.tiny_models import save_tiny_model
 from tests.support.ranks import run_ranks
@@ -154,7 +158,7 @@ def test_the_slowest_rank_is_found_among_those_of_its_stage() -> None:
 def test_waiting_is_no_work() -> None:
     timing = combine(
         2,
-        [[0.0] * 4 + [8.0, 2.0, 6.0, 0.0, 0.0, 0.0], [0.0] * 4 + [0.0, 10.0, 6.0, 0.0, 0.0, 4.0]],
+        [[0.0] * 4 + [8.0, 2.0, 6.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 4 + [0.0, 10.0, 6.0, 0.0, 0.0, 4.0, 0.0]],
         [Place("a", 1)] * 2,
     )
     assert timing.values == {
@@ -184,6 +188,32 @@ def pretrain_with_a_slow_rank(config: RunConfig, run_dir: Path, rank: int) -> tu
     if dist.get_rank() == rank:
         MLP.forward = sleep
     return runs.pretrain(config, run_dir)
+
+
+class Napping(Hook):
+    """Sleeps after each step on one rank."""
+
+    def after_step(self, run: Run, metrics: StepMetrics) -> None:
+        if run.ranks.rank == 1:
+            time.sleep(4 * SECONDS_ASLEEP)
+
+
+def pretrain_with_a_slow_hook(config: RunConfig, run_dir: Path) -> int:
+    return training.pretrain(config, run_dir, hooks=[Napping()])
+
+
+def test_a_rank_whose_hooks_take_long_is_named(tmp_path: Path) -> None:
+    """The others wait for it in the next step; in its own steps it is as fast as they are."""
+    config = runs.config(
+        runs.write_corpus(tmp_path),
+        training={"train_steps": 5, "eval_interval_steps": 0},
+        telemetry={"log_interval_steps": 4},
+    )
+    assert run_ranks(2, pretrain_with_a_slow_hook, config, tmp_path / "run") == [0, 0]
+    (line,) = [line for line in runs.steps(tmp_path / "run") if line["step"] == 4]
+    assert line["hooks_seconds_max"] > 3 * 4 * SECONDS_ASLEEP > line["hooks_seconds_min"]
+    assert line["slowest_rank"] == 1
+    assert " · rank 1 (" in (tmp_path / "run" / "train.log").read_text()
 
 
 def write_teacher(folder: Path) -> str:

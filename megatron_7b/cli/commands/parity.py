@@ -29,6 +29,7 @@ from megatron_7b.errors import ConfigError
 from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.model.sizes import count_parameters
 from megatron_7b.runtime.process.launch import LaunchPlan, launch, megatron_command
+from megatron_7b.runtime.process.signals import heeded_signals
 from megatron_7b.training import load_run_config
 from megatron_7b.training.equivalence import (
     FP32,
@@ -67,6 +68,8 @@ def main(argv: list[str]) -> int:
     flags = command_line.flags
     if flags.steps < 1:
         raise ConfigError(f"--steps is {flags.steps}, expected at least 1")
+    if flags.folder is not None and not flags.folder.is_dir():
+        raise ConfigError(f"--folder is {flags.folder}, expected a folder that is there")
     with contextlib.ExitStack() as stack:
         given = dict(command_line.overrides)
         if flags.record is None:
@@ -76,7 +79,7 @@ def main(argv: list[str]) -> int:
         if flags.record is not None:
             _record_own(layouts, flags.record, flags.steps)
             return 0
-        _check_room(layouts, flags.steps, folder)
+        _check_room(layouts, flags.steps, folder.parent)
         for number in range(len(layouts)):
             (folder / str(number)).mkdir()
         (folder / _EXACT).mkdir()
@@ -191,9 +194,11 @@ def _record_own(layouts: list[NamedLayout], folder: Path, steps: int) -> None:
 def _start_ranks(
     argv: list[str], folder: Path, given: Mapping[str, object], *, world_size: int, num_threads: int | None
 ) -> int:
-    """Have the layouts of so many ranks recorded: each process takes them all, as starting one takes seconds."""
-    logs = folder / f"logs_{world_size}"
-    logs.mkdir()
+    """Have the layouts of so many ranks recorded: each process takes them all, as starting one takes seconds.
+
+    What ranks have said stays if they fail, as the message about it names the place.
+    """
+    logs = Path(tempfile.mkdtemp(prefix="parity.logs.", dir=folder.parent))
     generated = [
         word
         for path, value in given.items()
@@ -202,7 +207,10 @@ def _start_ranks(
     ]
     words = ["parity", *argv, *generated, "--record", str(folder)]
     plan = LaunchPlan(num_local_ranks=world_size, num_threads=num_threads, log_folder=logs)
-    return launch(megatron_command(words), plan)
+    code = launch(megatron_command(words), plan)
+    if code in (0, *(128 + signal for signal in heeded_signals())):
+        shutil.rmtree(logs)
+    return code
 
 
 def _flag(path: str) -> str:

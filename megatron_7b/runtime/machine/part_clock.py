@@ -22,7 +22,9 @@ STEP_RANGE = "step"
 """The name of whole steps in a trace."""
 STEP_PARTS = ("data", "teacher", "forward", "backward", "communication", "optimizer", OTHER)
 """What a step consists of, in this order; `other` is all that no part claims."""
-BETWEEN_STEPS = ("validating", "evaluating", "saving")
+HOOKS = "hooks"
+"""Of whoever has started the run."""
+BETWEEN_STEPS = ("validating", "evaluating", "saving", HOOKS)
 
 _PARTS = {"forward-compute": "forward", "backward-compute": "backward"}
 """Parts by megatron-core's names; those of sending, receiving and reducing are communication."""

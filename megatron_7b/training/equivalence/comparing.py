@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from megatron_7b.training.equivalence.recording import Place, file_of
+
 type What = Literal["initial weight", "loss", "gradient norm", "gradient", "weight"]
 
 
@@ -108,7 +110,7 @@ class Deviation:
         name: Of the parameter; empty for figures of the whole model.
         distance: Relative.
         bound: Largest one that is within the band.
-        rank: Of the layout, for a parameter.
+        rank: Of the layout, for a parameter: the one that has most of the difference.
     """
 
     step: int
@@ -130,6 +132,8 @@ class Deviation:
 
     def __str__(self) -> str:
         subject = f"{self.what} of {self.name} (rank {self.rank})" if self.name else self.what
+        if math.isnan(self.distance):
+            return f"step {self.step}: {subject} is not a number"
         return f"step {self.step}: {subject} is {self.distance:.1e} apart, more than {self.bound:.0e}"
 
 
@@ -183,9 +187,9 @@ def compare_recordings(
         found = list(_deviations(reference, other, step, reference_ranks, other_ranks, band, settled))
         for one in found:
             known = largest.get(one.what)
-            if known is None or not one.distance <= known.distance:
+            if known is None or _is_above(one.distance, known.distance):
                 largest[one.what] = one
-            if one.what != "initial weight" and not one.share_of_bound <= nearest.share_of_bound:
+            if one.what != "initial weight" and _is_above(one.share_of_bound, nearest.share_of_bound):
                 nearest = one
         outside = [one for one in found if one.is_outside]
         first = first or next(iter(outside), None)
@@ -260,8 +264,6 @@ def _deviations(
 def _read(folder: Path, step: int, rank: int) -> Any:
     import torch
 
-    from megatron_7b.training.equivalence.recording import file_of
-
     # Written by ourselves a moment ago.
     return torch.load(file_of(folder, step, rank), weights_only=False)
 
@@ -302,15 +304,20 @@ def _of_parameters(
     band: Band,
     settled: dict[str, Any],
 ) -> Iterator[Deviation]:
-    """Yield the largest deviation of each parameter over the ranks that hold it, in the order of the forward pass."""
+    """Yield how far each parameter is apart, in the order of the forward pass.
+
+    The parts of a parameter count together, as rounding is spread over the whole of it and not in proportion to each
+    part; of the ranks that hold the same part, the farthest one counts.
+    """
     import torch
 
-    worst: dict[str, Deviation] = {}
+    parts: dict[str, dict[Place, _Part]] = {}
+    unlike: dict[str, int] = {}
     for rank, record in enumerate(records):
         for shard in getattr(record, kind):
-            expected, bound = whole.get(shard.name), band.of(step, what, shard.name)
+            expected = whole.get(shard.name)
             if expected is None or tuple(expected.shape) != tuple(shard.shape):
-                worst[shard.name] = Deviation(step, what, shard.name, math.inf, bound, rank)
+                unlike[shard.name] = rank
                 continue
             difference = magnitude = 0.0
             for where, own in _pieces(shard):
@@ -318,15 +325,32 @@ def _of_parameters(
                 apart = torch.where(torch.as_tensor(counts), shard.value[own] - right, 0.0)
                 difference += float(apart.double().square().sum())
                 magnitude += float(right.double().square().sum())
-            distance = _ratio(math.sqrt(difference), math.sqrt(magnitude))
-            known = worst.get(shard.name)
-            if known is None or not distance <= known.distance:
-                worst[shard.name] = Deviation(step, what, shard.name, distance, bound, rank)
-    missing = {
-        name: Deviation(step, what, name, math.inf, band.of(step, what, name)) for name in whole if name not in worst
-    }
-    both = worst | missing
-    yield from (both[name] for name in [*whole, *(name for name in worst if name not in whole)])
+            known = parts.setdefault(shard.name, {}).get(shard.place)
+            if known is None or _is_above(difference, known.difference):
+                parts[shard.name][shard.place] = _Part(difference, magnitude, rank)
+    for name in [*whole, *(name for name in unlike if name not in whole)]:
+        bound = band.of(step, what, name)
+        held = [] if name in unlike else list(parts.get(name, {}).values())
+        if not held:
+            yield Deviation(step, what, name, math.inf, bound, unlike.get(name))
+            continue
+        distance = _ratio(math.sqrt(sum(one.difference for one in held)), math.sqrt(sum(one.magnitude for one in held)))
+        farthest = max(held, key=lambda one: math.inf if math.isnan(one.difference) else one.difference)
+        yield Deviation(step, what, name, distance, bound, farthest.rank)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a parameter, of the rank that has it farthest from the reference: sums of squares."""
+
+    difference: float
+    magnitude: float
+    rank: int
+
+
+def _is_above(one: float, other: float) -> bool:
+    """Return whether a distance is the larger one; what is no number is above all numbers."""
+    return not math.isnan(other) and not one <= other
 
 
 def _apart(actual: float, expected: float) -> float:
