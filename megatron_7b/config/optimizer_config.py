@@ -42,6 +42,9 @@ class OptimizerConfig:
     """muon: format of the Newton-Schulz steps; bf16 is faster on GPUs, but layouts then agree to its digits only."""
     muon_adamw_lr: float | None = None
     """muon: peak learning rate of embeddings, output layer, norms and biases, on the same schedule; None means lr."""
+    cpu_offload: bool = False
+    """adamw, adam: keep both moments in host memory, from where they visit the GPU for each update; no effect on a CPU,
+    where they are in host memory anyway."""
     weight_decay: float = 0.1
     """Decoupled weight decay, or with adam and sgd added to the gradient; norms and biases are exempt."""
     clip_grad: float = 1.0

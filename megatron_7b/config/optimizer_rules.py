@@ -31,8 +31,24 @@ def _nesterov_needs_momentum(case: Case) -> Iterator[Problem]:
 def _narrow_state_is_adams(case: Case) -> Iterator[Problem]:
     name, path = case.config.optimizer.name, "precision.optimizer_state_dtype"
     if case.config.precision.optimizer_state_dtype != "fp32" and not OPTIMIZERS[name].has_moments:
-        names = " | ".join(other for other, traits in OPTIMIZERS.items() if traits.has_moments)
-        yield case.problem(path, f"needs {NAME} {names}, not {name}, which keeps its state in FP32")
+        yield case.problem(path, f"needs {NAME} {_with_moments()}, not {name}, which keeps its state in FP32")
+
+
+@rule(NAME, "optimizer.cpu_offload", "precision.optimizer_state_dtype", "adapter.method")
+def _moments_in_host_memory_are_adams(case: Case) -> Iterator[Problem]:
+    config, path = case.config, "optimizer.cpu_offload"
+    if not config.optimizer.cpu_offload:
+        return
+    if not OPTIMIZERS[config.optimizer.name].has_moments:
+        yield case.problem(path, f"needs {NAME} {_with_moments()}, not {config.optimizer.name}")
+    if config.precision.optimizer_state_dtype != "fp32":
+        yield case.problem(path, "needs precision.optimizer_state_dtype fp32: Transformer Engine's optimizer stays put")
+    if config.adapter.is_used:
+        yield case.problem(path, f"needs adapter.method none, not {config.adapter.method}, whose state is small")
+
+
+def _with_moments() -> str:
+    return " | ".join(name for name, traits in OPTIMIZERS.items() if traits.has_moments)
 
 
 @rule("optimizer.lr", "optimizer.min_lr")

@@ -124,13 +124,13 @@ def check_rank(
     needed, _ = _need(
         config, [rank], world_size, is_training=is_training, has_native_bf16=True, adapter=adapter, teacher=teacher
     )
-    needed = dataclasses.replace(needed, copies=0)
+    needed = dataclasses.replace(needed, copies=0, host_moments=0)
     available = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     if needed.total > available:
         hint = f"divide it over more GPUs (tensor or pipeline parallelism){_smaller(config, is_training, world_size)}"
         raise _refusal(f"rank {rank}", needed, f"the GPU has {gigabytes(available)}", hint)
-    if is_training and config.checkpoint.asynchronous:
-        _check_copies(config, ranks_of_launcher(rank), world_size, adapter)
+    if is_training and (config.checkpoint.asynchronous or config.optimizer.cpu_offload):
+        _check_beside_gpus(config, ranks_of_launcher(rank), world_size, adapter)
 
 
 def ranks_of_launcher(rank: int) -> range:
@@ -182,18 +182,25 @@ def _check_host(config: RunConfig, needed: MemoryNeed, count: int, *, is_trainin
     return available
 
 
-def _check_copies(config: RunConfig, ranks: range, world_size: int, adapter: Adapter | None) -> None:
-    """Refuse copies of what ranks with GPUs save that their machine's memory cannot hold.
+def _check_beside_gpus(config: RunConfig, ranks: range, world_size: int, adapter: Adapter | None) -> None:
+    """Refuse what ranks with GPUs keep in their machine's memory, if that cannot hold it.
 
     Raises:
         ConfigError: They are too large.
     """
     needed, count = _need(config, ranks, world_size, is_training=True, has_native_bf16=True, adapter=adapter)
     available = available_memory()
-    if needed.copies > available:
+    ranks_here, there = f"the {count} ranks of this machine", f"but {gigabytes(available)} are available"
+    if needed.host_moments > available:
         raise ConfigError(
-            f"checkpoint.asynchronous is True: the {count} ranks of this machine would copy {gigabytes(needed.copies)} "
-            f"into its memory to save them while training continues, but {gigabytes(available)} are available",
+            f"optimizer.cpu_offload is True: {ranks_here} would keep {gigabytes(needed.host_moments)} of moments in "
+            f"its memory, {there}",
+            hint=f"divide the model over more machines, or set --optimizer.cpu-offload False; {_OVERRIDE}",
+        )
+    if needed.copies + needed.host_moments > available:
+        raise ConfigError(
+            f"checkpoint.asynchronous is True: {ranks_here} would copy {gigabytes(needed.copies)} into its memory to "
+            f"save them while training continues, {there}",
             hint=f"set --checkpoint.asynchronous False; {_OVERRIDE}",
         )
 

@@ -27,6 +27,7 @@ class MemoryNeed:
         teacher: Working parameters of another model that this one learns from.
         activations: The inputs of layers for one microbatch, which even full recompute keeps.
         copies: In host memory, of what this rank writes while training continues.
+        host_moments: Of the optimizer, in host memory by `optimizer.cpu_offload`; else they are part of `optimizer`.
     """
 
     parameters: int = 0
@@ -35,6 +36,7 @@ class MemoryNeed:
     teacher: int = 0
     activations: int = 0
     copies: int = 0
+    host_moments: int = 0
 
     @property
     def total(self) -> int:
@@ -75,11 +77,14 @@ def training_need(
     tokens = training.micro_batch_size * config.data.seq_length // layout.cp_size
     if parallel.sequence_parallel:
         tokens //= layout.tp_size
+    main, state = _optimizer_bytes(config, layout, adapter, bytes_per_parameter)
+    is_offloaded = config.optimizer.cpu_offload
     need = MemoryNeed(
         parameters=elements * (1 if precision.fp8_param_gather else bytes_per_parameter)
         - _saved_by_four_bits(config, layout, adapter, bytes_per_parameter),
         gradients=trained * (4 if precision.grad_reduce_in_fp32 else bytes_per_parameter),
-        optimizer=_optimizer_bytes(config, layout, adapter, bytes_per_parameter),
+        optimizer=main if is_offloaded else main + state,
+        host_moments=state if is_offloaded else 0,
         activations=tokens * config.model.hidden_size * bytes_per_parameter * kept_layers,
     )
     if not config.checkpoint.asynchronous:
@@ -93,7 +98,7 @@ def training_need(
         adapter=adapter,
         counts=lambda row: is_saved(row) and (row.tp_dim is not None or layout.tp_rank == 0),
     )
-    whole = saved * need.parameters // elements + need.optimizer * replicas
+    whole = saved * need.parameters // elements + (main + state) * replicas
     return replace(need, copies=whole * written // max(saved, 1) // (layout.dp_size * layout.cp_size))
 
 
@@ -128,24 +133,28 @@ def _trained_by(model: ModelConfig, adapter: Adapter | None) -> Callable[[Parame
 
 def _optimizer_bytes(
     config: RunConfig, layout: ParallelLayout, adapter: Adapter | None, bytes_per_parameter: int
-) -> int:
-    """Return the bytes of a rank's share of main parameters and of what the optimizer keeps beside them."""
+) -> tuple[int, int]:
+    """Return the bytes of a rank's share of main parameters, and of what the optimizer keeps beside them."""
     is_trained = _trained_by(config.model, adapter)
     main = 0 if bytes_per_parameter == 4 else 4
     if main and config.precision.optimizer_state_dtype == "bf16" and config.precision.fp8 == "none":
         main = 2  # Transformer Engine keeps of a main parameter what the working one lacks
 
-    def whole(counts: Callable[[Parameter], bool]) -> int:
+    def whole(counts: Callable[[Parameter], bool]) -> tuple[int, int]:
         elements = count_held_parameters(config.model, layout, adapter=adapter, counts=counts)
-        return elements * main + _state_bytes(config, layout, adapter, counts)
+        return elements * main, _state_bytes(config, layout, adapter, counts)
 
     if not config.parallel.use_distributed_optimizer:
         return whole(is_trained)
     replicas = layout.dp_size * layout.cp_size
-    experts = 0
+    experts = 0, 0
     if config.model.num_moe_experts is not None:  # those of an expert are fewer
         experts = whole(lambda row: is_trained(row) and row.expert is not None)
-    return (whole(is_trained) - experts) // replicas + experts // (replicas // layout.ep_size)
+    mains, state = (
+        (of_all - of_experts) // replicas + of_experts // (replicas // layout.ep_size)
+        for of_all, of_experts in zip(whole(is_trained), experts, strict=True)
+    )
+    return mains, state
 
 
 def _state_bytes(

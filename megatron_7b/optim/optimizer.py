@@ -18,6 +18,7 @@ from megatron_7b.config.schema import RunConfig
 from megatron_7b.model.builder import described_parameters
 from megatron_7b.model.parameters import Parameter
 from megatron_7b.optim.held import held_parameters, take_parameters, without_parameters
+from megatron_7b.optim.host_adam import HostAdam
 from megatron_7b.optim.matrices import MatrixExchange, MatrixPart
 from megatron_7b.optim.muon import Muon
 from megatron_7b.optim.rank_allocation import RankAllocator
@@ -125,9 +126,11 @@ class Optimizer:
                 part.optimizer = _gradient_descent(part, config)
             elif self.name == "muon":
                 part.optimizer = _muon(part, matrices, config, process_groups())
+            elif keeps_moments_on_host(config, part):
+                part.optimizer = HostAdam(part.param_groups, decoupled=self.name == "adamw")
         for inner in self.torch_optimizers():
             adam = inner.adamw if isinstance(inner, Muon) else inner
-            if isinstance(adam, torch.optim.Adam):
+            if isinstance(adam, torch.optim.Adam) and not isinstance(adam, HostAdam):
                 _use_fused_kernel(adam)
         self._ranks = RankAllocator(self.parts, chunks, config) if config.adapter.method == "adalora" else None
 
@@ -237,6 +240,12 @@ def _matrices(chunks: Sequence[DistributedDataParallel]) -> dict[torch.nn.Parame
         for row, parameter in described_parameters(chunk.module)
         if row.is_layer_matrix and parameter.requires_grad
     }
+
+
+def keeps_moments_on_host(config: RunConfig, part: MegatronOptimizer) -> bool:
+    """Return whether the moments of an optimizer are kept away from its parameters, which are on a GPU."""
+    tensors = (tensor for group in part.param_groups for tensor in group["params"])
+    return config.optimizer.cpu_offload and any(tensor.is_cuda for tensor in tensors)
 
 
 def _gradient_descent(part: MegatronOptimizer, config: RunConfig) -> torch.optim.SGD:

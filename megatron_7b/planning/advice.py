@@ -68,6 +68,9 @@ def what_would_fit(
 
 
 def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    if not config.optimizer.cpu_offload:
+        offloaded = replace(config, optimizer=replace(config.optimizer, cpu_offload=True))
+        yield "--optimizer.cpu-offload True: moments in host memory", offloaded
     length = config.data.seq_length // 2
     if length >= _SHORTEST:
         changed_data = replace(config.data, seq_length=length)

@@ -234,7 +234,8 @@ def narrower_formats(config: RunConfig, device: Device, given: Set[str]) -> Iter
     if device.type == "cpu" or config.adapter.is_used or config.model.transformer_impl == "local":
         return  # they need Transformer Engine; the state of an adapter is small
     changed: dict[str, object] = {}
-    if precision.optimizer_state_dtype == "fp32" and FORMATS[0] not in given and traits.has_moments:
+    is_free = FORMATS[0] not in given and not config.optimizer.cpu_offload
+    if precision.optimizer_state_dtype == "fp32" and is_free and traits.has_moments:
         changed[FORMATS[0]] = "bf16"
         yield dict(changed)
     if precision.grad_reduce_in_fp32 and precision.params_dtype != "fp32" and FORMATS[1] not in given:

@@ -92,7 +92,7 @@ def rank_memory(
         device: What it computes on.
         predicted_share: How many tokens pass the output layer, for each that is read.
     """
-    parameters, gradients, optimizer = _held_state(config, counts, layout, working_width(config, device))
+    parameters, gradients, optimizer = _held_state(config, counts, layout, device)
     logits = _logits(config, layout, device, predicted_share) if layout.is_last_stage else 0
     kept, working = _activations(config, layout, device, predicted_share)
     graphs = 0
@@ -144,9 +144,9 @@ def _gloo(config: RunConfig, layout: ParallelLayout, parameters: int, gradients:
     return size
 
 
-def _held_state(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, width: int) -> tuple[int, int, int]:
+def _held_state(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, device: Device) -> tuple[int, int, int]:
     """Return the bytes of parameters, gradients and optimizer state."""
-    precision, optimizer = config.precision, config.optimizer
+    precision, optimizer, width = config.precision, config.optimizer, working_width(config, device)
 
     def held(name: str, counted: Callable[[Group], bool]) -> int:
         return counts.elements(layout, name, counted)
@@ -161,7 +161,7 @@ def _held_state(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, 
     trained = held("trained", lambda group: group.is_trained)
     experts = held("trained experts", lambda group: group.is_trained and group.is_expert)
     gradients = trained * (4 if precision.grad_reduce_in_fp32 else width)
-    per_element = _state_width(config, width)
+    per_element = _state_width(config, width, device)
     state, of_experts = (trained - experts) * per_element, experts * per_element
     if optimizer.name == "muon" and not config.parallel.use_distributed_optimizer:
         matrices = held("trained matrices", lambda group: group.is_trained and group.is_layer_matrix)
@@ -172,7 +172,7 @@ def _held_state(config: RunConfig, counts: ModelCounts, layout: ParallelLayout, 
     return parameters, gradients, state + of_experts
 
 
-def _state_width(config: RunConfig, width: int) -> int:
+def _state_width(config: RunConfig, width: int, device: Device) -> int:
     """Return the bytes that the optimizer keeps for each trained element, if replicas do not share them."""
     optimizer, precision, parallel = config.optimizer, config.precision, config.parallel
     moment = 2 if precision.optimizer_state_dtype == "bf16" else 4
@@ -183,6 +183,8 @@ def _state_width(config: RunConfig, width: int) -> int:
             moments = 1
         case _:
             moments = 2
+    if keeps_moments_on_host(config, device):
+        moments = 0
     if config.adapter.method == "adalora":
         moments += 2
     main = 0 if width == 4 else 4
@@ -190,6 +192,11 @@ def _state_width(config: RunConfig, width: int) -> int:
         # Transformer Engine's optimizer keeps the half of a main parameter that a BF16 one lacks; of FP32 ones a copy.
         main = 2 if width == 2 else 4
     return main + moments * moment
+
+
+def keeps_moments_on_host(config: RunConfig, device: Device) -> bool:
+    """Return whether the moments are not in the memory that is planned."""
+    return config.optimizer.cpu_offload and device.type == "cuda"
 
 
 def layer_bytes_per_token(config: RunConfig, layout: ParallelLayout, device: Device) -> float:

@@ -16,7 +16,7 @@ from megatron_7b.planning.communication import Links
 from megatron_7b.planning.counts import Group, ModelCounts
 from megatron_7b.planning.devices import Device
 from megatron_7b.planning.layouts import layout_of
-from megatron_7b.planning.memory import cross_entropy_impl, recomputed_modules, working_width
+from megatron_7b.planning.memory import cross_entropy_impl, keeps_moments_on_host, recomputed_modules, working_width
 
 _SMALL_DIMENSION = {"cuda": 128, "cpu": 32}
 """Matrix products reach half of their rate, by each of their dimensions, where it is this small."""
@@ -29,6 +29,8 @@ _OPTIMIZER_BYTES = 34
 """Read and written per element of a rank's share: gradient, main parameter, two moments, working parameter, norm."""
 _OPTIMIZER_BYTES_BF16 = 24
 """The same with BF16 moments, of a main parameter the half that the working one lacks."""
+_HOST_BANDWIDTH = 40e9
+"""Bytes/s in each direction between a GPU and its machine's memory: a guess, of PCIe 5's 64."""
 _HOST_SECONDS = {"cuda": 0.8e-3, "cpu": 0.4e-3}
 """That a processor takes to start the kernels of one layer, forward and backward; more with FP8."""
 _SHARE_BETWEEN_KERNELS = {"bf16": 0.02, "fp8": 0.06, "fp32": 0.02}
@@ -319,7 +321,10 @@ class StepTimer:
             exposed = _exposed(2 * reduce, during_backward)
         is_narrow = precision.optimizer_state_dtype == "bf16"
         moved = owned * (_OPTIMIZER_BYTES_BF16 if is_narrow else _OPTIMIZER_BYTES) + trained * per_gradient
-        return exposed, moved / self._bandwidth
+        update = moved / self._bandwidth
+        if keeps_moments_on_host(config, self._device):  # both come while others leave
+            update = max(update, 8 * owned / _HOST_BANDWIDTH)
+        return exposed, update
 
     def _format(self, config: RunConfig) -> str:
         if config.precision.fp8 != "none":

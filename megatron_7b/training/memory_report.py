@@ -96,6 +96,8 @@ def predicted_bytes(learner: Learner) -> dict[str, int]:
     width = params_dtype(config.precision, on_ranks.device_type).itemsize
     need = training_need(config, on_ranks.layout, bytes_per_parameter=width, adapter=on_ranks.adapter)
     held = {name: int(vars(need)[name]) for name in _HELD}
+    if on_ranks.device_type == "cpu":
+        held["optimizer"] += need.host_moments
     planned = expected_memory(
         config,
         on_ranks.layout,
@@ -112,16 +114,17 @@ def predicted_bytes(learner: Learner) -> dict[str, int]:
 
 
 def held_bytes(learner: Learner) -> dict[str, int]:
-    """Return what this rank holds between steps, each storage counted once, where it is first found."""
+    """Return what this rank holds between steps on its device, each storage counted once, where it is first found."""
     parameters = [one for chunk in learner.model for one in (*chunk.parameters(), *_buffers(chunk))]
     optimizers = [part.optimizer for part in learner.optimizer.parts if part.optimizer is not None]
     teacher = learner.teacher.chunks if learner.teacher is not None else []
-    seen: set[tuple[torch.device, int]] = set()
+    device = learner.device.type
+    seen: set[int] = set()
     return {
-        "parameters": _count(parameters, seen),
-        "gradients": _count((one.main_grad for one in parameters if hasattr(one, "main_grad")), seen),
-        "optimizer": _count((tensor for optimizer in optimizers for tensor in _state(optimizer)), seen),
-        "teacher": _count((one for chunk in teacher for one in chunk.parameters()), seen),
+        "parameters": _count(parameters, device, seen),
+        "gradients": _count((one.main_grad for one in parameters if hasattr(one, "main_grad")), device, seen),
+        "optimizer": _count((tensor for optimizer in optimizers for tensor in _state(optimizer)), device, seen),
+        "teacher": _count((one for chunk in teacher for one in chunk.parameters()), device, seen),
     }
 
 
@@ -138,13 +141,12 @@ def _state(optimizer: Any) -> Iterator[Tensor]:
         yield from (value for value in state.values() if torch.is_tensor(value))
 
 
-def _count(tensors: Iterable[Tensor], seen: set[tuple[torch.device, int]]) -> int:
+def _count(tensors: Iterable[Tensor], device: str, seen: set[int]) -> int:
     total = 0
     for tensor in tensors:
         storage = tensor.untyped_storage()
-        key = tensor.device, storage.data_ptr()
-        if key not in seen:
-            seen.add(key)
+        if tensor.device.type == device and storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
             total += storage.nbytes()
     return total
 

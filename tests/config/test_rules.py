@@ -44,6 +44,7 @@ BERT = {"model.architecture": "bert", "model.num_tokentypes": 2}
 GPT2 = {"model.architecture": "gpt2"}
 SELECTIVE = {"parallel.recompute_granularity": "selective"}
 GRAPHS = "runtime.cuda_graph_impl"
+HOST = "optimizer.cpu_offload"
 LOSS = "runtime.cross_entropy_impl"
 MODULES = "parallel.recompute_modules"
 MOE = {"model.architecture": "mixtral", "model.num_moe_experts": 4}
@@ -311,6 +312,9 @@ CASES = [
     ({GRAPHS: "local", "parallel.recompute_granularity": "full"}, 1, GRAPHS, "graphs hold whole layers"),
     ({GRAPHS: "local", "data.reset_attention_mask": True}, 1, GRAPHS, "other documents"),
     ({**MOE, GRAPHS: "local"}, 1, GRAPHS, "without experts, not mixtral"),
+    ({HOST: True, "optimizer.name": "sgd"}, 1, HOST, "needs optimizer.name adamw | adam, not sgd"),
+    ({HOST: True, "adapter.method": "lora"}, 1, HOST, "whose state is small"),
+    ({HOST: True, "precision.optimizer_state_dtype": "bf16", SHARDED: True}, 1, HOST, "fp32: Transformer Engine's"),
     ({LOSS: "te", "runtime.device": "cpu"}, 1, LOSS, "no CPU kernels"),
     ({LOSS: "te", "model.transformer_impl": "local"}, 1, LOSS, "needs Transformer Engine"),
     ({LOSS: "full", **BERT}, 1, LOSS, "chunked for a model of kind encoder"),

@@ -158,6 +158,26 @@ def test_narrower_formats_are_proposed_and_named_where_nothing_else_fits() -> No
     assert not any(candidate.changed for candidate in plan(config, gpus=8, gpu="h100").candidates[:3])
 
 
+def test_moments_in_host_memory_take_time_and_no_room() -> None:
+    settings = {"parallel.use_distributed_optimizer": True, "precision.params_dtype": "bf16"}
+    held, timed = [], []
+    for cpu_offload in (False, True):
+        config = load_config("llama2_7b", {**settings, "optimizer.cpu_offload": cpu_offload})
+        candidate = Planner(config, GPUS["h200"]).look_at(config, 1)
+        need = training_need(config, layout_of(config, 1), bytes_per_parameter=2)
+        assert need.optimizer == candidate.memory.optimizer
+        assert need.optimizer + need.host_moments == 12 * 6_738_415_616
+        held.append(candidate.memory.optimizer)
+        timed.append(candidate.time.optimizer)
+    assert held == [12 * 6_738_415_616, 4 * 6_738_415_616]
+    assert timed[1] > 3 * timed[0]
+    found = plan(load_config("llama2_7b"), gpus=1, gpu="h100", given={FORMATS[0]})
+    assert not found.fits
+    advice = what_would_fit(load_config("llama2_7b"), gpus=1, device=GPUS["h100"], given={FORMATS[0]})
+    assert advice[0].change.startswith("--optimizer.cpu-offload True")
+    assert advice[0].candidate.memory.total < GPUS["h100"].memory_bytes
+
+
 def test_fp8_keeps_whole_main_parameters_beside_bf16_moments() -> None:
     formats = {"precision.params_dtype": "bf16", "precision.optimizer_state_dtype": "bf16"}
     sharded = {"parallel.use_distributed_optimizer": True, **formats}

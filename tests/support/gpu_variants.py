@@ -35,10 +35,13 @@ class Variant:
     number_format: Format
     parallel: dict[str, Any] = dataclasses.field(default_factory=dict)
     runtime: dict[str, Any] = dataclasses.field(default_factory=dict)
+    cpu_offload: bool = False
 
     def config(self, **sections: dict[str, Any]) -> RunConfig:
         """Return the conditioned run of this variant; sections override fields."""
-        return conditioned_config(self.impl, self.precision, self.parallel, **{"runtime": self.runtime, **sections})
+        own = {"runtime": self.runtime, "optimizer": {"cpu_offload": self.cpu_offload}}
+        both = {name: {**own.get(name, {}), **sections.get(name, {})} for name in {*own, *sections}}
+        return conditioned_config(self.impl, self.precision, self.parallel, **both)
 
 
 LOCAL_FP32 = Variant("local", {"params_dtype": "fp32"}, FP32)
@@ -59,6 +62,9 @@ VARIANTS = {
         {"params_dtype": "bf16", "optimizer_state_dtype": "bf16", "grad_reduce_in_fp32": False},
         BF16,
         SHARDED,
+    ),
+    "TE bf16, moments in host memory": Variant(
+        "transformer_engine", {"params_dtype": "bf16"}, BF16, SHARDED, cpu_offload=True
     ),
     "TE bf16, graphs": Variant("transformer_engine", {"params_dtype": "bf16"}, BF16, runtime=GRAPHS),
     "TE fp8, graphs": Variant("transformer_engine", IN_FP8, FP8, runtime=GRAPHS),

@@ -111,6 +111,7 @@ STEPS: tuple[Step, ...] = (
         {**NARROW_MOMENTS, "precision.grad_reduce_in_fp32": False},
         needs_engine=True,
     ),
+    _option("host_moments", "Adam's moments in host memory", {"optimizer.cpu_offload": True}),
     _option("recompute_core_attn", "recompute core attention", {"parallel.recompute_granularity": "selective"}),
     _option(
         "recompute_mlp",
