@@ -125,7 +125,7 @@ def print_scaling(rows: Sequence[ScalingRow], config: RunConfig) -> None:
         for row in rows:
             candidate: Candidate | None = getattr(row, pick)
             if candidate is None:
-                lines.append([str(row.gpus), "", "does not fit", *[""] * 5])
+                lines.append([str(row.gpus), "", "none", *[""] * 5])
                 continue
             lines.append(
                 [

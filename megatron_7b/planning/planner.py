@@ -274,7 +274,7 @@ def plan(
     planner = Planner(config, device, predicted_share=predicted_share, teacher=teacher)
     candidates = planner.search(gpus, given, limit)
     if not candidates:
-        raise _no_layout(config, gpus)
+        raise _no_layout(config, gpus, given)
     configured = planner.look_at(config, gpus) if planner.is_possible(config, gpus) else None
     return Plan(
         config=config,
@@ -304,15 +304,24 @@ def _without_layout(config: RunConfig, given: Set[str]) -> RunConfig:
     return replace(config, parallel=replace(config.parallel, **plain), training=training)
 
 
-def _no_layout(config: RunConfig, gpus: int) -> ConfigError:
+def _no_layout(config: RunConfig, gpus: int, given: Set[str]) -> ConfigError:
     """Say why so many ranks cannot share the run, and what number could."""
-    batch, model = config.training.global_batch_size, config.model
+    batch, model, parallel = config.training.global_batch_size, config.model, config.parallel
+    sizes = [f"parallel.{kind}_model_parallel_size" for kind in ("tensor", "pipeline")]
+    fixed = {path: int(getattr(parallel, path.removeprefix("parallel."))) for path in sizes if path in given}
+    if gpus % (replica := math.prod(fixed.values())):
+        return ConfigError(
+            f"--gpus {gpus}: no layout divides it with {' and '.join(f'{path} = {n}' for path, n in fixed.items())}",
+            hint=f"--gpus {nearest_multiples(replica, gpus)}, or leave the layout to the plan",
+        )
     has_stages = model.traits.kind != "encoder_decoder"
     return ConfigError(
         f"--gpus {gpus}: no layout divides {f'{model.num_layers} layers, ' if has_stages else ''}"
         f"{model.query_groups} key-value heads and a global batch of {batch} sequences among {gpus} ranks",
         hint=f"give a number of GPUs that divides these, or a batch that is a multiple of it: "
-        f"--training.global-batch-size {nearest_multiples(gpus, batch)}",
+        f"--training.global-batch-size {nearest_multiples(gpus, batch)}"
+        if batch % gpus
+        else "give a number of GPUs that divides these",
     )
 
 

@@ -45,7 +45,7 @@ def scale(
     """Return the first choices of a run on several numbers of devices.
 
     Args:
-        config: The run; its global batch is that of the first number.
+        config: The run; its global batch is that of the least number.
         counts: Numbers of devices.
         device: What each is, given how many there are.
         given: As for `plan`.
@@ -68,8 +68,10 @@ def scale(
                 raise
             return None
 
-    batch = config.training.global_batch_size
-    return [
-        ScalingRow(gpus=gpus, same_batch=best(gpus, batch), grown_batch=best(gpus, max(1, batch * gpus // min(counts))))
-        for gpus in counts
-    ]
+    batch, least = config.training.global_batch_size, min(counts)
+
+    def grown(gpus: int) -> int:
+        """Return the batch that is to the number of devices as the run's to the least; of whole samples on each."""
+        return -(-batch // least) * gpus if batch * gpus % least else batch * gpus // least
+
+    return [ScalingRow(gpus=gpus, same_batch=best(gpus, batch), grown_batch=best(gpus, grown(gpus))) for gpus in counts]

@@ -97,11 +97,34 @@ def test_flags_of_the_devices_count(capsys: pytest.CaptureFixture[str]) -> None:
         ("--top 0", "--top is 0"),
         ("--modle.x 1", "unknown option"),
         ("--gpu h1000", "did you mean h100?"),
+        (
+            "--parallel.tensor-model-parallel-size 16",
+            "no layout divides it with parallel.tensor_model_parallel_size = 16",
+        ),
+        ("--gpus 11 --parallel.pipeline-model-parallel-size 4", "hint: --gpus 8 or 12, or leave"),
+        ("--gpus 7 --parallel.pipeline-model-parallel-size 1", "--training.global-batch-size 252 or 259"),
     ],
 )
 def test_wrong_flags(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "llama2_7b", *words.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_model_of_a_fine_tuning_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without weights or a preset of a model, the plan would be of a model that nobody has asked for."""
+    assert main(["plan", "--config", "lora_7b_1xh100", "--gpus", "1"]) == 2
+    assert "hint: --checkpoint.initialize-from C" in capsys.readouterr().err
+    assert main(["plan", "--config", "llama2_7b", "lora_7b_1xh100", "--gpus", "1"]) == 0
+    assert "note: the model of a fine-tuning" in capsys.readouterr().err
+
+
+def test_a_batch_that_grows_is_whole_on_every_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(planned(capsys, "--config llama2_7b --scaling 3 7 --json"))
+    batches = [row["grown_batch"]["layout"] for row in rows]
+    assert [one["micro_batch_size"] * one["num_microbatches"] * one["data_parallel_size"] for one in batches] == [
+        256,
+        602,
+    ]
 
 
 def test_page_and_scaling(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from megatron_7b.cli.options import CommandLine, Parser, add_config_flag, parse_arguments
 from megatron_7b.cli.plan_tables import print_plan, print_scaling, run_words
 from megatron_7b.cli.planned_run import model_of, planned_config
+from megatron_7b.config.schema import ModelConfig
 from megatron_7b.errors import ConfigError
 from megatron_7b.objective import build_objective
 from megatron_7b.planning import NAMES, Device, Plan, plan, what_would_fit
@@ -27,6 +28,8 @@ from megatron_7b.planning.layouts import CHOSEN, FORMATS
 from megatron_7b.planning.page import write_page
 from megatron_7b.planning.scaling import scale
 from megatron_7b.runtime.output_paths import check_file_to_write
+
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")
 
 SUMMARY = "see whether a run fits on some GPUs, how fast it is, and which layout is best"
 
@@ -47,7 +50,10 @@ def main(argv: list[str]) -> int:
     _check_flags(flags)
     config, notes = planned_config(command_line), []
     if config.finetune.task is not None and config.checkpoint.initialize_from is None:
-        notes.append("the model of a fine-tuning is that of its weights: name them, --checkpoint.initialize-from C")
+        said = "the model of a fine-tuning is that of its weights"
+        if all(getattr(config.model, size) == getattr(ModelConfig(), size) for size in _SIZES):
+            raise ConfigError(f"{said}, and none are named", hint="--checkpoint.initialize-from C, or a HF folder")
+        notes.append(f"{said}: name them, --checkpoint.initialize-from C")
     given = {*CHOSEN, *FORMATS} & command_line.overrides.keys()
     share = build_objective(config).predicted_share(config)
     teacher = config.distillation.teacher
