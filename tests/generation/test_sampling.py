@@ -13,10 +13,10 @@ from megatron_7b.generation.sampling import (
     SamplingOptions,
     TokenSampler,
     draw,
-    keep_top_k,
-    keep_top_p,
     penalize,
     token_probabilities,
+    top_k_tokens,
+    top_p_tokens,
 )
 
 # Few distinct values, so that ties are common.
@@ -25,29 +25,48 @@ LOGITS = st.lists(st.integers(-6, 6), min_size=1, max_size=12).map(
 )
 
 
+# Logits far apart and near, and of tokens that are impossible.
+SPREAD = st.lists(
+    st.sampled_from([0.0, -0.5, -3.9, -4.0, -4.1, -9.0, -20.0, -50.0, -math.inf]), min_size=1, max_size=30
+)
+
+
+def dense(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
+    """Probabilities of all tokens."""
+    tokens, probabilities = token_probabilities(logits, options)
+    assert tokens.tolist() == sorted(set(tokens.tolist()))
+    return torch.zeros(len(logits), dtype=torch.float64).index_put((tokens,), probabilities)
+
+
 def ranked(logits: torch.Tensor) -> list[int]:
     """Token ids by descending logit, lower ids first among equals."""
     return sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))
 
 
-def kept(logits: torch.Tensor) -> set[int]:
-    return {i for i, value in enumerate(logits.tolist()) if value != -math.inf}
+def after_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """All but the k largest are impossible."""
+    dropped = torch.tensor(ranked(logits)[k:], dtype=torch.int64)
+    return logits.index_fill(0, dropped, -math.inf)
 
 
 @given(LOGITS, st.integers(1, 14))
 def test_top_k_keeps_exactly_the_k_largest(logits: torch.Tensor, k: int) -> None:
-    after = keep_top_k(logits, k)
-    assert kept(after) == set(ranked(logits)[:k])
-    assert all(after[i] == logits[i] for i in kept(after))
+    assert top_k_tokens(logits - logits.max(), k).tolist() == ranked(logits)[:k]
 
 
-@given(LOGITS, st.floats(0.01, 1.0))
+@given(SPREAD, st.integers(1, 40))
+def test_top_k_looks_as_far_as_it_must(values: list[float], k: int) -> None:
+    logits = torch.tensor([0.0, *values], dtype=torch.float64)
+    assert top_k_tokens(logits, k).tolist() == ranked(logits)[:k]
+
+
+@given(LOGITS | SPREAD.map(lambda values: torch.tensor([0.0, *values]).double()), st.floats(0.01, 1.0))
 def test_top_p_keeps_the_smallest_sufficient_set(logits: torch.Tensor, p: float) -> None:
-    after = keep_top_p(logits, p)
+    tokens = top_p_tokens(logits - logits.max(), p).tolist()
     weights = [math.exp(value) for value in logits.tolist()]
     shares = [weights[i] / math.fsum(weights) for i in ranked(logits)]
-    size = len(kept(after))
-    assert kept(after) == set(ranked(logits)[:size])
+    size = len(tokens)
+    assert tokens == ranked(logits)[:size]
     # Enough, and one less would not be; sums that rounding cannot tell from p may go either way.
     assert math.fsum(shares[:size]) >= p - 1e-12
     assert size == 1 or math.fsum(shares[: size - 1]) < p + 1e-12
@@ -57,8 +76,10 @@ def test_top_p_keeps_the_smallest_sufficient_set(logits: torch.Tensor, p: float)
 def test_filters_apply_in_order_and_leave_a_distribution(
     logits: torch.Tensor, temperature: float, k: int, p: float
 ) -> None:
-    probabilities = token_probabilities(logits, SamplingOptions(temperature=temperature, top_k=k, top_p=p))
-    expected = keep_top_p(keep_top_k(logits / temperature, k), p).softmax(-1)
+    probabilities = dense(logits, SamplingOptions(temperature=temperature, top_k=k, top_p=p))
+    largest = after_top_k(logits / temperature, k)
+    tokens = top_p_tokens(largest - largest.max(), p)
+    expected = after_top_k(largest, len(tokens)).softmax(-1)
     torch.testing.assert_close(probabilities, expected)
     assert math.isclose(float(probabilities.sum()), 1.0, rel_tol=1e-12)
 
@@ -66,7 +87,7 @@ def test_filters_apply_in_order_and_leave_a_distribution(
 @given(LOGITS, st.sampled_from([1e-3, 1e-30, 1e-320]))
 def test_temperature_towards_zero_is_greedy(logits: torch.Tensor, temperature: float) -> None:
     best = logits == logits.max()
-    probabilities = token_probabilities(logits, SamplingOptions(temperature=temperature))
+    probabilities = dense(logits, SamplingOptions(temperature=temperature))
     torch.testing.assert_close(probabilities, best.double() / best.sum())
     cold = TokenSampler(SamplingOptions(temperature=temperature, top_k=1))
     assert cold.choose(logits) == TokenSampler(SamplingOptions(temperature=0.0)).choose(logits) == ranked(logits)[0]
@@ -74,7 +95,7 @@ def test_temperature_towards_zero_is_greedy(logits: torch.Tensor, temperature: f
 
 def test_huge_logits_do_not_overflow() -> None:
     logits = torch.tensor([3e38, -3e38, torch.finfo(torch.float32).min])
-    probabilities = token_probabilities(logits, SamplingOptions(temperature=1e-10))
+    probabilities = dense(logits, SamplingOptions(temperature=1e-10))
     assert probabilities.tolist() == [1.0, 0.0, 0.0]
 
 
@@ -95,7 +116,7 @@ def test_frequencies_are_the_probabilities() -> None:
     options = SamplingOptions(temperature=1.3, top_k=4, seed=5)
     sampler, num_draws = TokenSampler(options), 20_000
     counts = Counter(sampler.choose(logits) for _ in range(num_draws))
-    expected = token_probabilities(logits, options).tolist()
+    expected = dense(logits, options).tolist()
     assert counts[4] == 0
     chi_squared = sum((counts[i] - num_draws * expected[i]) ** 2 / (num_draws * expected[i]) for i in range(4))
     assert chi_squared < 16.3  # 0.1 % of true samples exceed it at 3 degrees of freedom
@@ -156,6 +177,7 @@ def test_no_numbers_lead_beyond_the_vocabulary() -> None:
     """A token that is none would end all texts that are being written."""
     logits = torch.tensor([3.0, 2.0, -1.0])
     endless = penalize(logits, torch.tensor([0, 1]), 1e-300)
-    assert token_probabilities(endless, SamplingOptions()).tolist() == [0.5, 0.5, 0.0]
-    broken = token_probabilities(torch.full((3,), torch.nan), SamplingOptions())
-    assert all(0 <= draw(broken, uniform) < 3 for uniform in (0.0, 0.5, 0.999))
+    assert dense(endless, SamplingOptions()).tolist() == [0.5, 0.5, 0.0]
+    broken = torch.full((3,), torch.nan)
+    for options in ({}, {"top_k": 2}, {"top_p": 0.5}, {"top_k": 2, "top_p": 0.5}):
+        assert 0 <= TokenSampler(SamplingOptions(**options)).choose(broken) < 3
