@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 from megatron_7b.checkpoint import config_file, resolve_checkpoint, tokenizer_path
@@ -29,9 +30,29 @@ from megatron_7b.tokenizer import load_tokenizer
 
 _OWN_MODEL_OPTIONS = ("transformer_impl", "hidden_dropout", "attention_dropout")
 
+_NOT_KNOWN_YET = frozenset(
+    {
+        *(f"model.{name}" for name in HEAD_FIELDS),
+        "model.add_binary_head",
+        "model.share_embeddings_and_output_weights",
+        "data.train",
+        "data.valid",
+        "finetune.may_lack_answer",
+        "training.train_steps",
+    }
+)
+"""What only the data and the weights decide, not config.json and the options."""
+
 
 def prepare_finetuning(
-    config: RunConfig, run_dir: Path, report: Report, *, is_preparing: bool = True, patience: float = 3600.0
+    config: RunConfig,
+    run_dir: Path,
+    report: Report,
+    *,
+    model_options: Mapping[str, object] = MappingProxyType({}),
+    world_size: int | None = None,
+    is_preparing: bool = True,
+    patience: float = 3600.0,
 ) -> RunConfig:
     """Make what a fine-tuning run needs, or find it.
 
@@ -40,6 +61,8 @@ def prepare_finetuning(
             `checkpoint.initialize_from` a checkpoint or a Hugging Face folder.
         run_dir: The run folder.
         report: Takes what is being done.
+        model_options: Options of the model, by dotted path, that go before the weights' own.
+        world_size: Number of ranks, if it is known: what does not fit is then refused before anything is made.
         is_preparing: Make what is missing; the other ranks of a run wait for it.
         patience: How long they wait [seconds].
 
@@ -54,7 +77,11 @@ def prepare_finetuning(
     Collective: none; with several ranks all of them call it.
     """
     check_asked(config)
-    return waiting_for(lambda make: _prepare(config, run_dir, report, make=make), is_preparing, patience)
+
+    def prepare(make: bool) -> RunConfig:
+        return _prepare(config, run_dir, report, model_options, world_size, make=make)
+
+    return waiting_for(prepare, is_preparing, patience)
 
 
 def check_asked(config: RunConfig) -> None:
@@ -83,7 +110,15 @@ def check_asked(config: RunConfig) -> None:
         )
 
 
-def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) -> RunConfig:
+def _prepare(
+    config: RunConfig,
+    run_dir: Path,
+    report: Report,
+    model_options: Mapping[str, object],
+    world_size: int | None,
+    *,
+    make: bool,
+) -> RunConfig:
     start = _find_start(Path(str(config.checkpoint.initialize_from)))
     carried = _tokenizer_of(start)
     named = config.data.tokenizer or carried
@@ -96,7 +131,10 @@ def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) ->
             hint="leave data.tokenizer out; --finetune.chat-template FILE changes the template alone",
         )
     task = str(config.finetune.task)
-    config = _with_model(config, start)
+    objective = dataclasses.replace(config.objective, name=TASKS[task])
+    config = dataclasses.replace(_with_model(config, start, model_options), objective=objective)
+    # Encoding data and importing weights may take an hour.
+    raise_problems(find_conflicts(config, world_size=world_size, ignore=_NOT_KNOWN_YET))
     wanted = Preparation(config=config, tokenizer=loaded, start=start, run_dir=run_dir, report=report, make=make)
     prepared = PREPARERS[task](wanted)  # its mistakes are found at once
     base = start
@@ -104,14 +142,14 @@ def _prepare(config: RunConfig, run_dir: Path, report: Report, *, make: bool) ->
         head, seed = _head_of_import(config, prepared.settings), config.training.seed
         base = import_base(start, run_dir, report, make=make, head=head, seed=seed)
     tokenizer = prepared.tokenizer or tokenizer_path(base)
-    config = _with_model(config, base)  # only the weights say for sure which of them are tied
+    config = _with_model(config, base, model_options)  # only the weights say for sure which of them are tied
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, train=prepared.train, valid=prepared.valid, tokenizer=str(tokenizer)),
-        objective=dataclasses.replace(config.objective, name=TASKS[task]),
         checkpoint=dataclasses.replace(config.checkpoint, initialize_from=str(base)),
     )
-    return _with_steps(override_config(config, prepared.settings) if prepared.settings else config)
+    settings = {**prepared.settings, **model_options}
+    return _with_steps(override_config(config, settings) if settings else config)
 
 
 def _head_of_import(config: RunConfig, settings: Mapping[str, object]) -> dict[str, object] | None:
@@ -145,14 +183,15 @@ def _tokenizer_of(start: Path) -> Path | None:
     return start if has_tokenizer(start) else None
 
 
-def _with_model(config: RunConfig, start: Path) -> RunConfig:
+def _with_model(config: RunConfig, start: Path, model_options: Mapping[str, object]) -> RunConfig:
     """Take the model of the weights, but for what a run may choose itself."""
     if is_hugging_face_folder(start):
         model = from_hugging_face_config(HuggingFaceFolder(start).config)
     else:
         model = load_config(config_file(start)).model
     own = {name: getattr(config.model, name) for name in _OWN_MODEL_OPTIONS}
-    return dataclasses.replace(config, model=dataclasses.replace(model, **own))
+    config = dataclasses.replace(config, model=dataclasses.replace(model, **own))
+    return override_config(config, model_options) if model_options else config
 
 
 def _with_steps(config: RunConfig) -> RunConfig:

@@ -158,13 +158,15 @@ def test_epochs_decide_the_steps(folder: Path, tmp_path: Path):
         (("--data.train", "nothing.jsonl"), "nothing.jsonl is neither a file nor a corpus"),
         (("--finetune.epochs", 0), "finetune.epochs is 0"),
         (("--finetune.chat-template", "nothing.jinja"), "nothing.jinja cannot be read"),
+        (("--data.seq-length", 4096), "must be at most model.max_position_embeddings"),
+        (("--parallel.tensor-model-parallel-size", 3, "--nproc", 3), "must divide model."),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(folder: Path, more: tuple[object, ...], words: str, tmp_path: Path):
     done = finetune(folder, tmp_path / "run", *more)
     assert done.returncode == 2
     assert words in done.stderr
-    assert not list(tmp_path.glob("run/data/*"))
+    assert not list(tmp_path.glob("run/*")), "neither encoded nor imported"
 
 
 def test_mistakes_in_the_data_are_named_by_line(folder: Path, tmp_path: Path):

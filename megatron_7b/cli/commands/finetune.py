@@ -14,7 +14,6 @@ from megatron_7b.cli.options import CommandLine, parse_arguments
 from megatron_7b.cli.ranks import given_world_size
 from megatron_7b.cli.training_run import train, training_parser, with_teacher
 from megatron_7b.config import RunConfig, check_config, load_config
-from megatron_7b.config.loading import override_config
 from megatron_7b.finetune import check_asked, prepare_finetuning
 from megatron_7b.planning import AUTO
 from megatron_7b.runtime.process.launch import is_rank
@@ -50,16 +49,15 @@ def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
         world_size=world_size,
         problems=command_line.problems,
     )
-    prepared = prepare_finetuning(
+    config = prepare_finetuning(
         asked,
         command_line.flags.run_dir,
         lambda label, text: None if is_rank() else say(f"{label:<9} {text}"),
+        model_options={path: value for path, value in command_line.overrides.items() if path.startswith("model.")},
+        world_size=world_size,
         is_preparing=not is_rank() or os.environ["RANK"] == "0",
         patience=60 * asked.runtime.distributed_timeout_minutes,
     )
-    # What the command line says of the model's shape goes before the weights' own, as in pre-training.
-    shape = {path: value for path, value in command_line.overrides.items() if path.startswith("model.")}
-    config = override_config(prepared, shape) if shape else prepared
     check_config(config, world_size=world_size, require_data=True)
     config = with_teacher(config, command_line.flags)
     return config, world_size or config.parallel.model_parallel_size
