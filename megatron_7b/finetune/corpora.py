@@ -1,6 +1,7 @@
 """Corpora in the run folder, made from the files that users name; under names that say what they were made from."""
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from megatron_7b.data.corpus.indexed_dataset import resolve_prefix
 from megatron_7b.data.records.corpus import EncodedRecord, write_records
 from megatron_7b.data.samples.blend import parse_blend
 from megatron_7b.errors import ConfigError, PathError
-from megatron_7b.finetune.preparation import Preparation, PreparedData
+from megatron_7b.finetune.preparation import Preparation, PreparedData, Report
 
 type Encode = Callable[[Path], Iterable[EncodedRecord]]
 """What reads a file that a user names; it raises DataFormatErrors that name all its mistakes."""
 
 _CORPUS_FILES = (".bin", ".idx")
+_SECONDS_BETWEEN_REPORTS = 10.0
 
 
 def encoded_corpora(
@@ -44,9 +46,8 @@ def encoded_corpora(
         if not Path(f"{prefix}.idx").is_file():
             if not wanted.make:
                 raise FileNotFoundError(f"{prefix}.idx")
-            counts = write_records(
-                encode(file), prefix, wanted.tokenizer, source=file, kind=kind, options=options
-            ).counts
+            records = _told(encode(file), file, kind, wanted.report)
+            counts = write_records(records, prefix, wanted.tokenizer, source=file, kind=kind, options=options).counts
             wanted.report("encoded", f"{file}: {counts.documents:,} {kind}, {counts.tokens:,} tokens")
         return prefix
 
@@ -71,6 +72,25 @@ def _with_corpora(entries: Sequence[str], name: str, corpus_of: Callable[[str], 
     if len(parts) == 1:
         return (corpus_of(parts[0].prefix),)
     return tuple(word for part in parts for word in (str(part.weight), corpus_of(part.prefix)))
+
+
+def _told(records: Iterable[EncodedRecord], file: Path, kind: str, report: Report) -> Iterator[EncodedRecord]:
+    """Report how far reading a file is, now and then, if it takes long: other ranks wait for it."""
+    begin = last = time.monotonic()
+    total = 0
+    for number, record in enumerate(records, start=1):
+        yield record
+        now = time.monotonic()
+        if now - last >= _SECONDS_BETWEEN_REPORTS:
+            last = now
+            total = total or _count_lines(file)
+            left = round((now - begin) / number * max(0, total - number))
+            report("encoding", f"{file}: {number:,} of {total:,} {kind}, {left // 60}:{left % 60:02} left")
+
+
+def _count_lines(file: Path) -> int:
+    with file.open("rb") as stream:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 24), b""))
 
 
 def _existing(name: str, kind: str) -> str:

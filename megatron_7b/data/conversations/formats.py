@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_7b.data.records.reading import RecordError
+from megatron_7b.data.records.reading import RecordError, has_half_pair
 from megatron_7b.tokenizer.chat_template import Conversation
 
 type Format = Literal["messages", "sharegpt", "alpaca", "prompt"]
@@ -163,7 +163,7 @@ def _checked(message: Mapping[str, Any], where: str) -> tuple[dict[str, Any], fl
     if not isinstance(content, str):
         found = "no content" if content is None else f"a content of type {type(content).__name__}"
         raise RecordError(f"{where} ({role}) has {found}, expected a text")
-    if any("\ud800" <= character <= "\udfff" for character in content):
+    if has_half_pair(content):
         raise RecordError(f"{where} ({role}) has half of a surrogate pair, which is no character")
     if not content.strip() and not has_calls:
         raise RecordError(f"{where} ({role}) is empty")

@@ -126,97 +126,123 @@ class ConversationEncoder:
         text = self._template.render(conversation, add_generation_prompt=False)
         if START_MARK in text or STOP_MARK in text:
             raise RecordError("it contains U+E000 or U+E001, which are no characters")
-        return text, {number: self._find_one(conversation, number, text) for number in wanted}
+        search = _Search(self._template, conversation, text, self._special_names)
+        return text, {number: search.find(number) for number in wanted}
 
-    def _find_one(self, conversation: Conversation, number: int, text: str) -> Span:
-        span = self._by_replacement(conversation, number, text)
-        if span is not None and _is_reply(conversation.messages[number]):
-            span = self._widened(conversation, number, text, span)
-        span = span or self._by_beginning(conversation, number, text)
-        following = (
-            self._by_replacement(conversation, number + 1, text) if number + 1 < len(conversation.messages) else None
-        )
+    @cached_property
+    def _special_names(self) -> list[str]:
+        names = {self._tokenizer.spell(token) for token in self._tokenizer.special_ids}
+        return sorted((name for name in names if name), key=len, reverse=True)
+
+
+class _Search:
+    """Looks for the messages of one conversation in what the template makes of it.
+
+    Args:
+        template: How it was spelled out.
+        conversation: Its messages.
+        text: What the template made of it.
+        special_names: Of special tokens, the longest first.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, conversation: Conversation, text: str, special_names: Sequence[str]
+    ) -> None:
+        self._template, self._conversation, self._text = template, conversation, text
+        self._special_names = special_names
+        self._replaced: dict[int, Span | None] = {}
+
+    def find(self, number: int) -> Span:
+        """Return what one of the messages became.
+
+        Raises:
+            RecordError: It cannot be told.
+        """
+        span = self._by_replacement(number)
+        if span is not None and _is_reply(self._conversation.messages[number]):
+            span = self._widened(number, span)
+        span = span or self._by_beginning(number)
+        following = self._by_replacement(number + 1) if number + 1 < len(self._conversation.messages) else None
         if span is None or span[0] >= span[1] or (following is not None and following[0] < span[1]):
-            role = conversation.messages[number]["role"]
+            role = self._conversation.messages[number]["role"]
             raise RecordError(
                 f"message {number + 1} ({role}) cannot be found in what the chat template makes of the conversation, "
                 "because it changes the text around it"
             )
         return span
 
-    def _by_replacement(self, conversation: Conversation, number: int, text: str) -> Span | None:
-        """Put another content in its place, and see what stays the same before and after it."""
-        messages = [*conversation.messages]
+    def _by_replacement(self, number: int) -> Span | None:
+        """Put another content in its place, and see what stays the same before and after it; its neighbors ask, too."""
+        if number not in self._replaced:
+            self._replaced[number] = self._around(number)
+        return self._replaced[number]
+
+    def _around(self, number: int) -> Span | None:
+        messages = [*self._conversation.messages]
         messages[number] = {"role": messages[number]["role"], "content": _IN_ITS_PLACE}
-        other = self._render(conversation, messages)
+        other = self._render(messages)
         if other is None or other.count(START_MARK) != 1 or other.count(STOP_MARK) != 1:
             return None
         before, rest = other.split(START_MARK)
         after = rest.split(STOP_MARK)[1]
-        start, stop = len(before), len(text) - len(after)
-        return (start, stop) if start <= stop and text.startswith(before) and text.endswith(after) else None
+        start, stop = len(before), len(self._text) - len(after)
+        is_whole = self._text.startswith(before) and self._text.endswith(after)
+        return (start, stop) if start <= stop and is_whole else None
 
-    def _widened(self, conversation: Conversation, number: int, text: str, content: Span) -> Span:
+    def _widened(self, number: int, content: Span) -> Span:
         """Take in what the model has to write before the content, and the tokens by which it ends its turn.
 
         Before the content, that is what comes after the text that generation starts from: the name of a channel, or an
         empty thought.
         """
-        messages = conversation.messages
+        messages = self._conversation.messages
         start, stop = content
-        before = self._render(conversation, messages[:number])
-        prompt = self._render(conversation, messages[:number], add_generation_prompt=True)
-        earlier = self._by_replacement(conversation, number - 1, text) if number else None
+        before = self._render(messages[:number])
+        prompt = self._render(messages[:number], add_generation_prompt=True)
+        earlier = self._by_replacement(number - 1) if number else None
         if before and prompt and earlier is not None and prompt.startswith(before) and prompt != before:
             header = prompt.removeprefix(before)
-            place = text.rfind(header, earlier[1], start)
+            place = self._text.rfind(header, earlier[1], start)
             start = place + len(header) if place >= 0 else start
-        turn = self._render(conversation, messages[: number + 1])
-        limit = len(turn) if turn and text.startswith(turn) else stop
-        first = self._by_replacement(conversation, 0, text)
-        opening = text[: first[0]] if first is not None else text[:start]
-        while name := self._special_name_at(text, stop):
+        turn = self._text if number + 1 == len(messages) else self._render(messages[: number + 1])
+        limit = len(turn) if turn and self._text.startswith(turn) else stop
+        first = self._by_replacement(0)
+        opening = self._text[: first[0] if first is not None else start]
+        while name := self._special_name_at(stop):
             if stop > content[1] and (stop + len(name) > limit or name in opening):  # it begins the next turn
                 break
             stop += len(name)
         return start, stop
 
-    def _by_beginning(self, conversation: Conversation, number: int, text: str) -> Span | None:
+    def _by_beginning(self, number: int) -> Span | None:
         """Spell out what comes before it, up to where it begins, and what ends with it."""
-        if not _is_reply(conversation.messages[number]):
+        if not _is_reply(self._conversation.messages[number]):
             return None
-        before = self._render(conversation, conversation.messages[:number], add_generation_prompt=True)
-        until = self._render(conversation, conversation.messages[: number + 1])
+        before = self._render(self._conversation.messages[:number], add_generation_prompt=True)
+        until = self._render(self._conversation.messages[: number + 1])
         if until is None or (before is None and number):
             return None
         before = before or ""
-        if not text.startswith(until) or not until.startswith(before):
+        if not self._text.startswith(until) or not until.startswith(before):
             return None
-        said = conversation.messages[number]["content"].rsplit("</think>", 1)[-1].strip()
+        said = self._conversation.messages[number]["content"].rsplit("</think>", 1)[-1].strip()
         if said not in until[len(before) :]:
             return None
         closed = max((until.rfind(name) + len(name) for name in self._special_names if name in until), default=0)
         ends_there = closed > len(before) and not until[closed:].strip()
         return len(before), closed if ends_there else len(until)
 
-    def _render(
-        self, conversation: Conversation, messages: Sequence[Message], *, add_generation_prompt: bool = False
-    ) -> str | None:
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str | None:
         """Spell other messages out; None if the template refuses them, or if there are none."""
         try:
             return self._template.render(
-                replace(conversation, messages=messages), add_generation_prompt=add_generation_prompt
+                replace(self._conversation, messages=messages), add_generation_prompt=add_generation_prompt
             )
         except ConfigError:
             return None
 
-    def _special_name_at(self, text: str, position: int) -> str:
-        return next((name for name in self._special_names if text.startswith(name, position)), "")
-
-    @cached_property
-    def _special_names(self) -> list[str]:
-        names = {self._tokenizer.spell(token) for token in self._tokenizer.special_ids}
-        return sorted((name for name in names if name), key=len, reverse=True)
+    def _special_name_at(self, position: int) -> str:
+        return next((name for name in self._special_names if self._text.startswith(name, position)), "")
 
 
 def _is_reply(message: Mapping[str, Any]) -> bool:

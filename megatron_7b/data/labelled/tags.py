@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_7b.data.labelled.frames import Frame
 from megatron_7b.data.records.corpus import EncodedRecord
-from megatron_7b.data.records.reading import RecordError, read_records
+from megatron_7b.data.records.reading import RecordError, has_half_pair, read_records
 from megatron_7b.tokenizer import Tokenizer
 
 NAME = "tagged texts"
@@ -66,7 +66,7 @@ def words_of(record: dict[str, Any]) -> list[str]:
     for number, word in enumerate(words):
         if not isinstance(word, str) or not word.strip():
             raise RecordError(f"'tokens' has {word!r} at {number}, expected a word")
-        if any("\ud800" <= character <= "\udfff" for character in word):
+        if has_half_pair(word):
             raise RecordError(f"'tokens' has half of a surrogate pair at {number}, which is no character")
     return words
 

@@ -96,11 +96,20 @@ def text_of(record: dict[str, Any], key: str, *, may_be_empty: bool = False) -> 
         raise RecordError(
             f"it has {found}, expected a text" + ("" if key in record else f"; its keys are {sorted(record)}")
         )
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if has_half_pair(value):
         raise RecordError(f"{key!r} has half of a surrogate pair, which is no character")
     if not value.strip() and not may_be_empty:
         raise RecordError(f"{key!r} is empty")
     return value
+
+
+def has_half_pair(text: str) -> bool:
+    """Return whether half of a surrogate pair is in a text, which JSON can spell and no encoding has."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
