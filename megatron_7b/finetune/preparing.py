@@ -6,7 +6,7 @@ command finds it, and nothing that a run has read is ever overwritten.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -51,6 +51,7 @@ def prepare_finetuning(
     *,
     model_options: Mapping[str, object] = MappingProxyType({}),
     world_size: int | None = None,
+    check: Callable[[RunConfig], None] = lambda _: None,
     is_preparing: bool = True,
     patience: float = 3600.0,
 ) -> RunConfig:
@@ -63,6 +64,7 @@ def prepare_finetuning(
         report: Takes what is being done.
         model_options: Options of the model, by dotted path, that go before the weights' own.
         world_size: Number of ranks, if it is known: what does not fit is then refused before anything is made.
+        check: Is given the run, as far as it is known, before anything is made.
         is_preparing: Make what is missing; the other ranks of a run wait for it.
         patience: How long they wait [seconds].
 
@@ -78,8 +80,12 @@ def prepare_finetuning(
     """
     check_asked(config)
 
+    def check_all(known: RunConfig) -> None:
+        raise_problems(find_conflicts(known, world_size=world_size, ignore=_NOT_KNOWN_YET))
+        check(known)
+
     def prepare(make: bool) -> RunConfig:
-        return _prepare(config, run_dir, report, model_options, world_size, make=make)
+        return _prepare(config, run_dir, report, model_options, check_all, make=make)
 
     return waiting_for(prepare, is_preparing, patience)
 
@@ -115,7 +121,7 @@ def _prepare(
     run_dir: Path,
     report: Report,
     model_options: Mapping[str, object],
-    world_size: int | None,
+    check: Callable[[RunConfig], None],
     *,
     make: bool,
 ) -> RunConfig:
@@ -133,8 +139,7 @@ def _prepare(
     task = str(config.finetune.task)
     objective = dataclasses.replace(config.objective, name=TASKS[task])
     config = dataclasses.replace(_with_model(config, start, model_options), objective=objective)
-    # Encoding data and importing weights may take an hour.
-    raise_problems(find_conflicts(config, world_size=world_size, ignore=_NOT_KNOWN_YET))
+    check(config)  # encoding data and importing weights may take an hour
     wanted = Preparation(config=config, tokenizer=loaded, start=start, run_dir=run_dir, report=report, make=make)
     prepared = PREPARERS[task](wanted)  # its mistakes are found at once
     base = start

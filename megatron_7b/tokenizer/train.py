@@ -19,7 +19,9 @@ _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 
 
 def train_bpe(texts: Iterator[Sequence[str]], options: BpeOptions) -> Tokenizer:
-    """Train on a stream of batches of texts; memory grows with the number of different words, not with the corpus.
+    """Train on a stream of batches of texts; memory grows with the number of different words.
+
+    Without spaces a word ends at the next mark, nearly all are different, and memory is 40 to 90 times the text.
 
     Raises:
         ConfigError: See `check_bpe_options`.

@@ -1,6 +1,7 @@
 """Fine-tuning on conversations, from a Hugging Face folder: the losses, the layouts, the resume, the mistakes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,15 @@ def test_mistakes_are_told_before_anything_is_made(folder: Path, more: tuple[obj
     assert done.returncode == 2
     assert words in done.stderr
     assert not list(tmp_path.glob("run/*")), "neither encoded nor imported"
+
+
+def test_a_model_that_cannot_fit_is_told_before_its_weights_are_read(folder: Path, tmp_path: Path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "intermediate_size": 10**12}))
+    done = finetune(folder, tmp_path / "run", "--checkpoint.initialize-from", tmp_path / "model")
+    assert (done.returncode, "the model cannot fit into memory" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_mistakes_in_the_data_are_named_by_line(folder: Path, tmp_path: Path):

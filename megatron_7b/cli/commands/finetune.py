@@ -9,12 +9,14 @@ for this machine (docs/planning.md).
 import os
 from collections.abc import Mapping
 
+from megatron_7b.adapter import build_adapter
 from megatron_7b.cli.automatic import with_layout
 from megatron_7b.cli.options import CommandLine, parse_arguments
-from megatron_7b.cli.ranks import given_world_size
+from megatron_7b.cli.ranks import given_world_size, ranks_here
 from megatron_7b.cli.training_run import train, training_parser, with_teacher
 from megatron_7b.config import RunConfig, check_config, load_config
 from megatron_7b.finetune import check_asked, prepare_finetuning
+from megatron_7b.model.fitting import check_before_launch
 from megatron_7b.planning import AUTO
 from megatron_7b.runtime.process.launch import is_rank
 from megatron_7b.runtime.process.terminal import say
@@ -49,12 +51,19 @@ def _checked_config(command_line: CommandLine) -> tuple[RunConfig, int]:
         world_size=world_size,
         problems=command_line.problems,
     )
+
+    def check_memory(known: RunConfig) -> None:
+        size = world_size or known.parallel.model_parallel_size
+        ranks = ranks_here(command_line.flags, size)
+        check_before_launch(known, ranks=ranks, world_size=size, is_training=True, adapter=build_adapter(known))
+
     config = prepare_finetuning(
         asked,
         command_line.flags.run_dir,
         lambda label, text: None if is_rank() else say(f"{label:<9} {text}"),
         model_options={path: value for path, value in command_line.overrides.items() if path.startswith("model.")},
         world_size=world_size,
+        check=check_memory,
         is_preparing=not is_rank() or os.environ["RANK"] == "0",
         patience=60 * asked.runtime.distributed_timeout_minutes,
     )
