@@ -1,6 +1,8 @@
 """Pruned models: nothing is lost with what was silent, scores are transformers' at every layout, the whole road."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +41,7 @@ from tests.compression.prunable_models import (
 from tests.conversion.tiny_models import save_tiny_model, save_tiny_tokenizer
 from tests.support.commands import run_command
 from tests.support.ranks import run_ranks
+from tests.support.small_disk import small_disk
 
 SAMPLES = random_tokens(VOCAB_SIZE, num_samples=5, length=17).tolist()
 
@@ -305,3 +308,21 @@ def test_models_that_cannot_be_pruned_are_refused(
         file.unlink()
     with pytest.raises(CheckpointError):
         prune_checkpoint(bare, tmp_path / "d", calibration, options)
+
+
+def test_a_full_disk_costs_neither_figures_nor_the_report(
+    llama: Path, tmp_path: Path, calibration: CalibrationText
+) -> None:
+    with small_disk(tmp_path / "full", 4) as full:
+        (full / "other").write_bytes(bytes(4096))
+        done = run_command(
+            "compress", "prune", "--checkpoint", llama, "--output", tmp_path / "small", "--num-layers", 2, "--json",
+            "--calibration", calibration.file, "--num-samples", 4, "--num-held-out", 2, "--seq-length", 16,
+            "--report", full / "report.html",
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert json.loads(done.stdout.splitlines()[-1])["perplexity"]
+    rescued = re.search(r"report.html cannot be written: No space left on device; it is in (\S+) instead", done.stderr)
+    assert rescued is not None, done.stderr
+    assert "<h2>Layers</h2>" in Path(rescued[1]).read_text(encoding="utf-8")
+    shutil.rmtree(Path(rescued[1]).parent)

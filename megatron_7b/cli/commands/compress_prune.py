@@ -68,9 +68,9 @@ def main(argv: list[str]) -> int:
         on_progress=_Shown(),
     )
     if rank == 0:
+        _print(pruned, as_json=flags.json)
         if flags.report is not None:
             write_page(pruned, flags.report)
-        _print(pruned, as_json=flags.json)
     return 0
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from megatron_7b import page_parts as parts
 from megatron_7b.compression.pruning.result import PrunedCheckpoint
 from megatron_7b.compression.pruning.scores import Floats
-from megatron_7b.files import write_output
 from megatron_7b.page_parts import escape
+from megatron_7b.runtime.rescue import write_or_rescue
 
 
 def write_page(pruned: PrunedCheckpoint, file: Path) -> None:
@@ -18,8 +18,12 @@ def write_page(pruned: PrunedCheckpoint, file: Path) -> None:
     Args:
         pruned: What it is about.
         file: The page; one that is there is replaced.
+
+    Raises:
+        MegatronError: It is not at that path; the message says where it is.
     """
-    write_output(file, _page(pruned))
+    page = _page(pruned)
+    write_or_rescue(file, lambda stream: stream.write(page))
 
 
 def _page(pruned: PrunedCheckpoint) -> str:
