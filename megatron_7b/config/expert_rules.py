@@ -49,6 +49,17 @@ def _tokens_use_some_experts(case: Case) -> Iterator[Problem]:
         yield case.problem("model.moe_router_topk", f"must be at most model.num_moe_experts = {model.num_moe_experts}")
 
 
+@rule("model.moe_router_topk", "model.moe_router_pre_softmax", "model.num_moe_experts")
+def _routers_can_learn(case: Case) -> Iterator[Problem]:
+    model = case.config.model
+    if model.num_moe_experts is not None and model.moe_router_topk == 1 and not model.moe_router_pre_softmax:
+        yield case.problem(
+            "model.moe_router_topk",
+            "must be at least 2: a single expert always weighs 1, from which its router learns nothing; or set "
+            "model.moe_router_pre_softmax True",
+        )
+
+
 @rule("parallel.expert_model_parallel_size", "model.num_moe_experts")
 def _ranks_share_experts_evenly(case: Case) -> Iterator[Problem]:
     size, experts = case.config.parallel.expert_model_parallel_size, case.config.model.num_moe_experts

@@ -257,6 +257,12 @@ CASES = [
     ({"model.num_moe_experts": 4}, 1, "model.num_moe_experts", "only mixtral, qwen3_moe have experts"),
     ({EP: 2}, 2, EP, "only applies to mixtures of experts, not to llama"),
     ({**MOE, "model.moe_router_topk": 5}, 1, "model.moe_router_topk", "at most model.num_moe_experts = 4"),
+    (
+        {**MOE, "model.moe_router_topk": 1},
+        1,
+        "model.moe_router_topk",
+        "must be at least 2: a single expert always weighs 1",
+    ),
     ({**MOE, EP: 3, "training.global_batch_size": 12}, 3, EP, "must divide model.num_moe_experts = 4; nearest: 2 or 4"),
     ({**MOE, EP: 4}, 2, EP, "must divide the data- and context-parallel ranks, of which there are 2"),
     ({**MOE, "model.moe_ffn_hidden_size": 99, TP: 2}, 2, TP, "must divide model.moe_ffn_hidden_size = 99"),

@@ -208,7 +208,7 @@ def _start_ranks(
     words = ["parity", *argv, *generated, "--record", str(folder)]
     plan = LaunchPlan(num_local_ranks=world_size, num_threads=num_threads, log_folder=logs)
     code = launch(megatron_command(words), plan)
-    if code in (0, *(128 + signal for signal in heeded_signals())):
+    if code in (0, *(128 + signal for signal in heeded_signals())) or not any(logs.iterdir()):
         shutil.rmtree(logs)
     return code
 
