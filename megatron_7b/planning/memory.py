@@ -23,11 +23,13 @@ _PROCESS_BYTES = 430_000_000
 _HEAP_GROWTH, _HEAP_LAYERS = 0.84, 2.3
 """What the C library's heap grows by for activations that come and go: a multiple of them, and of those of a layer."""
 _BESIDE_VOCABULARY = 1.04
-"""Work space for embedding and output layer, as a multiple of them in FP32."""
+"""Work space for the output layer, as a multiple of it in FP32."""
 _LEAST_BESIDE_LOGITS = 0.8
 """However small the activations are, the heap grows by as much for them, as a multiple of the logits."""
 _RECOMPUTED_LAYERS, _RECOMPUTED_SHARE = 2.7, 0.39
 """Full recompute leaves gaps in the heap: so many layers, and this share of what the layers of a stage would keep."""
+_EXPERTS_GROWTH = 1.45
+"""Of what experts keep in BF16, the heap grows by as much more, as their shares of the tokens differ each time."""
 _GLOO_BYTES = 20_000_000
 """Of a group of ranks, in which small data is exchanged; of others see `_gloo`."""
 
@@ -105,11 +107,7 @@ def rank_memory(
         activations, nccl, context = kept + max(0, working - logits), groups * _NCCL_BYTES, _CUDA_BYTES
     else:
         activations, nccl = kept + working, groups * _GLOO_BYTES + _gloo(config, layout, parameters, gradients)
-        outside = 4 * counts.elements(layout, "outside", lambda group: group.part != "layers")
-        if layout.pp_size == 1:  # what is shared is both embedding and output layer
-            outside += 4 * counts.elements(
-                layout, "shared", lambda group: group.part == "first" and group.is_multiplied
-            )
+        outside = 4 * counts.elements(layout, "outside", lambda group: group.part != "layers" and group.is_multiplied)
         context = _PROCESS_BYTES + round(_BESIDE_VOCABULARY * outside)
         activations = max(activations, round(_LEAST_BESIDE_LOGITS * logits))
     return RankMemory(
@@ -271,7 +269,10 @@ def _activations(config: RunConfig, layout: ParallelLayout, device: Device, pred
             gaps = _RECOMPUTED_LAYERS + _RECOMPUTED_SHARE * layers
             return round(gaps * of_layer), 0
         held = (kept + 2 * of_input) * microbatches_under_way(config, layout)
-        return round(_HEAP_GROWTH * held + _HEAP_LAYERS * of_layer), 0
+        growth = 0.0
+        if model.num_moe_experts is not None and width == 2:
+            growth = _EXPERTS_GROWTH * layers * tokens * width * sum(_mlp_elements(config, layout, divided))
+        return round(_HEAP_GROWTH * held + _HEAP_LAYERS * of_layer + growth), 0
     # Gradients of the widest activations of one layer, while it is gone through backwards.
     widest = 3 * model.ffn_hidden_size / layout.tp_size + 2 * model.hidden_size
     working += tokens * widest * width

@@ -107,6 +107,9 @@ CASES = (
     Case(name="SmolLM2-135M's shape, DP2, distributed optimizer", ranks=2, is_fitted=True, overrides={
         **_SMOLLM2, **_batch(2), **_SHARDED,
     }),
+    Case(name="moe_tiny_cpu, 6 layers, BF16", preset="moe_tiny_cpu", overrides={
+        "model.num_layers": 6, "model.vocab_size": 4000, "precision.params_dtype": "bf16", **_batch(4),
+    }),
     Case(name="a mixture of 8 experts, FP32", preset="moe_tiny_cpu", overrides={**_MIXTURE, **_FP32}),
     Case(name="the same, EP2, distributed optimizer", preset="moe_tiny_cpu", ranks=2, is_fitted=True, overrides={
         **_MIXTURE, **_FP32, **_SHARDED, "parallel.expert_model_parallel_size": 2,
