@@ -6,6 +6,7 @@ from typing import Literal
 
 import xxhash
 
+from megatron_7b.config import RunConfig
 from megatron_7b.conversion import ImportOptions, import_from_hugging_face
 from megatron_7b.data.corpus.fingerprint import spot_hash
 from megatron_7b.errors import ConfigError
@@ -49,7 +50,7 @@ def import_base(
         name: What the checkpoint is to the run.
 
     Raises:
-        ConfigError: The run began with another folder, or with another head.
+        ConfigError: The run began with another folder or head, or has learned from another teacher.
         ConversionError: The folder cannot be converted exactly.
         FileNotFoundError: It is missing, and not to be made.
     """
@@ -57,8 +58,8 @@ def import_base(
     seed = seed if before is None else before.training.seed
     output = run_dir / f"{name}-{_identity(source, (head, seed) if head is not None else None)}"
     if before is not None:
-        began = before.checkpoint.initialize_from if name == "base" else before.distillation.teacher
-        _check_continues(run_dir, source, output, began, name)
+        check = _check_base if name == "base" else _check_teacher
+        check(before, RunFolder(run_dir), source, output)
     if not output.is_dir():
         if not make:
             raise FileNotFoundError(output)
@@ -68,16 +69,32 @@ def import_base(
     return output
 
 
-def _check_continues(run_dir: Path, source: Path, output: Path, began: str | None, name: str) -> None:
+def _check_base(before: RunConfig, run: RunFolder, source: Path, output: Path) -> None:
     """Refuse a folder whose checkpoint is not the one that was imported when the run began."""
-    if began is None or not Path(began).name.startswith(f"{name}-") or Path(began).name == output.name:
-        return
-    option, of_head = ("checkpoint.initialize_from", " or head") if name == "base" else ("distillation.teacher", "")
-    raise ConfigError(
-        f"{option} is {source}, but the run in {run_dir} began with a folder of other files{of_head}, imported as "
-        f"{Path(began).name}",
-        hint=f"choose another --run-dir, or go on with --{option.replace('_', '-')} {run_dir / Path(began).name}",
-    )
+    began = _imported_as(before.checkpoint.initialize_from, "base")
+    if began not in (None, output.name):
+        raise ConfigError(
+            f"checkpoint.initialize_from is {source}, but the run in {run.root} began with a folder of other files or "
+            f"head, imported as {began}",
+            hint=f"choose another --run-dir, or go on with --checkpoint.initialize-from {run.root / str(began)}",
+        )
+
+
+def _check_teacher(before: RunConfig, run: RunFolder, source: Path, output: Path) -> None:
+    """The same for whom the run has learned from, unless its note of that was deleted on purpose."""
+    began = _imported_as(before.distillation.teacher, "teacher")
+    if began not in (None, output.name) and run.teacher_note.is_file():
+        raise ConfigError(
+            f"distillation.teacher is {source}, but the run has learned from another one so far, imported as {began}",
+            hint=f"name the teacher of before, choose another --run-dir, or delete {run.teacher_note} to change it on "
+            "purpose",
+        )
+
+
+def _imported_as(checkpoint: str | None, name: str) -> str | None:
+    """Return the name of a checkpoint's folder, if it is one that `import_base` makes."""
+    folder = None if checkpoint is None else Path(checkpoint).name
+    return folder if folder is not None and folder.startswith(f"{name}-") else None
 
 
 def _identity(folder: Path, head: object) -> str:

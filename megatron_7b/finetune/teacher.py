@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_7b.config.schema import RunConfig
-from megatron_7b.finetune.base import import_base, is_hugging_face_folder
+from megatron_7b.conversion import HuggingFaceFolder, from_hugging_face_config
+from megatron_7b.finetune.base import has_tokenizer, import_base, is_hugging_face_folder
 from megatron_7b.finetune.waiting import waiting_for
+from megatron_7b.tokenizer import load_tokenizer
+from megatron_7b.training.teacher_check import check_tokens
 
 
 def prepare_teacher(
@@ -27,6 +30,7 @@ def prepare_teacher(
         patience: How long they wait [seconds].
 
     Raises:
+        ConfigError: It has other tokens.
         ConversionError: The folder cannot be converted exactly.
         MegatronError: The main rank has not prepared it in time.
 
@@ -36,8 +40,13 @@ def prepare_teacher(
     if named is None or not is_hugging_face_folder(Path(named)):
         return config
 
+    folder = Path(named)
+    vocab_size = from_hugging_face_config(HuggingFaceFolder(folder).config).vocab_size
+    tokenizer = None if config.data.tokenizer is None else load_tokenizer(config.data.tokenizer)
+    check_tokens(config, folder, vocab_size, folder if has_tokenizer(folder) else None, tokenizer)
+
     def prepare(make: bool) -> Path:
-        return import_base(Path(named), run_dir, report, make=make, name="teacher")
+        return import_base(folder, run_dir, report, make=make, name="teacher")
 
     teacher = waiting_for(prepare, is_preparing, patience)
     return dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, teacher=str(teacher)))

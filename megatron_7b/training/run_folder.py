@@ -9,6 +9,7 @@
     R/loss.png         the loss curves, drawn when the run leaves
     R/tokenizer/       files of the tokenizer, which every checkpoint carries on
     R/hugging_face/    what else the imported folder held that the run started from; carried on too
+    R/teacher.id       whom the run has learned from
     R/profile/         traces of some steps, and tables of their kernels
     R/tensorboard/     the same figures for TensorBoard
     R/checkpoints/     step_00000010/ … and `latest`
@@ -104,6 +105,11 @@ class RunFolder:
     def hugging_face(self) -> Path:
         """What else an imported folder held."""
         return self.root / HUGGING_FACE
+
+    @property
+    def teacher_note(self) -> Path:
+        """Whom the run has learned from."""
+        return self.root / "teacher.id"
 
     @property
     def tensorboard(self) -> Path:

@@ -124,24 +124,41 @@ def check_teacher(config: RunConfig, tokenizer: Tokenizer | None) -> None:
             if model.has_head
             else "choose a teacher that predicts what the student does",
         )
+    check_tokens(config, folder, vocab_size, tokenizer_path(folder), tokenizer)
+    teacher_config(config, folder)
+    if config.distillation.compares_layers:
+        find_layer_pairs(config.distillation, config.model, model, config.parallel)
+
+
+def check_tokens(
+    config: RunConfig, teacher: Path, vocab_size: int | None, of_teacher: Path | None, tokenizer: Tokenizer | None
+) -> None:
+    """Refuse a teacher of other tokens.
+
+    Args:
+        config: The run; `model.vocab_size` is set if it is known.
+        teacher: The checkpoint, or the Hugging Face folder that it will be imported from.
+        vocab_size: Its vocabulary.
+        of_teacher: Its tokenizer, if it has one.
+        tokenizer: Of the run's data; None if it is not known.
+
+    Raises:
+        ConfigError: It has another vocabulary, or another tokenizer.
+    """
     if config.model.vocab_size not in (None, vocab_size):
         raise ConfigError(
-            f"distillation.teacher is {folder}, which has {vocab_size:,} tokens, but the student has "
+            f"distillation.teacher is {teacher}, which has {vocab_size:,} tokens, but the student has "
             f"{config.model.vocab_size:,}: their probabilities cannot be compared",
             hint="choose a teacher with the student's tokenizer, or let the teacher write texts to train on",
         )
-    of_teacher = tokenizer_path(folder)
     if of_teacher is not None and tokenizer is not None:
         known = load_tokenizer(of_teacher)
         if known.identity != tokenizer.identity:
             raise ConfigError(
-                f"distillation.teacher is {folder}, whose tokenizer is {known.identity}, but the data of this run were "
+                f"distillation.teacher is {teacher}, whose tokenizer is {known.identity}, but this run's data were "
                 f"written with {tokenizer.identity}",
                 hint="choose a teacher with the student's tokenizer, or let the teacher write texts to train on",
             )
-    teacher_config(config, folder)
-    if config.distillation.compares_layers:
-        find_layer_pairs(config.distillation, config.model, model, config.parallel)
 
 
 def _kind(model: ModelConfig) -> str:

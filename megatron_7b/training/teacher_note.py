@@ -14,9 +14,6 @@ from megatron_7b.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-_NOTE = "teacher.id"
-"""File of the run folder that names the teacher which the run has learned from."""
-
 
 def keep_teacher(run: Run) -> None:
     """Note in the run folder whom a run learns from, and refuse to continue it with another teacher.
@@ -32,7 +29,7 @@ def keep_teacher(run: Run) -> None:
 
 
 def _keep(run: Run) -> None:
-    note, distillation = run.folder.root / _NOTE, run.config.distillation
+    note, distillation = run.folder.teacher_note, run.config.distillation
     known = note.read_text(encoding="utf-8").split() if run.step > 0 and note.is_file() else []
     if not distillation.is_used:
         if known:

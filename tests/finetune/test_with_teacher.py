@@ -82,12 +82,19 @@ def test_an_adapter_learns_conversations_from_a_whole_model(tmp_path: Path) -> N
         losses.append(check_parts(tmp_path / run, alpha=0.25))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     made = set((tmp_path / "one").iterdir())
-    for student, named, option in (("teacher", "teacher", "initialize_from"), ("student", "student", "teacher")):
+    for student, named, problem in (
+        ("teacher", "teacher", f"the run in {tmp_path / 'one'} began with a folder of other files"),
+        ("student", "student", "the run has learned from another one so far"),
+    ):
         others = ("--distillation.teacher", tmp_path / named)
         told = finetune(tmp_path, "one", student, "chats.jsonl", *lora, *others, common=test_chat.COMMON)
-        assert told.returncode == 2
-        assert f"{option} is {tmp_path / named}, but the run in {tmp_path / 'one'} began with a folder" in told.stderr
+        assert (told.returncode, f"is {tmp_path / named}, but {problem}" in told.stderr) == (2, True), told.stderr
         assert set((tmp_path / "one").iterdir()) == made, "nothing is imported before"
+    save_tiny_model("llama_tied", tmp_path / "larger", vocab_size=301)
+    others = ("--distillation.teacher", tmp_path / "larger")
+    told = finetune(tmp_path, "larger_vocabulary", "student", "chats.jsonl", *lora, *others, common=test_chat.COMMON)
+    assert (told.returncode, "which has 301 tokens, but the student has 300" in told.stderr) == (2, True), told.stderr
+    assert not list(tmp_path.glob("larger_vocabulary/teacher-*"))
     teacher = ("--distillation.teacher", tmp_path / "student", "--training.train-steps", 1)
     done = finetune(tmp_path, "same", "student", "chats.jsonl", *lora, *teacher, common=test_chat.COMMON)
     assert done.returncode == 0, done.stderr
