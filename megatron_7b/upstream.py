@@ -42,6 +42,14 @@ def forward_pre_hooks(module: torch.nn.Module) -> list[Callable[..., object]]:
     return list(module._forward_pre_hooks.values())
 
 
+def assert_on_device(condition: torch.Tensor, message: str) -> None:
+    """Stop if a condition does not hold, without waiting for the device that computes it.
+
+    torch: `_assert_async`. A CPU says so at once, by a RuntimeError; a GPU when the host next waits for it.
+    """
+    torch._assert_async(condition, message)
+
+
 def created_groups(parallel_state: ModuleType) -> list[Any]:
     """Return the process groups that megatron-core has created and not destroyed.
 

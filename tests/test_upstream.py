@@ -28,6 +28,12 @@ def test_hooks_before_a_forward() -> None:
     assert called == [(module, ())]
 
 
+def test_a_condition_on_a_device() -> None:
+    upstream.assert_on_device(torch.tensor(True), "it holds")
+    with pytest.raises(RuntimeError, match="the loss was scaled"):
+        upstream.assert_on_device(torch.tensor(2.0) == 1.0, "the loss was scaled")
+
+
 def groups() -> tuple[int, int]:
     from megatron.core import parallel_state
 

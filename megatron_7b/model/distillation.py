@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from megatron_7b import upstream
 from megatron_7b.config.distillation_config import DistillationConfig
 from megatron_7b.model.fused_loss import Gradients, OutputLayer, Vocabulary
 from megatron_7b.runtime.weight_gradients import stand_in
@@ -259,7 +260,7 @@ class _LinearDistillation(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, *_others: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         if ctx.in_main_grad:
-            torch._assert_async(grad_output == 1.0, "the sum of the losses was scaled before its backward pass")
+            upstream.assert_on_device(grad_output == 1.0, "the sum of the losses was scaled before its backward pass")
             grad_weight = stand_in(ctx.layer.weight)
         else:
             grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)

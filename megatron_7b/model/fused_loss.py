@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_7b import upstream
 from megatron_7b.runtime.cpu import kernels as cpu_kernels
 from megatron_7b.runtime.cuda import kernels as cuda_kernels
 from megatron_7b.runtime.weight_gradients import accumulate_weight_gradient, stand_in
@@ -135,7 +136,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.in_main_grad:
             # What is in the gradient buffer cannot be scaled any more. The schedule has no reason to: it divides by
             # the tokens of the whole batch at the end.
-            torch._assert_async(grad_output == 1.0, "the sum of token losses was scaled before its backward pass")
+            upstream.assert_on_device(grad_output == 1.0, "the sum of token losses was scaled before its backward pass")
             grad_weight = stand_in(ctx.layer.weight)
         else:
             grad_weight = None if grad_weight is None else grad_weight.mul_(grad_output)

@@ -18,11 +18,11 @@ _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
 """Of logits at a time, in FP32, where output layer and loss are one: `model.fused_loss` has the same."""
 
 # Measured on a CPU, as memory of ranks without pages of files: docs/planning.md.
-_PROCESS_BYTES = 430_000_000
+_PROCESS_BYTES = 425_000_000
 """The interpreter with torch, megatron-core and the kernels of a first step."""
-_HEAP_GROWTH, _HEAP_LAYERS = 0.84, 2.3
+_HEAP_GROWTH, _HEAP_LAYERS = 1.1, 0.6
 """What the C library's heap grows by for activations that come and go: a multiple of them, and of those of a layer."""
-_BESIDE_VOCABULARY = 1.04
+_BESIDE_VOCABULARY = 1.0
 """Work space for the output layer, as a multiple of it in FP32."""
 _LEAST_BESIDE_LOGITS = 0.8
 """However small the activations are, the heap grows by as much for them, as a multiple of the logits."""
@@ -215,7 +215,7 @@ def layer_bytes_per_token(config: RunConfig, layout: ParallelLayout, device: Dev
     elements += kept + (of_linear + taken) / (width if config.precision.fp8 != "none" else 1)
     extra = 4 * model.num_attention_heads / tp  # logarithms of the sums of exponentials, in FP32
     if model.hidden_dropout:
-        extra += 2 * h / divided  # masks, a byte each
+        extra += 2 * h / divided * (width if device.type == "cpu" else 1)  # masks: on a CPU, numbers like the others
         elements += 2 * h / divided
     has_scores = model.traits.kind == "encoder_decoder" or (device.type == "cpu" and model.attention_dropout > 0)
     if has_scores and "core_attn" not in again:  # they are there as a whole: probabilities, and with dropout its mask

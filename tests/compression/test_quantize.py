@@ -127,7 +127,7 @@ def test_what_is_ignored_stays(models: Path, tmp_path: Path) -> None:
     ("changes", "says"),
     [
         ({"scheme": "w4a15"}, "unknown scheme 'w4a15'.*did you mean w4a16"),
-        ({"group_size": 128}, "groups of 128 do not divide the 64 inputs of .*--group-size 32 does"),
+        ({"group_size": 128}, "groups of 128 do not divide the 96 inputs of .*mlp.down_proj .*--group-size 32 does"),
         ({"method": "gptq", "calibration": None}, "--method gptq looks at what the model computes on text"),
         ({"scheme": "fp8", "method": "gptq", "group_size": None}, "does not apply to fp8"),
         ({"scheme": "w8a8", "group_size": 32}, "does not apply to w8a8"),
@@ -152,7 +152,7 @@ def test_mistakes_about_a_checkpoint_are_told_before_it_is_exported(models: Path
     before = sorted(tmp_path.iterdir())
     exports: list[str] = []
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"group_size": 128}, "groups of 128 do not divide the 64 inputs of model.layers.0.self_attn.q_proj"),
+        ({"group_size": 128}, "groups of 128 do not divide the 96 inputs of model.layers.0.mlp.down_proj"),
         ({"ignore": ("model.layers.9",)}, "fits no matrix"),
         ({}, "c carries no tokenizer"),
         ({"scheme": "gguf:q8_0", "group_size": None}, "c has a sliding window of 9 tokens"),

@@ -109,7 +109,8 @@ def test_a_run_that_is_stopped_while_it_is_built_comes_back(launcher: str, submi
     job = submit(*TP2, steps=1_000_000, launcher=launcher, processes=1, STOP_REPEAT_SECONDS="1")
     job.wait_until(lambda: "newest step" in job.log, "the start of the script")
     job.signal_script("USR1")
-    job.wait_until(lambda: len(job.lives) > 0, "the end of a life")
+    # Not as soon as the life has ended: canceled before its script requeues it, the job would come back and run on.
+    job.wait_until(lambda: job.fields["Restarts"] == "1", "the requeue")
     job.cancel()
     assert job.lives[0] == ("-1", "-1", "75", "requeue"), job.log
     assert read_status(job) == ("stopped", 75, 0)

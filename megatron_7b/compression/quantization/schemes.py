@@ -125,7 +125,7 @@ def check_groups(scheme: Scheme, widths: dict[str, int]) -> None:
     if not unfit or size is None:
         return
     fit = [one for one in (256, 128, 96, 64, 48, 32, 24, 16, 8) if all(width % one == 0 for width in widths.values())]
-    name, width = next(iter(unfit.items()))
+    name, width = min(unfit.items())  # whichever order a file has them in
     raise ConfigError(
         f"groups of {size} do not divide the {width:,} inputs of {name}"
         + (f" (and {len(unfit) - 1} more)" if len(unfit) > 1 else ""),
