@@ -28,8 +28,8 @@ _LEAST_BESIDE_LOGITS = 0.8
 """However small the activations are, the heap grows by as much for them, as a multiple of the logits."""
 _RECOMPUTED_LAYERS, _RECOMPUTED_SHARE = 2.7, 0.39
 """Full recompute leaves gaps in the heap: so many layers, and this share of what the layers of a stage would keep."""
-_EXPERTS_GROWTH = 1.45
-"""Of what experts keep in BF16, the heap grows by as much more, as their shares of the tokens differ each time."""
+_EXPERTS_GROWTH = {2: 1.45, 4: 0.7}
+"""Of what experts keep, by the bytes of a number, the heap grows by as much more: their shares of the tokens differ."""
 _GLOO_BYTES = 20_000_000
 """Of a group of ranks, in which small data is exchanged; of others see `_gloo`."""
 
@@ -270,8 +270,8 @@ def _activations(config: RunConfig, layout: ParallelLayout, device: Device, pred
             return round(gaps * of_layer), 0
         held = (kept + 2 * of_input) * microbatches_under_way(config, layout)
         growth = 0.0
-        if model.num_moe_experts is not None and width == 2:
-            growth = _EXPERTS_GROWTH * layers * tokens * width * sum(_mlp_elements(config, layout, divided))
+        if model.num_moe_experts is not None:
+            growth = _EXPERTS_GROWTH[width] * layers * tokens * width * sum(_mlp_elements(config, layout, divided))
         return round(_HEAP_GROWTH * held + _HEAP_LAYERS * of_layer + growth), 0
     # Gradients of the widest activations of one layer, while it is gone through backwards.
     widest = 3 * model.ffn_hidden_size / layout.tp_size + 2 * model.hidden_size
