@@ -12,6 +12,7 @@ from megatron_7b.data.records.corpus import EncodedRecord, write_records
 from megatron_7b.data.samples.blend import parse_blend
 from megatron_7b.errors import ConfigError, PathError
 from megatron_7b.finetune.preparation import Preparation, PreparedData, Report
+from megatron_7b.page_parts import format_seconds
 
 type Encode = Callable[[Path], Iterable[EncodedRecord]]
 """What reads a file that a user names; it raises DataFormatErrors that name all its mistakes."""
@@ -84,8 +85,8 @@ def _told(records: Iterable[EncodedRecord], file: Path, kind: str, report: Repor
         if now - last >= _SECONDS_BETWEEN_REPORTS:
             last = now
             total = total or _count_lines(file)
-            left = round((now - begin) / number * max(0, total - number))
-            report("encoding", f"{file}: {number:,} of {total:,} {kind}, {left // 60}:{left % 60:02} left")
+            left = (now - begin) / number * max(0, total - number)
+            report("encoding", f"{file}: {number:,} of {total:,} {kind}, {format_seconds(left)} left")
 
 
 def _count_lines(file: Path) -> int:

@@ -23,4 +23,4 @@ def test_a_long_file_is_told_record_by_record(seconds: float, tmp_path: Path, mo
         assert [text.rpartition(",")[0] for _, text in said] == [
             f"{file}: {n} of 4 conversations" for n in (1, 2, 3, 4)
         ]
-        assert said[-1] == ("encoding", f"{file}: 4 of 4 conversations, 0:00 left")
+        assert said[-1] == ("encoding", f"{file}: 4 of 4 conversations, 0.0 s left")

@@ -77,11 +77,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
 def as_line(record: dict[str, Any]) -> str:
     """Return a record as a line of JSONL, whatever characters it has: half of a surrogate pair becomes an escape."""
     line = json.dumps(record, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(record)
-    return line + "\n"
+    return (json.dumps(record) if has_half_pair(line) else line) + "\n"
 
 
 def text_of(record: dict[str, Any], key: str, *, may_be_empty: bool = False) -> str:
