@@ -33,3 +33,20 @@ def test_graphs_are_refused_without_transformer_engine() -> None:
     config = tiny_config(model={"transformer_impl": "auto"}, runtime={"cuda_graph_impl": "local"})
     with pytest.raises(ConfigError, match="runtime.cuda_graph_impl is 'local', which needs Transformer Engine"):
         resolve_transformer_impl(config, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "with_engine"), [("auto", "te"), ("te", "te"), ("full", "full"), ("chunked", "chunked")]
+)
+def test_who_computes_the_loss(wanted: str, with_engine: str) -> None:
+    """megatron-core is told of Transformer Engine's kernel alone; what is chunked never asks it."""
+    config = tiny_config(model={"transformer_impl": "auto"}, runtime={"cross_entropy_impl": wanted})
+    assert config.cross_entropy_impl(has_transformer_engine=True) == with_engine
+    on_gpu = build_transformer_config(config, device_type="cuda", impl="local", core_layers_per_layer=2)
+    assert on_gpu.cross_entropy_loss_fusion == (wanted == "te")
+    assert on_gpu.cross_entropy_fusion_impl == "te"
+
+
+def test_smoothing_and_teachers_need_the_loss_in_chunks() -> None:
+    for sections in ({"finetune": {"label_smoothing": 0.1}}, {"distillation": {"teacher": "T"}}):
+        assert tiny_config(**sections).cross_entropy_impl(has_transformer_engine=True) == "chunked"
